@@ -1,0 +1,61 @@
+"""What an array is here: the dtypes that the library works in, and helpers that every op uses."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "AnyArray",
+    "Array",
+    "BoolArray",
+    "IntArray",
+    "Shape",
+    "as_float",
+    "blocks",
+    "rows",
+    "unbroadcast",
+]
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+AnyArray: TypeAlias = npt.NDArray[Any]
+Shape: TypeAlias = tuple[int, ...]
+
+# Half of a 512 KiB second-level cache in float32, so that a chain of element-wise steps over one
+# block reads and writes the cache and not the memory.
+BLOCK_ELEMENTS = 65_536
+
+
+def as_float(data: npt.ArrayLike) -> Array:
+    """`data` as a float32 or float64 array: float64 arrays stay what they are, all else is float32."""
+    array = np.asarray(data)
+    if isinstance(data, np.ndarray | np.generic) and array.dtype in (np.float32, np.float64):
+        return array
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a tensor holds real numbers, and dtype {array.dtype} is none")
+    return array.astype(np.float32)
+
+
+def unbroadcast(grad: Array, shape: Shape) -> Array:
+    """Sum `grad` over the axes along which an array of `shape` was broadcast to `grad.shape`."""
+    if grad.shape == shape:
+        return grad
+    extra = grad.ndim - len(shape)
+    stretched = (i + extra for i, n in enumerate(shape) if n == 1 and grad.shape[i + extra] != 1)
+    total: Array = grad.sum(axis=(*range(extra), *stretched), keepdims=True)
+    return total.reshape(shape)
+
+
+def rows(x: Array) -> Array:
+    """`x` of shape (..., N) as a matrix (rows, N), sizes of zero included."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices of at most as many rows of `width` elements as stay in the second-level cache."""
+    step = max(1, BLOCK_ELEMENTS // max(1, width))
+    return (slice(start, min(count, start + step)) for start in range(0, count, step))

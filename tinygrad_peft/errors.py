@@ -1,0 +1,98 @@
+"""Every exception that the library raises on purpose.
+
+    TinygradPeftError
+    ├── GraphError         backward has nothing to do, or was asked for twice
+    ├── ShapeError         arrays whose shapes do not fit          (also a ValueError)
+    ├── ConfigError        a setting that cannot be                (also a ValueError)
+    ├── CheckpointError    a file that is not what it should be    (also a ValueError)
+    ├── DataError          training data that cannot be used       (also a ValueError)
+    ├── FetchError         a download that failed
+    ├── TokenError         token ids or labels outside the model   (also a ValueError)
+    ├── TrainingError      training cannot start or go on
+    └── PeftError          applying, merging or saving a method failed
+        ├── PluginError    a plugin that cannot be loaded or contradicts another
+        └── TargetError    targets that the model does not have    (also a LookupError)
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FetchError",
+    "GraphError",
+    "PeftError",
+    "PluginError",
+    "ShapeError",
+    "TargetError",
+    "TinygradPeftError",
+    "TokenError",
+    "TrainingError",
+    "listed",
+    "nearest",
+]
+
+
+class TinygradPeftError(Exception):
+    """The root of the tree."""
+
+
+class GraphError(TinygradPeftError):
+    """Backward has nothing to differentiate, or the graph was already walked."""
+
+
+class ShapeError(TinygradPeftError, ValueError):
+    """Arrays whose shapes do not fit."""
+
+
+class ConfigError(TinygradPeftError, ValueError):
+    """A setting that cannot be."""
+
+
+class CheckpointError(TinygradPeftError, ValueError):
+    """A model or adapter file that is missing, broken, or of another model."""
+
+
+class DataError(TinygradPeftError, ValueError):
+    """Training or evaluation data that cannot be used."""
+
+
+class FetchError(TinygradPeftError):
+    """A download that failed, or gave something else than expected."""
+
+
+class TokenError(TinygradPeftError, ValueError):
+    """Token ids, labels or lengths that the model does not have."""
+
+
+class TrainingError(TinygradPeftError):
+    """Training cannot start, or cannot go on."""
+
+
+class PeftError(TinygradPeftError):
+    """A method cannot be applied, merged, removed or saved."""
+
+
+class PluginError(PeftError):
+    """A plugin cannot be loaded, or contradicts another one."""
+
+
+class TargetError(PeftError, LookupError):
+    """A target that the model does not have."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """`; did you mean 'a' or 'b'?` for the known names nearest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def listed(problems: Iterable[str], most: int = 20) -> str:
+    """The problems one a line; how many more there are, past the first `most`."""
+    lines = list(problems)
+    shown = [f"  - {line}" for line in lines[:most]]
+    if len(lines) > most:
+        shown.append(f"  ... and {len(lines) - most} more")
+    return "\n".join(shown)

@@ -1,0 +1,80 @@
+"""Any pullback against central differences."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tinygrad_peft.tensor import Tensor, no_grad
+
+__all__ = ["check_gradients"]
+
+
+def check_gradients(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    step: float = 1e-5,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+    directions: int = 3,
+) -> float:
+    """The largest relative error of the gradients of `function(*inputs)`, which is returned.
+
+    Each input that requires a gradient must be float64. For a random u of the output's shape and a
+    few random v of each input's, ⟨v, Jᵀu⟩ from `backward` is compared with ⟨u, f(x + hv) - f(x - hv)⟩
+    / 2h, so that the cost does not grow with the sizes (as in Baydin et al. 2018, section 2.1).
+
+    Raises:
+        AssertionError: an error is above `tolerance`; both values are named.
+        TypeError: an input that requires a gradient is not float64.
+
+    >>> x = Tensor(np.array([0.5, 2.0]), requires_grad=True)
+    >>> check_gradients(lambda x: x.log() * x, [x]) < 1e-8
+    True
+    """
+    rng = np.random.default_rng(seed)
+    checked = [i for i, t in enumerate(inputs) if t.requires_grad]
+    for i in checked:
+        if inputs[i].dtype != np.float64:
+            raise TypeError(f"input {i} is {inputs[i].dtype}: differences need float64")
+        inputs[i].grad = None
+    output = function(*inputs)
+    u = rng.standard_normal(output.shape)
+    output.backward(u)
+    worst = 0.0
+    for i in checked:
+        grad = inputs[i].grad
+        analytic = np.zeros(inputs[i].shape) if grad is None else grad
+        for _ in range(directions):
+            v = rng.standard_normal(inputs[i].shape)
+            numeric = _difference(function, inputs, i, v, u, step)
+            exact = float((v * analytic).sum())
+            error = abs(exact - numeric) / max(abs(exact), abs(numeric), 1.0)
+            worst = max(worst, error)
+            if not error <= tolerance:
+                raise AssertionError(
+                    f"input {i} of shape {inputs[i].shape}: backward gives {exact:.10g}, "
+                    f"differences give {numeric:.10g}, relative error {error:.2g} > {tolerance:g}"
+                )
+    return worst
+
+
+def _difference(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    index: int,
+    v: np.ndarray,
+    u: np.ndarray,
+    step: float,
+) -> float:
+    """⟨u, f(x + hv) - f(x - hv)⟩ / 2h along v of one input, which is put back after."""
+    tensor, original = inputs[index], inputs[index].data
+    values = []
+    try:
+        for sign in (1, -1):
+            tensor.data = original + sign * step * v
+            with no_grad():
+                values.append(function(*inputs).data)
+    finally:
+        tensor.data = original
+    return float((u * (values[0] - values[1])).sum()) / (2 * step)

@@ -1,0 +1,46 @@
+"""Modules, the seams between them, the layers, and the built-in transformer."""
+
+from tinygrad_peft.nn import functional
+from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
+from tinygrad_peft.nn.cache import LayerCache
+from tinygrad_peft.nn.config import RopeScaling, TransformerConfig
+from tinygrad_peft.nn.init import Init, Skeleton
+from tinygrad_peft.nn.layers import (
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    seed_dropout,
+)
+from tinygrad_peft.nn.module import Module, Parameter
+from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, TokenEmbedding
+from tinygrad_peft.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
+
+__all__ = [
+    "Affine",
+    "Attention",
+    "Block",
+    "Context",
+    "Dropout",
+    "Embedding",
+    "FeedForward",
+    "GatedFeedForward",
+    "Init",
+    "Layer",
+    "LayerCache",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "MultiHeadAttention",
+    "PackedAttention",
+    "Parameter",
+    "RMSNorm",
+    "RopeScaling",
+    "Skeleton",
+    "TokenEmbedding",
+    "Transformer",
+    "TransformerConfig",
+    "functional",
+    "seed_dropout",
+]

@@ -1,0 +1,102 @@
+"""The settings that make one Transformer GPT-2, Llama or BERT."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tinygrad_peft.errors import ConfigError, listed
+
+__all__ = ["RopeScaling", "TransformerConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those of pretraining.
+
+    "linear" divides all by `factor`; "llama3" only the low ones, with a smooth passage between
+    wavelengths of context / high_freq_factor and context / low_freq_factor (Llama 3, section 3.2).
+    """
+
+    rope_type: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The shape and kind of a Transformer; names are Hugging Face's where it has one for all.
+
+    Raises ConfigError that lists all that does not fit.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    num_key_value_heads: int = 0  # 0: as many as attention heads
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    type_vocab_size: int = 0  # segment embeddings; 0: none
+    model_type: str = ""  # the family whose names checkpoints use: gpt2, llama, bert
+
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_position: Literal["pre", "post"] = "pre"
+    norm_eps: float = 1e-5
+    positions: Literal["learned", "rotary"] = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu_tanh"
+    gated_mlp: bool = False
+    packed_qkv: bool = False  # one projection for queries, keys and values
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    causal: bool = True
+
+    head: Literal["lm", "classification", "none"] = "lm"
+    tie_word_embeddings: bool = True
+    num_labels: int = 0
+    pooler: bool = False  # a dense layer and tanh on the first token
+    pooling: Literal["cls", "mean"] = "cls"
+
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.num_key_value_heads:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if not self.head_dim and self.num_attention_heads > 0:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError(f"this transformer cannot be:\n{listed(problems)}")
+
+    def _problems(self) -> list[str]:
+        sizes = [
+            *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+            *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
+        ]
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        rules = {
+            **{f"{name} must be at least 1": getattr(self, name) >= 1 for name in sizes},
+            f"{heads} attention heads are no multiple of {kv_heads} key/value heads": (
+                kv_heads < 1 or heads % kv_heads == 0
+            ),
+            "rotary positions need an even head_dim": (
+                self.positions != "rotary" or self.head_dim % 2 == 0
+            ),
+            "packed_qkv needs as many key/value heads as attention heads": (
+                not self.packed_qkv or kv_heads == heads
+            ),
+            "a gated feed-forward layer needs activation silu": (
+                not self.gated_mlp or self.activation == "silu"
+            ),
+            "a classification head needs num_labels of at least 1": (
+                self.head != "classification" or self.num_labels >= 1
+            ),
+            "dropout rates are at least 0 and below 1": (
+                0 <= self.hidden_dropout < 1 and 0 <= self.attention_dropout < 1
+            ),
+        }
+        return [problem for problem, holds in rules.items() if not holds]

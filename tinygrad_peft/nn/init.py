@@ -1,0 +1,67 @@
+"""Where new weights come from."""
+
+import math
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array, Shape
+
+__all__ = ["Init", "Skeleton"]
+
+
+class Init:
+    """Draws weights of one dtype from one generator: the same seed gives the same model."""
+
+    def __init__(
+        self,
+        seed: int | tuple[int, ...] | np.random.Generator = 0,
+        dtype: type[np.floating] | np.dtype[np.floating] = np.float32,
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.dtype: np.dtype[np.floating] = np.dtype(dtype)
+
+    def zeros(self, *shape: int) -> Array:
+        """All 0."""
+        return np.zeros(shape, self.dtype)
+
+    def ones(self, *shape: int) -> Array:
+        """All 1."""
+        return np.ones(shape, self.dtype)
+
+    def normal(self, *shape: int, std: float) -> Array:
+        """N(0, std²)."""
+        return (self.rng.standard_normal(shape) * std).astype(self.dtype)
+
+    def uniform(self, *shape: int, bound: float) -> Array:
+        """U(-bound, bound)."""
+        return self.rng.uniform(-bound, bound, shape).astype(self.dtype)
+
+    def kaiming_uniform(self, *shape: int) -> Array:
+        """U(±1/√in) for a weight (out, in): Kaiming's with a = √5 (He et al. 2015), as PyTorch has it."""
+        return self.uniform(*shape, bound=1 / math.sqrt(shape[1]) if shape[1] else 0.0)
+
+
+class Skeleton(Init):
+    """Gives arrays that have a shape and take no memory: every element is the same zero.
+
+    A model built with it can be counted, whatever its size, and waits for a checkpoint's arrays.
+    """
+
+    def zeros(self, *shape: int) -> Array:
+        """A read-only zero, seen in that shape."""
+        return self._hollow(shape)
+
+    def ones(self, *shape: int) -> Array:
+        """A read-only zero, seen in that shape."""
+        return self._hollow(shape)
+
+    def normal(self, *shape: int, std: float) -> Array:  # noqa: ARG002 - Init's signature
+        """A read-only zero, seen in that shape."""
+        return self._hollow(shape)
+
+    def uniform(self, *shape: int, bound: float) -> Array:  # noqa: ARG002 - Init's signature
+        """A read-only zero, seen in that shape."""
+        return self._hollow(shape)
+
+    def _hollow(self, shape: Shape) -> Array:
+        return np.broadcast_to(np.zeros((), self.dtype), shape)

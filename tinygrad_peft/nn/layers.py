@@ -1,0 +1,112 @@
+"""The layers that hold weights, and dropout."""
+
+import numpy as np
+
+from tinygrad_peft.arrays import BoolArray, IntArray, Shape
+from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn.init import Init
+from tinygrad_peft.nn.module import Module, Parameter
+from tinygrad_peft.tensor import Tensor
+
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "RMSNorm", "seed_dropout"]
+
+
+class Linear(Module):
+    """y = x Wᵀ + b: (..., in_features) -> (..., out_features), with W (out, in) and b (out,).
+
+    W starts Kaiming-uniform (bound 1/√in), b at zero.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        init: Init | None = None,
+    ) -> None:
+        init = init or Init()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = Parameter(init.kaiming_uniform(out_features, in_features))
+        self.bias = Parameter(init.zeros(out_features)) if bias else None
+
+    @classmethod
+    def of(cls, weight: Parameter, bias: Parameter | None = None) -> "Linear":
+        """A layer of weights that exist: W (out, in), b (out,). They are shared, not copied."""
+        layer = cls.__new__(cls)
+        layer.out_features, layer.in_features = weight.shape
+        layer.weight = weight
+        layer.bias = bias
+        return layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """A row of W (num_embeddings, embedding_dim) for each id: (...) -> (..., embedding_dim)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init | None = None) -> None:
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.weight = Parameter((init or Init()).normal(num_embeddings, embedding_dim, std=0.02))
+
+    def __call__(self, ids: IntArray) -> Tensor:
+        return F.embedding(self.weight, ids)
+
+
+class LayerNorm(Module):
+    """(x - mean) / √(var + eps) ⊙ w + b over the last axis."""
+
+    def __init__(self, size: int, eps: float = 1e-5, *, init: Init | None = None) -> None:
+        init = init or Init()
+        self.eps = eps
+        self.weight = Parameter(init.ones(size))
+        self.bias = Parameter(init.zeros(size))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Module):
+    """x / √(mean x² + eps) ⊙ w over the last axis."""
+
+    def __init__(self, size: int, eps: float = 1e-6, *, init: Init | None = None) -> None:
+        self.eps = eps
+        self.weight = Parameter((init or Init()).ones(size))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight, self.eps)
+
+
+class Dropout(Module):
+    """Zeroes a share `rate` of the elements in training, scaling the others by 1 / (1 - rate).
+
+    It draws from its own generator: see `seed_dropout`.
+    """
+
+    def __init__(self, rate: float) -> None:
+        if not 0 <= rate < 1:
+            raise ConfigError(f"a dropout rate is at least 0 and below 1, and this is {rate}")
+        self.rate = rate
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        keep = self.keep(x.shape)
+        return x if keep is None else F.dropout(x, keep, self.rate)
+
+    def keep(self, shape: Shape) -> BoolArray | None:
+        """What to keep of an array of that shape; None, all of it, out of training."""
+        if not self.training or not self.rate:
+            return None
+        kept: BoolArray = self.rng.random(shape, dtype=np.float32) >= self.rate
+        return kept
+
+
+def seed_dropout(model: Module, seed: int) -> None:
+    """Start each Dropout's generator from (seed, the order of its place in the model)."""
+    dropouts = [m for _, m in model.named_modules() if isinstance(m, Dropout)]
+    for place, module in enumerate(dropouts):
+        module.rng = np.random.default_rng((seed, place))

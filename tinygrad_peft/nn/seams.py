@@ -1,0 +1,65 @@
+"""The places in a model where a method may put something else, as protocols.
+
+An owner's annotation says what may stand there: `q_proj: Affine` takes a Linear, a 4-bit layer, or
+another method's wrapper. A method asks for the protocol and not for a class, so it works on all of
+them.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tinygrad_peft.arrays import Array, BoolArray, IntArray
+from tinygrad_peft.nn.cache import LayerCache
+from tinygrad_peft.tensor import Tensor
+
+__all__ = ["Affine", "Attention", "Context", "Layer", "TokenEmbedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every attention layer of one forward pass is given beside the hidden states."""
+
+    keys: BoolArray | None = None  # (B, S), True where a token is no padding; None: all
+    rotary: tuple[Array, Array] | None = None  # cos and sin, each (T, D/2) or (B, T, D/2)
+    cache: LayerCache | None = None  # the keys and values of earlier tokens
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """A map of hidden states: (B, T, D) -> (B, T, D'). Norms and feed-forward layers are such."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Affine(Protocol):
+    """x Wᵀ + b, or what stands in for it: (..., in_features) -> (..., out_features)."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """Self-attention: (B, T, D) -> (B, T, D)."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def __call__(self, x: Tensor, context: Context, /) -> Tensor: ...
+
+
+@runtime_checkable
+class TokenEmbedding(Protocol):
+    """Token ids to vectors: (B, T) -> (B, T, D).
+
+    One that returns more positions than it was given ids has put virtual tokens in front.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+
+    def __call__(self, ids: IntArray, /) -> Tensor: ...

@@ -1,0 +1,68 @@
+"""The affine map, table look-up, and dropout."""
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array, BoolArray, IntArray, rows
+from tinygrad_peft.errors import ShapeError, TokenError
+from tinygrad_peft.ops._result import FusedResult, Needs, Result
+
+__all__ = ["dropout", "embedding", "linear"]
+
+
+def linear(needs: Needs, x: Array, weight: Array, bias: Array | None = None) -> FusedResult:
+    """y = x Wᵀ + b, for x (..., in), W (out, in), b (out,).
+
+    dx = g W, dW = gᵀ x, db = Σ g. x is kept only where W is trained.
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear: x of shape {x.shape} has {x.shape[-1]} features, "
+            f"and W of shape {weight.shape} takes {weight.shape[1]}"
+        )
+    need_x, need_weight, need_bias = needs
+    x_shape, out = x.shape, weight.shape[0]
+    y = rows(x) @ weight.T  # (rows, out)
+    if bias is not None:
+        y += bias
+    kept = rows(x) if need_weight else None
+
+    def pullback(g: Array) -> tuple[Array | None, ...]:
+        g2 = rows(g)
+        return (
+            (g2 @ weight).reshape(x_shape) if need_x else None,
+            g2.T @ kept if kept is not None else None,
+            g2.sum(axis=0) if need_bias else None,
+        )
+
+    return y.reshape(*x_shape[:-1], out), pullback
+
+
+def embedding(weight: Array, *, ids: IntArray) -> Result:
+    """Rows of W (count, D) by id: ids (...) -> (..., D). The gradient of W adds up repeated ids."""
+    check_ids(ids, weight.shape[0])
+
+    shape = weight.shape
+
+    def pullback(g: Array) -> Array:
+        full = np.zeros(shape, g.dtype)
+        np.add.at(full, ids, g)
+        return full
+
+    return weight[ids], (pullback,)
+
+
+def check_ids(ids: IntArray, count: int) -> None:
+    """Raise TokenError, naming the first place and the range, unless 0 <= ids < count."""
+    if ids.dtype.kind not in "iu":
+        raise TokenError(f"token ids are integers, and these are {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        place = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= count))[0])
+        raise TokenError(
+            f"token id {int(ids[place])} at position {place} is outside the vocabulary 0..{count - 1}"
+        )
+
+
+def dropout(x: Array, *, keep: BoolArray, rate: float) -> Result:
+    """x / (1 - rate) where `keep` holds, else 0 (Srivastava et al. 2014, scaled in training)."""
+    scaled = keep * x.dtype.type(1 / (1 - rate))
+    return x * scaled, (lambda g: g * scaled,)

@@ -1,0 +1,135 @@
+"""Cross-entropy, of logits that exist and of logits that never do.
+
+L = - Σᵢ Σ_c qᵢ_c ln pᵢ_c / n, p = softmax(logits), over the n targets that are not ignored, with
+q = (1 - ε) onehot(target) + ε / C under label smoothing ε (Szegedy et al. 2016, section 7).
+dL/dlogits = (p - q) / n.
+"""
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array, IntArray, rows
+from tinygrad_peft.errors import ShapeError, TokenError
+from tinygrad_peft.ops._result import FusedResult, Needs
+
+__all__ = ["IGNORE_INDEX", "cross_entropy", "linear_cross_entropy"]
+
+IGNORE_INDEX = -100  # PyTorch's, and so that of every data set prepared for it
+LOGITS_AT_ONCE = 6_500_000  # 26 MB in float32: large enough for fast products, small enough to pass
+
+
+def cross_entropy(
+    needs: Needs,
+    logits: Array,
+    *,
+    targets: IntArray,
+    ignore_index: int = IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+) -> FusedResult:
+    """The mean over the targets: logits (..., C), targets (...) of class numbers -> a scalar.
+
+    Raises TokenError where a target is no class, or where every target is ignored.
+    """
+    chosen, kept = _supervised(logits.shape, targets, logits.shape[-1], ignore_index)
+    scores = rows(logits)[kept]  # a copy
+    loss, grad = _loss_and_gradient(scores, chosen, label_smoothing, wanted=needs[0])
+    shape, dtype = logits.shape, logits.dtype
+
+    def pullback(g: Array) -> tuple[Array | None, ...]:
+        if grad is None:
+            return (None,)
+        full = np.zeros(shape, dtype)
+        rows(full)[kept] = grad * (g / len(chosen))
+        return (full,)
+
+    return np.asarray(loss / len(chosen), dtype), pullback
+
+
+def linear_cross_entropy(
+    needs: Needs,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    targets: IntArray,
+    ignore_index: int = IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+) -> FusedResult:
+    """`cross_entropy(x Wᵀ + b)` for x (..., D) and W (C, D), a few rows of logits at a time.
+
+    The logits of ignored targets are never computed, nor are all logits ever in memory: with
+    50,257 classes they would be the largest array of a training step. The gradients are made
+    beside the loss, while a chunk of logits is there.
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"x of shape {x.shape} does not fit a head of shape {weight.shape}")
+    chosen, kept = _supervised(x.shape, targets, len(weight), ignore_index)
+    x2 = rows(x)[kept]
+    need_x, need_weight, need_bias = needs
+    dx = np.empty_like(x2) if need_x else None
+    dw = np.zeros_like(weight) if need_weight else None
+    db = np.zeros_like(weight[:, 0]) if need_bias else None
+    loss, step = 0.0, max(16, LOGITS_AT_ONCE // len(weight))
+    for start in range(0, len(chosen), step):
+        block = slice(start, start + step)
+        logits = x2[block] @ weight.T  # (rows, C)
+        if bias is not None:
+            logits += bias
+        part, grad = _loss_and_gradient(logits, chosen[block], label_smoothing, wanted=any(needs))
+        loss += part
+        if grad is None:
+            continue
+        if dx is not None:
+            np.matmul(grad, weight, out=dx[block])
+        if dw is not None:
+            dw += grad.T @ x2[block]
+        if db is not None:
+            db += grad.sum(axis=0)
+    count, shape, dtype = len(chosen), x.shape, x.dtype
+
+    def pullback(g: Array) -> tuple[Array | None, ...]:
+        share = g / count
+        full = None
+        if dx is not None:
+            full = np.zeros(shape, dtype)
+            rows(full)[kept] = dx * share
+        return full, None if dw is None else dw * share, None if db is None else db * share
+
+    return np.asarray(loss / count, dtype), pullback
+
+
+def _supervised(
+    shape: tuple[int, ...], targets: IntArray, classes: int, ignore_index: int
+) -> tuple[IntArray, IntArray]:
+    """The targets that count, and their rows."""
+    if targets.shape != shape[:-1]:
+        raise ShapeError(f"targets of shape {targets.shape} for inputs of shape {shape}")
+    flat = targets.reshape(-1)
+    kept = np.flatnonzero(flat != ignore_index)
+    chosen = flat[kept]
+    if not kept.size:
+        raise TokenError("every target is ignored: there is nothing to learn from")
+    if chosen.min() < 0 or chosen.max() >= classes:
+        bad = int(chosen[(chosen < 0) | (chosen >= classes)][0])
+        raise TokenError(f"target {bad} is none of the {classes} classes 0..{classes - 1}")
+    return chosen, kept
+
+
+def _loss_and_gradient(
+    logits: Array, targets: IntArray, smoothing: float, *, wanted: bool
+) -> tuple[float, Array | None]:
+    """Σ of the losses, and p - q in place of the logits (N, C), if wanted."""
+    index = np.arange(len(targets))
+    logits -= logits.max(axis=1, keepdims=True)
+    picked = float(logits[index, targets].sum(dtype=np.float64))
+    uniform = float(logits.sum(dtype=np.float64)) / logits.shape[1] if smoothing else 0.0
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=1, keepdims=True)
+    loss = float(np.log(total).sum(dtype=np.float64))
+    loss -= (1 - smoothing) * picked + smoothing * uniform
+    if not wanted:
+        return loss, None
+    logits *= 1 / total
+    if smoothing:
+        logits -= smoothing / logits.shape[1]
+    logits[index, targets] -= 1 - smoothing
+    return loss, logits

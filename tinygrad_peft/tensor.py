@@ -1,0 +1,344 @@
+"""Tensor: an array, and how it came about.
+
+Recording is a graph of nodes beside the arrays. A node holds the nodes of those inputs that need a
+gradient and what pulls a gradient back to them, and nothing else: what frozen inputs would have
+needed is freed as soon as the value is there, and so is every intermediate array that no pullback
+closed over.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tinygrad_peft import ops
+from tinygrad_peft.arrays import Array, Shape, as_float
+from tinygrad_peft.errors import GraphError, ShapeError
+
+__all__ = ["Tensor", "apply", "apply_fused", "no_grad"]
+
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block (or the function that it decorates) nothing is recorded."""
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+class Node:
+    """One application of an op: its differentiable inputs, and the way back to them."""
+
+    __slots__ = ("fresh", "parents", "pull")
+
+    def __init__(
+        self,
+        parents: tuple["Node", ...],
+        pull: Callable[[Array], tuple[Array, ...]] | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        self.parents = parents
+        self.pull = pull
+        self.fresh = fresh  # the arrays that `pull` returns are nobody else's
+
+
+class Leaf(Node):
+    """A tensor that collects its gradient."""
+
+    __slots__ = ("grad", "shape")
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__((), None, fresh=False)
+        self.shape = shape
+        self.grad: Array | None = None
+
+    def accumulate(self, grad: Array, *, owned: bool) -> None:
+        """Add a gradient to what is there, in place where that is possible."""
+        if grad.shape != self.shape:
+            raise ShapeError(f"a gradient of shape {grad.shape} for a tensor of {self.shape}")
+        if self.grad is not None:
+            self.grad += grad
+        else:
+            self.grad = grad if owned else grad.copy()
+
+
+class Tensor:
+    """A float array that records what is computed from it.
+
+    `data` is the array: float32, or float64 where it was given as such. `requires_grad=True` makes
+    it a leaf that collects `grad`, an array of the same shape.
+    """
+
+    __slots__ = ("__weakref__", "data", "node")
+    __array_priority__ = 1000  # ndarray + Tensor asks Tensor.__radd__
+
+    def __init__(self, data: npt.ArrayLike, *, requires_grad: bool = False) -> None:
+        self.data: Array = as_float(data)
+        self.node: Node | None = Leaf(self.data.shape) if requires_grad else None
+
+    # ---------- what it is ----------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient reaches this tensor."""
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if self.node is not None and not isinstance(self.node, Leaf):
+            raise GraphError("requires_grad can be set on leaves only: use detach()")
+        if wanted != self.requires_grad:
+            self.node = Leaf(self.data.shape) if wanted else None
+
+    @property
+    def grad(self) -> Array | None:
+        """The gradient collected so far: an array of the tensor's shape, or None."""
+        return self.node.grad if isinstance(self.node, Leaf) else None
+
+    @grad.setter
+    def grad(self, value: Array | None) -> None:
+        if not isinstance(self.node, Leaf):
+            raise GraphError("only a leaf that requires a gradient has one")
+        self.node.grad = value
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """float32 or float64."""
+        return self.data.dtype
+
+    def numpy(self) -> Array:
+        """A read-only view of the array."""
+        view = self.data.view()
+        view.flags.writeable = False
+        return view
+
+    def item(self) -> float:
+        """The one element, as a Python number."""
+        return float(self.data.item())
+
+    def detach(self) -> "Tensor":
+        """The same array, with no way back."""
+        return _wrap(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        tail = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(self.data, precision=4, threshold=20)}{tail})"
+
+    # ---------- arithmetic ----------
+
+    def __add__(self, other: "Tensor | npt.ArrayLike") -> "Tensor":
+        return apply(ops.add, self, self._other(other))
+
+    def __radd__(self, other: npt.ArrayLike) -> "Tensor":
+        return apply(ops.add, self._other(other), self)
+
+    def __sub__(self, other: "Tensor | npt.ArrayLike") -> "Tensor":
+        return apply(ops.sub, self, self._other(other))
+
+    def __rsub__(self, other: npt.ArrayLike) -> "Tensor":
+        return apply(ops.sub, self._other(other), self)
+
+    def __mul__(self, other: "Tensor | npt.ArrayLike") -> "Tensor":
+        return apply(ops.mul, self, self._other(other))
+
+    def __rmul__(self, other: npt.ArrayLike) -> "Tensor":
+        return apply(ops.mul, self._other(other), self)
+
+    def __truediv__(self, other: "Tensor | npt.ArrayLike") -> "Tensor":
+        return apply(ops.div, self, self._other(other))
+
+    def __rtruediv__(self, other: npt.ArrayLike) -> "Tensor":
+        return apply(ops.div, self._other(other), self)
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        return apply(ops.power, self, exponent=exponent)
+
+    def __neg__(self) -> "Tensor":
+        return apply(ops.neg, self)
+
+    def __matmul__(self, other: "Tensor | npt.ArrayLike") -> "Tensor":
+        return apply(ops.matmul, self, self._other(other))
+
+    def __rmatmul__(self, other: npt.ArrayLike) -> "Tensor":
+        return apply(ops.matmul, self._other(other), self)
+
+    def _other(self, value: "Tensor | npt.ArrayLike") -> "Tensor":
+        """The other operand; a plain number takes this tensor's dtype."""
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, int | float):
+            return _wrap(np.asarray(value, self.data.dtype))
+        return Tensor(value)
+
+    # ---------- functions ----------
+
+    def exp(self) -> "Tensor":
+        """eˣ."""
+        return apply(ops.exp, self)
+
+    def log(self) -> "Tensor":
+        """ln x."""
+        return apply(ops.log, self)
+
+    def sqrt(self) -> "Tensor":
+        """√x."""
+        return apply(ops.sqrt, self)
+
+    def tanh(self) -> "Tensor":
+        """tanh x."""
+        return apply(ops.tanh, self)
+
+    # ---------- shape and reductions ----------
+
+    def __getitem__(self, index: ops.Index) -> "Tensor":
+        return apply(ops.getitem, self, index=index)
+
+    def reshape(self, *shape: int) -> "Tensor":
+        """The same values in another shape; one size may be -1."""
+        return apply(ops.reshape, self, shape=shape)
+
+    def transpose(self, *axes: int) -> "Tensor":
+        """The axes in another order; reversed if none are given."""
+        return apply(ops.transpose, self, axes=axes or None)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> "Tensor":
+        """Σ x over the axes, all by default."""
+        return apply(ops.sum, self, axis=axis, keepdims=keepdims)
+
+    def mean(
+        self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
+    ) -> "Tensor":
+        """The mean over the axes, all by default."""
+        return apply(ops.mean, self, axis=axis, keepdims=keepdims)
+
+    # ---------- backward ----------
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Add to the `grad` of every leaf the gradient of this tensor, weighted by `grad`.
+
+        `grad` is 1 by default, which needs a tensor of one element. The graph is released on the
+        way, so a second call raises GraphError; so does a tensor that nothing trainable led to.
+        """
+        if self.node is None:
+            raise GraphError("nothing to differentiate: no input of this tensor requires a gradient")
+        if grad is None:
+            if self.size != 1:
+                raise ShapeError(f"backward of a tensor of shape {self.shape} needs a gradient")
+            grad = np.ones_like(self.data)
+        _walk(self.node, np.asarray(grad, self.data.dtype))
+
+
+def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) -> Tensor:
+    """The value of a plain op as a Tensor, with the pullbacks of the inputs that need a gradient."""
+    value, pullbacks = op(*[t.data for t in inputs], **settings)
+    if not _recording.get():
+        return _wrap(value)
+    kept = [(t.node, p) for t, p in zip(inputs, pullbacks, strict=True) if t.node is not None]
+    if not kept:
+        return _wrap(value)
+    used = [p for _, p in kept]
+    node = Node(
+        tuple(n for n, _ in kept), lambda g: tuple([pullback(g) for pullback in used]), fresh=False
+    )
+    return _wrap(value, node)
+
+
+def apply_fused(
+    op: Callable[..., ops.FusedResult], *inputs: Tensor | None, **settings: object
+) -> Tensor:
+    """The value of a fused op as a Tensor; an input may be left out as None."""
+    recording = _recording.get()
+    needs = tuple([recording and t is not None and t.node is not None for t in inputs])
+    value, joint = op(needs, *[None if t is None else t.data for t in inputs], **settings)
+    if not any(needs):
+        return _wrap(value)
+    parents = tuple([t.node for t in inputs if t is not None and t.node is not None])
+    node = Node(parents, lambda g: tuple([x for x in joint(g) if x is not None]), fresh=True)
+    return _wrap(value, node)
+
+
+def _wrap(data: Array, node: Node | None = None) -> Tensor:
+    """A Tensor around an array that an op made: no check, no copy."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.data = data
+    tensor.node = node
+    return tensor
+
+
+def _walk(root: Node, seed: Array) -> None:
+    """Pull `seed` back from the root to the leaves, each node once, when all that it waits for is in.
+
+    A gradient is stored with whether it may be added into: it may when this walk made it, or when
+    a fused op gave it away.
+    """
+    waiting = _uses(root)
+    grads: dict[Node, tuple[Array, bool]] = {root: (seed, False)}
+    ready = [root]
+    while ready:
+        node = ready.pop()
+        grad, owned = grads.pop(node)
+        if isinstance(node, Leaf):
+            node.accumulate(grad, owned=owned)
+            continue
+        if node.pull is None:
+            raise GraphError("this graph was walked before: compute the value again")
+        parts, parents, fresh = node.pull(grad), node.parents, node.fresh
+        node.pull, node.parents = None, ()
+        del grad
+        for parent, part in zip(parents, parts, strict=True):
+            held = grads.get(parent)
+            grads[parent] = (part, fresh) if held is None else _add(*held, part, fresh=fresh)
+            waiting[parent] -= 1
+            if not waiting[parent]:
+                ready.append(parent)
+        del parts
+
+
+def _uses(root: Node) -> dict[Node, int]:
+    """How many times each node below the root is an input; an explicit stack, for deep graphs."""
+    uses: dict[Node, int] = {root: 0}
+    stack = [root]
+    while stack:
+        for parent in stack.pop().parents:
+            if parent in uses:
+                uses[parent] += 1
+            else:
+                uses[parent] = 1
+                stack.append(parent)
+    return uses
+
+
+def _add(a: Array, a_owned: bool, b: Array, *, fresh: bool) -> tuple[Array, bool]:  # noqa: FBT001
+    """a + b, in place in one that may be written to."""
+    if a_owned and a.flags.writeable:
+        a += b
+        return a, True
+    if fresh and b.flags.writeable:
+        b += a
+        return b, True
+    return a + b, True
