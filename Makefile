@@ -13,6 +13,8 @@ THIRD_PARTY := tests/plugins/ia3_distribution
 THIRD_PARTY_FILES := $(wildcard $(THIRD_PARTY)/pyproject.toml)
 INSTALL_THIRD_PARTY := $(if $(THIRD_PARTY_FILES),-e $(THIRD_PARTY))
 
+PIP_INSTALL := bin/python -m pip install --quiet --quiet --disable-pip-version-check
+
 # Test workers share the cores; each with BLAS threads of its own would only get in the way.
 PYTEST := OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytest
 # Some machines select slower kernels in their environment, which no measurement should use.
@@ -65,25 +67,27 @@ clean: ## remove everything that make has made
 
 $(READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,text,gguf,cli]' $(INSTALL_THIRD_PARTY)
+	@echo "Installing tinygrad_peft and its tools into $(VENV)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli]' $(INSTALL_THIRD_PARTY)
 	@touch $@
 
 $(PEERS_READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[peers,test,text,gguf]' $(INSTALL_THIRD_PARTY)
+	@echo "Installing tinygrad_peft, torch, transformers and PEFT into $(PEERS)"
+	@"$(PYTHON)" -m venv $(PEERS)
+	@$(PEERS)/$(PIP_INSTALL) -e '.[peers,test,text,gguf]' $(INSTALL_THIRD_PARTY)
 	@touch $@
+
+NEEDS_PYTHON := "tinygrad_peft needs Python 3.11 or newer, for example: make PYTHON=python3.12"
 
 # ensurepip is what Debian splits off from venv.
 define CHECK_PYTHON
-command -v "$(PYTHON)" > /dev/null || { \
-	echo "make: '$(PYTHON)' was not found; tinygrad_peft needs Python 3.11 or newer:" \
-		"make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }; \
-"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); tinygrad_peft needs Python 3.11 or" \
-		"newer: make PYTHON=python3.12 ..." >&2; exit 1; }; \
-"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
-	echo "make: '$(PYTHON)' cannot make virtual environments: install its venv module" \
-		"(on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+fail() { echo "$$*" >&2; exit 1; }; \
+command -v "$(PYTHON)" > /dev/null || fail "'$(PYTHON)' was not found;" $(NEEDS_PYTHON); \
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	fail "'$(PYTHON)' is $$("$(PYTHON)" --version 2>&1);" $(NEEDS_PYTHON); \
+"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || \
+	fail "'$(PYTHON)' cannot make virtual environments: install its venv module" \
+		"(on Debian and Ubuntu: apt install python3-venv)"
 endef
