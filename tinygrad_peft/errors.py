@@ -4,7 +4,8 @@ TinygradPeftError
 ├── ConfigError      a setting that cannot be used (also a ValueError)
 ├── DataError        a data file or an example that cannot be used (also a ValueError)
 ├── CheckpointError  a model or tokenizer file that cannot be read (also a ValueError)
-└── FetchError       a download that failed or does not match its checksum
+├── FetchError       a download that failed or does not match its checksum
+└── MissingExtraError  an optional dependency that is not installed (also an ImportError)
 """
 
 
@@ -26,3 +27,7 @@ class CheckpointError(TinygradPeftError, ValueError):
 
 class FetchError(TinygradPeftError):
     """A download that failed or does not match its checksum."""
+
+
+class MissingExtraError(TinygradPeftError, ImportError):
+    """An optional dependency that is not installed; the message names the extra that has it."""
