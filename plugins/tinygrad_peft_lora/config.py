@@ -53,7 +53,9 @@ class LoraConfig(TargetedConfig):
         if self.bias not in ("none", "all", "lora_only"):
             found.append(f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'")
         if self.init_lora_weights not in (True, False, "gaussian"):
-            found.append(f"init_lora_weights={self.init_lora_weights!r} must be a bool or 'gaussian'")
+            found.append(
+                f"init_lora_weights={self.init_lora_weights!r} must be a bool or 'gaussian'"
+            )
         for key in (*self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(key)

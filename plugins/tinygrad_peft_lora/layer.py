@@ -23,7 +23,7 @@ __all__ = ["LoraLinear", "lora_linear"]
 
 
 class LoraLinear(Module):
-    """base(x) + s B A dropout(x), on any affine layer: (..., in_features) -> (..., out_features)."""
+    """base(x) + s B A dropout(x) on any affine layer: (..., in_features) -> (..., out_features)."""
 
     base_layer: Affine
     lora_A: Linear  # noqa: N815 - the paper's A

@@ -41,9 +41,7 @@ def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
             PREFIX + path: np.ascontiguousarray(p.data)
             for path, p in sorted(record.named_parameters(step).items())
         }
-        write_atomically(
-            folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"})
-        )
+        write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
         settings = config_to_dict(config) | {
             "base_model_name_or_path": None,
             "inference_mode": True,
@@ -168,7 +166,9 @@ def _steps(directory: Path) -> list[str]:
         return ["."]
     recipe = _read_json(directory / RECIPE)
     if recipe.get("format") != FORMAT:
-        raise CheckpointError(f"{directory / RECIPE}: format {recipe.get('format')!r} is not {FORMAT}")
+        raise CheckpointError(
+            f"{directory / RECIPE}: format {recipe.get('format')!r} is not {FORMAT}"
+        )
     steps = recipe.get("steps")
     if not isinstance(steps, list) or not steps or not all(_is_plain_name(s) for s in steps):
         raise CheckpointError(f"{directory / RECIPE}: steps must be a list of folder names")

@@ -46,7 +46,7 @@ class Record:
     unfrozen: list[Parameter] = field(default_factory=list)  # base weights that were trained before
 
     def undo(self) -> None:
-        """Put back what stood there, the last first, and let the base's weights be trained again."""
+        """Put back what stood there, the last first; the base's weights are trained as before."""
         for rewrite in reversed(self.rewrites):
             rewrite.seam.owner.set_child(rewrite.seam.name, rewrite.before)
         for parameter in self.unfrozen:
@@ -110,10 +110,11 @@ def _check(
         raise PeftError("a recipe needs at least one step")
     methods = host.methods()
     for config in recipe:
-        if methods.get(config.peft_type.lower()) is not type(config):
+        name = config.peft_type.lower()
+        if methods.get(name) is not type(config):
             raise PluginError(
-                f"no registered plugin provides {type(config).__name__} ({config.peft_type.lower()})"
-                f"{nearest(config.peft_type.lower(), methods)}"
+                f"no registered plugin provides {type(config).__name__} ({name})"
+                f"{nearest(name, methods)}"
             )
     model_type = model.config.model_type if isinstance(model, Transformer) else ""
     targets = [find_targets(config, seams, model_type) for config in recipe]

@@ -17,8 +17,10 @@ C = TypeVar("C", bound="PeftConfig")
 
 # What Hugging Face PEFT notes in every adapter_config.json beside the method's own settings.
 _BOOKKEEPING = frozenset(
-    ["auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"]
-    + ["revision", "task_type"]
+    (
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type"),
+        *("peft_version", "revision", "task_type"),
+    )
 )
 
 
@@ -96,11 +98,11 @@ def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "
     an empty list or object), as newer versions write for features that are off.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type (with its path), or an impossible one.
+        ConfigError: an unknown key, a value of the wrong type (with its path) or impossible.
     """
     known = {field.name for field in dataclasses.fields(kind)}
     extra = {key: v for key, v in values.items() if key not in known | _BOOKKEEPING}
-    asking = [key for key, v in extra.items() if v not in (None, False) and v != [] and v != {}]
+    asking = [key for key, v in extra.items() if not _asks_nothing(v)]
     if asking:
         raise ConfigError(
             f"{where}{kind.__name__} does not know:\n"
@@ -141,6 +143,10 @@ def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConf
     return _convert(kind, values, where, strict=False)
 
 
+def _asks_nothing(value: object) -> bool:
+    return value is None or value is False or value in ([], {})
+
+
 def _convert(kind: type[C], values: Mapping[str, object], where: str, *, strict: bool) -> C:
     try:
         return msgspec.convert(values, kind, strict=strict)
@@ -151,7 +157,7 @@ def _convert(kind: type[C], values: Mapping[str, object], where: str, *, strict:
 
 
 def _text_value(kind: type[PeftConfig], key: str, value: str) -> object:
-    """`a+b` as a list where the setting can be one; a single word too, where it cannot be a text."""
+    """`a+b` as a list where the setting can be one."""
     annotation = str(next((f.type for f in dataclasses.fields(kind) if f.name == key), ""))
     if "Sequence" not in annotation or value == "all-linear":
         return {"true": True, "false": False}.get(value.lower(), value)

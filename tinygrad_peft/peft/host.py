@@ -8,9 +8,9 @@ is typed by the hook's declaration, and each of these is an error.
 import importlib.metadata
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pluggy
 
@@ -78,8 +78,8 @@ class Host:
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin: a module, or an instance, with functions marked by `hookimpl`.
 
-        Raises PluginError for a class, a name that is taken, a hook that is not declared or is
-        called with other arguments, and a method that another plugin provides; then it is not added.
+        Raises PluginError for a class, a name that is taken, a hook that is not declared or takes
+        other arguments, and a method that another plugin provides; then it is not added.
         """
         if inspect.isclass(plugin):
             raise PluginError(f"plugin {name!r} is a class: register a module or an instance")
@@ -143,7 +143,7 @@ class Host:
         rows = []
         for impl in self._hook(hookspecs.peft_methods).get_hookimpls():
             distribution, version = self._distributions.get(impl.plugin_name, ("", ""))
-            methods = tuple(impl.function())
+            methods = tuple(cast("Sequence[type[PeftConfig]]", impl.function()))
             rows.append(PluginInfo(impl.plugin_name, distribution, version, methods))
         return tuple(sorted(rows, key=lambda info: info.name))
 
@@ -165,7 +165,7 @@ class Host:
     def _nearest_hook(self, plugin: object) -> str:
         """The hook that a misspelt one may have meant."""
         marked = (getattr(plugin, name, None) for name in dir(plugin))
-        given = [m.__name__ for m in marked if hasattr(m, f"{GROUP}_impl")]
+        given = [str(m.__name__) for m in marked if m and hasattr(m, f"{GROUP}_impl")]
         unknown = [name for name in given if name not in hookspecs.__all__]
         return "".join(nearest(name, hookspecs.__all__, 1) for name in unknown)
 

@@ -85,7 +85,7 @@ class PeftModel(Module):
         return [p for p in self.base_model.parameters() if p.requires_grad]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all): how many elements are trained, and how many there are, shared ones once."""
+        """(trainable, all): how many elements are trained and how many there are."""
         return count_elements(self.trainable_parameters()), count_elements(self.parameters())
 
     def print_trainable_parameters(self) -> None:

@@ -51,7 +51,9 @@ def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> 
             f"and this model is {model_type or 'of no family'}"
         )
         return Targets({}, saved, tuple(problems))
-    problems += _layer_problems(config, seams)
+    absent_layers = _layer_problems(config, seams)
+    if absent_layers:
+        return Targets({}, saved, (*problems, *absent_layers))
     by_entry = {name: _named(config, name, pattern, seams) for name, pattern in entries.items()}
     problems += [_unmatched(entry, seams) for entry, paths in by_entry.items() if not paths]
     tied = _tied_paths(seams)
@@ -99,7 +101,9 @@ def _layers(config: TargetedConfig) -> Sequence[int] | None:
 def _layer_problems(config: TargetedConfig, seams: Sequence[Seam]) -> list[str]:
     there = {s.layer for s in seams} - {None}
     absent = [n for n in _layers(config) or () if n not in there]
-    return [f"layers_to_transform: the model has no layer {n} (it has {len(there)})" for n in absent]
+    return [
+        f"layers_to_transform: the model has no layer {n} (it has {len(there)})" for n in absent
+    ]
 
 
 def _find_saved(names: Sequence[str], seams: Sequence[Seam]) -> tuple[frozenset[str], list[str]]:
