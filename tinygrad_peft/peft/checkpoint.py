@@ -10,9 +10,11 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import numpy as np
 import safetensors
 from safetensors.numpy import save as safetensors_bytes
@@ -24,11 +26,20 @@ from tinygrad_peft.peft.composition import Record
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
 from tinygrad_peft.peft.host import Host
 
-__all__ = ["load_adapter", "read_recipe", "recipe_head", "save_adapter"]
+__all__ = ["Head", "load_adapter", "read_head", "read_recipe", "save_adapter"]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 PREFIX = "base_model.model."
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head by its settings."""
+
+    num_labels: int
+    pooling: Literal["cls", "mean"]
+    label_names: tuple[str, ...] = ()
 
 
 def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
@@ -62,10 +73,19 @@ def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
     return tuple(_read_config(directory / name / CONFIG, host) for name in _steps(directory))
 
 
-def recipe_head(directory: Path) -> dict[str, object]:
-    """The classification head that the adapter was trained with: its settings in the model."""
-    base = _read_json(directory / RECIPE).get("base") if (directory / RECIPE).exists() else None
-    return {k: v for k, v in base.items() if k in _HEAD} if isinstance(base, dict) else {}
+def read_head(directory: Path) -> Head | None:
+    """The classification head that the adapter in a folder was trained with, if it had one.
+
+    Raises CheckpointError where recipe.json is broken.
+    """
+    path = directory / RECIPE
+    base = _read_json(path).get("base") if path.exists() else None
+    if not isinstance(base, dict) or base.get("head") != "classification":
+        return None
+    try:
+        return msgspec.convert(base, Head)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: base: {error}") from None
 
 
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
