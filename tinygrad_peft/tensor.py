@@ -65,8 +65,10 @@ class Leaf(Node):
             raise ShapeError(f"a gradient of shape {grad.shape} for a tensor of {self.shape}")
         if self.grad is not None:
             self.grad += grad
+        elif owned and isinstance(grad, np.ndarray):
+            self.grad = grad
         else:
-            self.grad = grad if owned else grad.copy()
+            self.grad = np.array(grad, order="C")
 
 
 class Tensor:
@@ -283,9 +285,9 @@ def apply_fused(
 
 
 def _wrap(data: Array, node: Node | None = None) -> Tensor:
-    """A Tensor around an array that an op made: no check, no copy."""
+    """A Tensor around what an op made: no copy, but a NumPy scalar becomes an array again."""
     tensor = Tensor.__new__(Tensor)
-    tensor.data = data
+    tensor.data = data if isinstance(data, np.ndarray) else np.asarray(data)
     tensor.node = node
     return tensor
 
