@@ -1,0 +1,3 @@
+"""LoRA: low-rank adaptation."""
+
+__all__: list[str] = []
