@@ -76,7 +76,7 @@ $(PEERS_READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
 	@echo "Installing tinygrad_peft, torch, transformers and PEFT into $(PEERS)"
 	@"$(PYTHON)" -m venv $(PEERS)
-	@$(PEERS)/$(PIP_INSTALL) -e '.[peers,test,text,gguf]' $(INSTALL_THIRD_PARTY)
+	@$(PEERS)/$(PIP_INSTALL) -e '.[peers,test,text,gguf,cli]' $(INSTALL_THIRD_PARTY)
 	@touch $@
 
 NEEDS_PYTHON := "tinygrad_peft needs Python 3.11 or newer, for example: make PYTHON=python3.12"

@@ -4,14 +4,13 @@ import ast
 import importlib
 import sys
 from collections.abc import Iterator
-from importlib.metadata import distribution
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-OWN = distribution("tinygrad-peft").entry_points.select(group="tinygrad_peft")
-PLUGINS = sorted({point.module for point in OWN})
+PLUGINS = sorted({point.module for point in entry_points(group="tinygrad_peft")})
 REFERENCE = "tinygrad_peft.reference"
 
 

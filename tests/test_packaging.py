@@ -86,8 +86,9 @@ def test_importing_a_package_loads_no_extra_and_no_peer(package: str, tmp_path: 
     program = f"import sys, {package}; print(*sys.modules, sep='\\n')"
     loaded = run_python("-c", program, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr
-    assert package in loaded.stdout.split()
-    assert set(loaded.stdout.split()).isdisjoint(EXTRAS + PEERS)
+    modules = set(loaded.stdout.split())
+    assert package in modules
+    assert modules & {*EXTRAS, *PEERS} == set()
 
 
 @pytest.mark.slow
@@ -107,7 +108,6 @@ def test_every_plugin_folder_is_packaged_declared_and_kept_out_of_the_core(plugi
     core = next(c for c in linter["contracts"] if c.get("source_modules") == ["tinygrad_peft"])
     assert f"plugins/{plugin}" in config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert plugin in config["project"]["entry-points"]["tinygrad_peft"].values()
-    assert plugin in config["tool"]["ruff"]["lint"]["isort"]["known-first-party"]
     assert plugin in linter["root_packages"]
     assert plugin in core["forbidden_modules"]
 
