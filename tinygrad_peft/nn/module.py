@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import AnyArray, Array, Shape
 from tinygrad_peft.errors import CheckpointError, listed, nearest
 from tinygrad_peft.tensor import Tensor
 
@@ -112,14 +112,15 @@ class Module:
         nothing has changed.
         """
         parameters = dict(self.named_parameters())
-        problems = _mismatches({p: t.shape for p, t in parameters.items()}, state)
+        problems = mismatches({p: t.shape for p, t in parameters.items()}, state)
         if problems:
             raise CheckpointError(f"the weights do not fit the model:\n{listed(problems)}")
         for path, parameter in parameters.items():
             parameter.data = np.asarray(state[path], parameter.dtype)
 
 
-def _mismatches(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Array]) -> list[str]:
+def mismatches(shapes: Mapping[str, Shape], state: Mapping[str, AnyArray]) -> list[str]:
+    """A line for each array that `state` lacks, has too many, or has in another shape."""
     missing = [path for path in shapes if path not in state]
     unexpected = [path for path in state if path not in shapes]
     return [
