@@ -48,7 +48,9 @@ class Linear(Module):
 class Embedding(Module):
     """A row of W (num_embeddings, embedding_dim) for each id: (...) -> (..., embedding_dim)."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init | None = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, init: Init | None = None
+    ) -> None:
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.weight = Parameter((init or Init()).normal(num_embeddings, embedding_dim, std=0.02))

@@ -131,7 +131,14 @@ def _expand(g: Array, a: Array, b: Array) -> Array:
 
 # erf(x) = x P(x²)/Q(x²) on [-4, 4], a least-maximum fit: relative error 2.5e-8 before rounding.
 # Outside, erf is 1 in float32.
-_ERF_P = (1.128379139, 1.935447367e-1, 5.310167976e-2, 3.883322928e-3, 2.845643426e-4, 1.986771531e-6)
+_ERF_P = (
+    1.128379139,
+    1.935447367e-1,
+    5.310167976e-2,
+    3.883322928e-3,
+    2.845643426e-4,
+    1.986771531e-6,
+)
 _ERF_Q = (1.0, 5.048571127e-1, 1.153498447e-1, 1.520721065e-2, 1.185563942e-3, 3.741997918e-5)
 _erf_exact = np.frompyfunc(math.erf, 1, 1)
 

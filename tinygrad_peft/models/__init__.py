@@ -1,0 +1,1 @@
+"""Pretrained checkpoints, their tokenizers, and where they come from."""

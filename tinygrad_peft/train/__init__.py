@@ -1,0 +1,1 @@
+"""Training: data sets, batches, the loop and its events."""
