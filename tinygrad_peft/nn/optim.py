@@ -85,7 +85,10 @@ class Optimizer(ABC):
         nothing has changed.
         """
         own = self.state_dict()
-        problems = mismatches({name: array.shape for name, array in own.items()}, state)
+        problems = mismatches(
+            {name: array.shape for name, array in own.items()},
+            {name: array.shape for name, array in state.items()},
+        )
         if problems:
             raise CheckpointError(f"the state does not fit the optimiser:\n{listed(problems)}")
         for name, array in own.items():
