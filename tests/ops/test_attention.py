@@ -119,9 +119,7 @@ def test_more_scores_than_the_cache_takes_give_what_a_plain_softmax_gives() -> N
 def test_dropped_probabilities_are_left_out_and_the_others_scaled() -> None:
     q, k, v = (normal(1, 3, 1, 2, seed=i) for i in range(3))
     keep = np.array([[True, False, True], [True, True, True], [False, True, False]])[None, None]
-    value = F.attention(
-        Tensor(q), Tensor(k), Tensor(v), causal=False, keep=keep, rate=0.25
-    )
+    value = F.attention(Tensor(q), Tensor(k), Tensor(v), causal=False, keep=keep, rate=0.25)
 
     weights = np.exp(q[0, :, 0] @ k[0, :, 0].T / np.sqrt(2))
     weights /= weights.sum(-1, keepdims=True)

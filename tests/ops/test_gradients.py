@@ -100,7 +100,9 @@ TABLE = [
     Row("gelu_tanh", F.gelu_tanh, ANY, -4, 4),
     Row("silu", F.silu, ANY, -4, 4),
     Row("relu", F.relu, ANY),
-    Row("swiglu", F.swiglu, (((2, 3), (2, 3)), ((5,), (5,)), ((2, 3, 4), (2, 3, 4)), ((0, 3),) * 2)),
+    Row(
+        "swiglu", F.swiglu, (((2, 3), (2, 3)), ((5,), (5,)), ((2, 3, 4), (2, 3, 4)), ((0, 3),) * 2)
+    ),
     Row("softmax", F.softmax, one((2, 3), (4,), (2, 3, 4), (2, 1), (0, 3), (3, 0))),
     Row("softmax", lambda a: F.softmax(a, axis=0), one((2, 3), (2, 3, 4))),
     Row("log_softmax", F.log_softmax, one((2, 3), (4,), (2, 3, 4), (2, 1), (0, 3))),
@@ -188,7 +190,9 @@ TABLE = [
     Row("transpose", lambda a: a.transpose(), ANY),
     Row("transpose", lambda a: a.transpose(1, 2, 0), one((2, 3, 4), (0, 3, 1))),
     Row("transpose", lambda a: a.transpose(-1, 0, 1), one((2, 3, 4))),
-    Row("broadcast_to", lambda a: F.broadcast_to(a, (4, 2, 3)), one((3,), (2, 3), (2, 1), (), (1,))),
+    Row(
+        "broadcast_to", lambda a: F.broadcast_to(a, (4, 2, 3)), one((3,), (2, 3), (2, 1), (), (1,))
+    ),
     Row("broadcast_to", lambda a: F.broadcast_to(a, (0, 3)), one((3,), (1, 3), (1,))),
     Row(
         "concatenate",

@@ -13,8 +13,7 @@ def main() -> None:
         if error.name not in ("click", "rich"):
             raise
         print(
-            f"tinygrad-peft: the command line needs {error.name}: "
-            "pip install 'tinygrad-peft[cli]'",
+            f"tinygrad-peft: the command line needs {error.name}: pip install 'tinygrad-peft[cli]'",
             file=sys.stderr,
         )
         sys.exit(2)

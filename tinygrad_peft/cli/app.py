@@ -125,9 +125,7 @@ def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
 @_model
 @click.option("--train", "train_data", required=True, help="JSON lines or CSV to train on.")
 @click.option("--eval", "eval_data", help="JSON lines or CSV to evaluate on.")
-@click.option(
-    "--task", type=click.Choice(["causal-lm", "sequence-classification"]), required=True
-)
+@click.option("--task", type=click.Choice(["causal-lm", "sequence-classification"]), required=True)
 @_method
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
 @click.option("--epochs", type=int, default=1, show_default=True)

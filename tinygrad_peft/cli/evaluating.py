@@ -20,7 +20,7 @@ def evaluate_data(
     adapted = load_adapted(model, adapter)
     task = task_of(adapted)
     examples = read_examples(data_path(data, "test"), task)
-    encoded = encode_examples(examples, task, tokenizer, max_length, adapted.config.label_names)
+    encoded = encode_examples(examples, tokenizer, max_length, adapted.config.label_names)
     metrics = evaluate(adapted, encoded, batch_size=batch_size, pad_id=tokenizer.pad_id or 0)
     values = {
         "examples": len(encoded),

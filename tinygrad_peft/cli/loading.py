@@ -27,9 +27,7 @@ def load_adapted(
         return base
     head = read_head(adapter)
     if head is not None and base.classifier is None:
-        base.with_classifier(
-            head.label_names or head.num_labels, pooling=head.pooling
-        )
+        base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
     return PeftModel.from_pretrained(base, adapter, host=host)
 
 
@@ -37,5 +35,7 @@ def task_of(model: Transformer | PeftModel) -> Task:
     """What a model is for. Raises ConfigError for a bare encoder."""
     head = model.config.head
     if head == "none":
-        raise ConfigError("a bare encoder has nothing to evaluate: name the --adapter with its head")
+        raise ConfigError(
+            "a bare encoder has nothing to evaluate: name the --adapter with its head"
+        )
     return "causal-lm" if head == "lm" else "sequence-classification"

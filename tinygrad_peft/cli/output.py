@@ -19,7 +19,9 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return []
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(_cell(c, w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(_cell(c, w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def _cell(text: str, width: int) -> str:

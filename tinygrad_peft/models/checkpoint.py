@@ -97,8 +97,11 @@ def _check_plain(model: Transformer) -> None:
     expected = {path: type(module) for path, module in plain.named_modules()}
     found = {path: type(module) for path, module in model.named_modules()}
     problems = [
-        *(f"{p or 'the model'} is a {t.__name__}, expected {_kind(expected, p)}"
-          for p, t in found.items() if expected.get(p) is not t),
+        *(
+            f"{p or 'the model'} is a {t.__name__}, expected {_kind(expected, p)}"
+            for p, t in found.items()
+            if expected.get(p) is not t
+        ),
         *(f"{p} is missing" for p in expected if p not in found),
     ]
     if problems:
@@ -116,7 +119,9 @@ def _check_expressible(config: TransformerConfig) -> None:
     pooler = {"pooler.dense.weight": (0,)} if config.pooler else {}
     back = config_from_json(config_to_json(config), pooler)
     wanted, got = (dataclasses.asdict(_essential(c)) for c in (config, back))
-    lost = [f"{k}={wanted[k]!r} would read back as {got[k]!r}" for k in wanted if wanted[k] != got[k]]
+    lost = [
+        f"{k}={wanted[k]!r} would read back as {got[k]!r}" for k in wanted if wanted[k] != got[k]
+    ]
     if lost:
         raise ConfigError(f"a {config.model_type} checkpoint cannot have:\n{listed(lost)}")
 

@@ -247,6 +247,17 @@ def encode_causal(
     return kept
 
 
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Encoder, max_length: int | None, labels: Sequence[str]
+) -> list[Encoded]:
+    """Examples of either kind, by `encode_classification` or by `encode_causal`."""
+    classified = [e for e in examples if isinstance(e, ClassificationExample)]
+    causal = [e for e in examples if not isinstance(e, ClassificationExample)]
+    if classified:
+        return encode_classification(classified, labels, tokenizer, max_length)
+    return encode_causal(causal, tokenizer, max_length)
+
+
 def _encode_one(example: CausalExample, tokenizer: Encoder, max_length: int | None) -> Encoded:
     if isinstance(example, TextExample):
         ids = tuple(tokenizer.encode(example.text, max_length=max_length))
