@@ -253,6 +253,7 @@ class Transformer(Module):
             self.config,
             head="classification",
             num_labels=num_labels,
+            label_names=(),
             pooling="cls" if pooling == "cls" else "mean",
         )
         init = Init((seed, 1), next(self.parameters()).dtype)
