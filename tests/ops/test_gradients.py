@@ -126,7 +126,7 @@ TABLE = [
     Row("embedding", lambda w: F.embedding(w, IDS[:0]), one((4, 3))),
     Row("embedding", lambda w: F.embedding(w, np.array(2)), one((4, 3))),
     Row("dropout", lambda x: F.dropout(x, KEEP, 0.25), one((2, 3))),
-    Row("dropout", lambda x: F.dropout(x, np.array(True), 0.25), one(())),  # noqa: FBT003
+    Row("dropout", lambda x: F.dropout(x, np.array(True), 0.25), one(())),
     Row("rotary", lambda x: F.rotary(x, np.cos(ANGLES), np.sin(ANGLES)), one((2, 3, 2, 4))),
     Row("rotary", lambda x: F.rotary(x, np.cos(ROW_ANGLES), np.sin(ROW_ANGLES)), one((2, 3, 2, 4))),
     Row("rotary", lambda x: F.rotary(x, np.cos(ANGLES), np.sin(ANGLES)), one((0, 3, 2, 4))),

@@ -8,7 +8,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command that the process's arguments name, and exit with its status."""
     try:
-        from tinygrad_peft.cli.app import run  # noqa: PLC0415 - after we can say what is missing
+        from tinygrad_peft.cli.app import run
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise

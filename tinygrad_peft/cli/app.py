@@ -7,11 +7,14 @@ once.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tinygrad_peft.errors import TinygradPeftError
+
+if TYPE_CHECKING:
+    from tinygrad_peft.models import SaveDtype
 
 __all__ = ["cli", "run"]
 
@@ -29,29 +32,34 @@ def run(arguments: Sequence[str]) -> int:
     0: done; 1: a fault of this program; 2: something that the user can mend; 130: Ctrl-C.
     """
     if "--debug" in arguments:
-        status: int = cli.main([a for a in arguments if a != "--debug"], standalone_mode=False) or 0
-        return status
+        return _call([argument for argument in arguments if argument != "--debug"])
     try:
-        return cli.main(list(arguments), standalone_mode=False) or 0
+        return _call(arguments)
     except click.ClickException as error:
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped by Ctrl-C", 130)
-    except TinygradPeftError as error:
-        return _fail(str(error), 2)
-    except BrokenPipeError:
-        return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 2)
-    except MemoryError:
-        return _fail("out of memory: try a smaller --batch-size or --max-length", 2)
     except Exception as error:  # noqa: BLE001 - no traceback without --debug
-        return _fail(
-            f"internal error: {type(error).__name__}: {error} (--debug shows where; please report)",
-            1,
-        )
+        return _fail(*_explained(error))
+
+
+def _call(arguments: Sequence[str]) -> int:
+    status: int | None = cli.main(list(arguments), standalone_mode=False)
+    return status or 0
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit status."""
+    if isinstance(error, TinygradPeftError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 2
+    if isinstance(error, MemoryError):
+        return "out of memory: try a smaller --batch-size or --max-length", 2
+    kind = type(error).__name__
+    return f"internal error: {kind}: {error} (--debug shows where; please report it)", 1
 
 
 def _fail(message: str, status: int) -> int:
@@ -158,7 +166,7 @@ def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
 )
 @click.option("--quiet", is_flag=True, help="No progress display.")
 @_as_json
-def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> None:
+def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> None:  # noqa: ANN401 - as click gives them
     """Train the methods' parameters on a data set, and save the adapter.
 
     The folder gets adapter_config.json, adapter_model.safetensors, recipe.json, metrics.json and
@@ -230,7 +238,7 @@ def generate(
     show_default=True,
 )
 @_as_json
-def merge(*, model: str, adapter: Path, out: Path, dtype: str, as_json: bool) -> None:
+def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: bool) -> None:
     """Fold an adapter into its model: a plain checkpoint that transformers loads."""
     from tinygrad_peft.cli.merging import merge_adapter
 

@@ -1,7 +1,6 @@
 """`tinygrad-peft finetune`."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,8 @@ def finetune(options: FinetuneOptions, *, as_json: bool, quiet: bool) -> int:
             save=peft.save_pretrained,
             observers=[log, display, _plugin_observer(host)],
         )
-    job = {"model": options.model, "train": options.train_data, "eval": options.eval_data}
+    job: dict[str, object] = {"model": options.model, "train": options.train_data}
+    job["eval"] = options.eval_data
     job |= {"task": options.task, "methods": list(options.methods), "labels": list(labels)}
     write_metrics(options.out / "metrics.json", config, result, job=job)
     _report(options, peft, result, as_json=as_json)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from tinygrad_peft.arrays import BLOCK_ELEMENTS, AnyArray, Array, blocks
+from tinygrad_peft.arrays import BLOCK_ELEMENTS, AnyArray, Array, Shape, blocks
 from tinygrad_peft.errors import CheckpointError, ConfigError, TrainingError, listed
 from tinygrad_peft.nn.module import Parameter, mismatches
 
@@ -85,10 +85,7 @@ class Optimizer(ABC):
         nothing has changed.
         """
         own = self.state_dict()
-        problems = mismatches(
-            {name: array.shape for name, array in own.items()},
-            {name: array.shape for name, array in state.items()},
-        )
+        problems = mismatches(_shapes(own), _shapes(state))
         if problems:
             raise CheckpointError(f"the state does not fit the optimiser:\n{listed(problems)}")
         for name, array in own.items():
@@ -209,6 +206,10 @@ def _make_writable(parameter: Parameter) -> None:
     # A checkpoint's weights may be a read-only view of its file.
     if not parameter.data.flags.writeable:
         parameter.data = parameter.data.copy()
+
+
+def _shapes(state: Mapping[str, AnyArray]) -> dict[str, Shape]:
+    return {name: array.shape for name, array in state.items()}
 
 
 # ---------- settings ----------

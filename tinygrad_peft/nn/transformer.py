@@ -7,7 +7,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import ConfigError, TokenError
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig

@@ -168,7 +168,7 @@ def _example(fields: Fields, row_type: _RowType) -> Example:
         raise RowError(str(error)) from None
 
 
-def _label_text(label: str | int | bool) -> str:
+def _label_text(label: str | int | bool) -> str:  # noqa: FBT001 - what JSON has
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 

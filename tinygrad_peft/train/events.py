@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from tinygrad_peft.peft.events import StepEnded
+
 __all__ = ["Evaluated", "Event", "Observer", "StepEnded", "TrainingEnded", "TrainingStarted"]
 
 Outcome: TypeAlias = Literal["finished", "interrupted", "diverged"]
@@ -23,24 +25,11 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepEnded:
-    """The weights have moved; the loss and the gradient norm are from before that."""
-
-    step: int  # counted from 1
-    epoch: int  # counted from 1
-    loss: float  # the mean over the labels of the step's batches
-    lr: float
-    grad_norm: float  # before clipping
-    tokens: int  # without padding
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
     """The model as it is after `step` was tried on the evaluation set."""
 
     step: int
-    epoch: int
+    epoch: float  # how often the training set has been seen
     loss: float
     accuracy: float | None  # of a classifier
     perplexity: float | None  # of a language model

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from tinygrad_peft.errors import ConfigError, TrainingError
 from tinygrad_peft.nn.layers import seed_dropout
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.nn.optim import Optimizer, clip_grad_norm
-from tinygrad_peft.train.batching import Batch, batches
 from tinygrad_peft.train.checks import check_examples
 from tinygrad_peft.train.config import TrainConfig, make_optimizer, make_schedule
 from tinygrad_peft.train.data import Encoded
@@ -29,12 +27,11 @@ from tinygrad_peft.train.events import (
 )
 from tinygrad_peft.train.interrupt import Interrupts
 from tinygrad_peft.train.keep import Keeper, Save
-from tinygrad_peft.train.result import Finish, Tally, TrainResult, peak_memory
+from tinygrad_peft.train.result import Finish, TrainResult, peak_memory
+from tinygrad_peft.train.steps import Step, Tally, count_steps, steps
 from tinygrad_peft.train.trainable import Trainable
 
 __all__ = ["train"]
-
-Group: TypeAlias = list[tuple[int, Batch]]  # the batches of one step, with their numbers
 
 
 def train(
@@ -110,16 +107,14 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        groups = -(-len(self.train_set) // self.config.batch_size)
-        steps = -(-groups // self.config.accumulation) * self.config.epochs
-        self.total = min(steps, self.config.max_steps or steps)
+        self.total = count_steps(self.config, len(self.train_set))
         self.schedule = make_schedule(self.config, self.total)
+        self.max_norm = self.config.max_grad_norm or math.inf
         self.trainable = count_elements(self.optimizer.parameters)
         self.parameters = count_elements(self.model.parameters())
-        self.max_norm = self.config.max_grad_norm or math.inf
 
     @property
-    def step(self) -> int:
+    def done(self) -> int:
         """How many steps were made."""
         return len(self.losses)
 
@@ -146,68 +141,49 @@ class _Run:
         return self._result(outcome)
 
     def _make_steps(self, interrupts: Interrupts) -> None:
-        for epoch in range(1, self.config.epochs + 1):
-            groups = self._groups(epoch)
-            for number, group in enumerate(groups, start=1):
-                with interrupts.shield():
-                    self._make_step(epoch, group)
-                if self._is_due(at_end=number == len(groups)):
-                    self._assess(epoch, interrupts)
-                if self.step == self.total:
-                    return
+        for step in steps(self.config, self.train_set, self.pad_id):
+            with interrupts.shield():
+                self._make(step)
+            if self._is_due(step):
+                self._assess(step, interrupts)
 
-    def _groups(self, epoch: int) -> list[Group]:
-        """The batches of each step of an epoch."""
-        config = self.config
-        made = batches(
-            self.train_set,
-            config.batch_size,
-            pad_id=self.pad_id,
-            seed=config.seed,
-            epoch=epoch - 1,
-        )
-        numbered = list(enumerate(made, start=1))
-        size = config.accumulation
-        return [numbered[start : start + size] for start in range(0, len(made), size)]
-
-    def _is_due(self, *, at_end: bool) -> bool:
+    def _is_due(self, step: Step) -> bool:
         """Whether the weights are to be tried, and kept if good, after this step."""
         every = self.config.eval_every
-        return self.step == self.total or (self.step % every == 0 if every else at_end)
+        return self.done == self.total or (self.done % every == 0 if every else step.ends_epoch)
 
     # ---------- a step ----------
 
-    def _make_step(self, epoch: int, group: Group) -> None:
+    def _make(self, step: Step) -> None:
         started = time.perf_counter()
-        lr = self.optimizer.lr = self.config.lr * self.schedule(self.step)
-        loss = self._accumulate(epoch, group)
+        lr = self.optimizer.lr = self.config.lr * self.schedule(self.done)
+        loss = self._accumulate(step)
         norm = clip_grad_norm(self.optimizer.parameters, self.max_norm)
         if not math.isfinite(norm):
-            raise self._diverged(f"the norm of the gradient is {norm}", epoch, group)
+            raise self._diverged(f"the norm of the gradient is {norm}", step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.losses.append(loss)
         seconds = time.perf_counter() - started
-        tokens = self.tally.add([batch for _, batch in group], seconds)
+        self.tally.add(step, seconds)
         self._emit(
             StepEnded(
-                step=self.step,
-                epoch=epoch,
+                step=self.done,
+                epoch=step.epochs_seen,
                 loss=loss,
                 lr=lr,
                 grad_norm=norm,
-                tokens=tokens,
+                tokens=step.tokens,
                 seconds=seconds,
             )
         )
 
-    def _accumulate(self, epoch: int, group: Group) -> float:
-        """Add up the gradients of the mean loss over all labels of the group; that loss."""
-        wanted = [targets(batch) for _, batch in group]
+    def _accumulate(self, step: Step) -> float:
+        """Add up the gradients of the mean loss over all labels of the step; that loss."""
+        wanted = [targets(batch) for batch in step.batches]
         total = sum(count for _, count in wanted)
         loss = 0.0
-        for numbered, (labels, count) in zip(group, wanted, strict=True):
-            _, batch = numbered
+        for batch, (labels, count) in zip(step.batches, wanted, strict=True):
             part = self.model.loss(
                 batch.input_ids,
                 labels,
@@ -215,16 +191,14 @@ class _Run:
                 label_smoothing=self.config.label_smoothing,
             )
             if not math.isfinite(part.item()):
-                raise self._diverged(f"the loss is {part.item()}", epoch, [numbered])
+                raise self._diverged(f"the loss is {part.item()}", step)
             part.backward(np.asarray(count / total))
             loss += part.item() * count / total
         return loss
 
-    def _diverged(self, what: str, epoch: int, group: Group) -> TrainingError:
-        noun = "batch" if len(group) == 1 else "batches"
-        numbers = ", ".join(str(number) for number, _ in group)
-        place = f"epoch {epoch}, {noun} {numbers}, learning rate {self.optimizer.lr:.3g}"
-        return self._stopped(f"{what} in step {self.step + 1} ({place})")
+    def _diverged(self, what: str, step: Step) -> TrainingError:
+        place = f"epoch {step.epoch}, {step.numbers}, learning rate {self.optimizer.lr:.3g}"
+        return self._stopped(f"{what} in step {self.done + 1} ({place})")
 
     def _stopped(self, what: str) -> TrainingError:
         """The error, after the model has been given its last good weights again."""
@@ -234,29 +208,29 @@ class _Run:
 
     # ---------- an evaluation ----------
 
-    def _assess(self, epoch: int, interrupts: Interrupts) -> None:
+    def _assess(self, step: Step, interrupts: Interrupts) -> None:
         """Try the weights, and keep them if they are the best so far."""
         if not self.keeper.are_finite():
-            raise self._stopped(f"the weights are not finite after step {self.step}")
-        event = self._evaluate(epoch, self.eval_set) if self.eval_set else None
+            raise self._stopped(f"the weights are not finite after step {self.done}")
+        event = self._evaluate(step, self.eval_set) if self.eval_set else None
         with interrupts.shield():
             if event is None or event.is_best:
-                self.keeper.keep(step=self.step)
+                self.keeper.keep(step=self.done)
             if event is not None:
                 self.evaluations.append(event)
                 self._emit(event)
 
-    def _evaluate(self, epoch: int, eval_set: Sequence[Encoded]) -> Evaluated:
+    def _evaluate(self, step: Step, eval_set: Sequence[Encoded]) -> Evaluated:
         started = time.perf_counter()
         metrics = evaluate(
             self.model, eval_set, batch_size=self.config.batch_size, pad_id=self.pad_id
         )
         self.model.train()
         if not math.isfinite(metrics.loss):
-            raise self._stopped(f"the evaluation loss is {metrics.loss} after step {self.step}")
+            raise self._stopped(f"the evaluation loss is {metrics.loss} after step {self.done}")
         return Evaluated(
-            step=self.step,
-            epoch=epoch,
+            step=self.done,
+            epoch=step.epochs_seen,
             loss=metrics.loss,
             accuracy=metrics.accuracy,
             perplexity=metrics.perplexity,
@@ -274,6 +248,7 @@ class _Run:
     def _start(self) -> None:
         _, root = next(self.model.named_modules())
         seed_dropout(root, self.config.seed)
+        self.optimizer.zero_grad()
         self.model.train()
         self._emit(
             TrainingStarted(
@@ -291,7 +266,7 @@ class _Run:
         self._emit(
             TrainingEnded(
                 outcome=outcome,
-                step=self.step,
+                step=self.done,
                 seconds=time.perf_counter() - self.started,
                 tokens_per_second=self.tally.tokens_per_second,
                 saved_to=self.keeper.saved_to,
@@ -301,7 +276,7 @@ class _Run:
     def _result(self, outcome: Finish) -> TrainResult:
         return TrainResult(
             outcome=outcome,
-            steps=self.step,
+            steps=self.done,
             losses=tuple(self.losses),
             evaluations=tuple(self.evaluations),
             best=self.best,

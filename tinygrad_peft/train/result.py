@@ -1,44 +1,15 @@
 """What a training run comes to."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tinygrad_peft.train.batching import Batch
 from tinygrad_peft.train.events import Evaluated
 
-__all__ = ["Finish", "Tally", "TrainResult", "peak_memory"]
+__all__ = ["Finish", "TrainResult", "peak_memory"]
 
 Finish: TypeAlias = Literal["finished", "interrupted"]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the steps so far took."""
-
-    tokens: int = 0
-    places: int = 0  # tokens and padding
-    seconds: float = 0.0
-
-    def add(self, group: Sequence[Batch], seconds: float) -> int:
-        """Count a step; how many tokens it was over."""
-        tokens = sum(int(batch.attention_mask.sum()) for batch in group)
-        self.tokens += tokens
-        self.places += sum(batch.input_ids.size for batch in group)
-        self.seconds += seconds
-        return tokens
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Without padding; 0 before the first step."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @property
-    def padding_share(self) -> float:
-        """Of all places in the batches; 0 before the first step."""
-        return 1 - self.tokens / self.places if self.places else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
