@@ -7,7 +7,7 @@ attention mask, and what transformers computes from them in float32.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,8 @@ def main() -> None:
         mlp_bias=True,
         rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0},
     )
-    write("llama-linear", LlamaForCausalLM(linear).bfloat16())
     older = {"rope_theta": 100.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
-    patch_config("llama-linear", drop=["rope_parameters"], put=older)
+    write("llama-linear", LlamaForCausalLM(linear).bfloat16(), older=older)
     write("bert", BertModel(BertConfig(**bert)), rename=with_position_ids)
     write("bert-no-pooler", BertModel(BertConfig(**bert), add_pooling_layer=False))
     write("bert-pretraining", BertForPreTraining(BertConfig(**bert)), rename=old_bert)
@@ -88,9 +87,17 @@ def main() -> None:
 
 
 def write(
-    name: str, model: PreTrainedModel, rename: Rename | None = None, shard: str = "1GB"
+    name: str,
+    model: PreTrainedModel,
+    *,
+    rename: Rename | None = None,
+    shard: str = "1GB",
+    older: Mapping[str, object] | None = None,
 ) -> None:
-    """Save a model with drawn weights, and what it computes."""
+    """Save a model with drawn weights, and what transformers computes when it loads that.
+
+    `older` are the keys of config.json from before transformers 5, in place of today's.
+    """
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(sum(map(ord, name)))
@@ -100,11 +107,19 @@ def write(
     if rename is not None:
         file = folder / "model.safetensors"
         save_file(rename(load_file(file)), file, metadata={"format": "pt"})
+    if older is not None:
+        file = folder / "config.json"
+        config = json.loads(file.read_text()) | older
+        config.pop("rope_parameters")
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    loaded = type(model).from_pretrained(folder, dtype=torch.float32)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 60, (3, 20))
     mask = np.ones_like(ids)
     mask[1, 13:], mask[2, 1:] = 0, 0
-    np.savez_compressed(folder / "expected.npz", ids=ids, mask=mask, output=output(model, ids, mask))
+    np.savez_compressed(
+        folder / "expected.npz", ids=ids, mask=mask, output=output(loaded, ids, mask)
+    )
 
 
 @torch.no_grad()
@@ -119,17 +134,10 @@ def redraw(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def output(model: PreTrainedModel, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits, or the hidden states of an encoder, in float32."""
-    model = model.float().eval()
+    model = model.eval()
     body = model.bert if isinstance(model, BertForPreTraining) else model
     computed: Any = body(torch.tensor(ids), attention_mask=torch.tensor(mask))
     return (computed.logits if "logits" in computed else computed.last_hidden_state).numpy()
-
-
-def patch_config(name: str, drop: list[str], put: dict[str, object]) -> None:
-    """Write config.json as older versions did."""
-    file = HERE / name / "config.json"
-    config = {k: v for k, v in json.loads(file.read_text()).items() if k not in drop}
-    file.write_text(json.dumps(config | put, indent=2, sort_keys=True) + "\n")
 
 
 def old_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
