@@ -8,6 +8,8 @@ from tinygrad_peft.tensor import Tensor, no_grad
 
 __all__ = ["check_gradients"]
 
+_TINY = float(np.finfo(np.float64).tiny)
+
 
 def check_gradients(
     function: Callable[..., Tensor],
@@ -24,6 +26,9 @@ def check_gradients(
     few random v of each input's, ⟨v, Jᵀu⟩ from `backward` is compared with
     ⟨u, f(x + hv) - f(x - hv)⟩ / 2h, so that the cost does not grow with the sizes.
 
+    An error is relative to the largest of both values and ‖Jᵀu‖, however small they are, down to
+    1e-4 ⟨|u|, |f(x)|⟩, below which the differences are rounding.
+
     Raises:
         AssertionError: an error is above `tolerance`; both values are named.
         TypeError: an input that requires a gradient is not float64.
@@ -39,17 +44,19 @@ def check_gradients(
             raise TypeError(f"input {i} is {inputs[i].dtype}: differences need float64")
         inputs[i].grad = None
     output = function(*inputs)
-    u = rng.standard_normal(output.shape)
+    u = np.asarray(rng.standard_normal(output.shape))
+    floor = max(1e-4 * float((abs(u) * abs(output.data)).sum()), _TINY)
     output.backward(u)
     worst = 0.0
     for i in checked:
         grad = inputs[i].grad
         analytic = np.zeros(inputs[i].shape) if grad is None else grad
         for _ in range(directions):
-            v = rng.standard_normal(inputs[i].shape)
+            v = np.asarray(rng.standard_normal(inputs[i].shape))
             numeric = _difference(function, inputs, i, v, u, step)
             exact = float((v * analytic).sum())
-            error = abs(exact - numeric) / max(abs(exact), abs(numeric), 1.0)
+            size = max(abs(exact), abs(numeric), float(np.linalg.norm(analytic)), floor)
+            error = abs(exact - numeric) / size
             worst = max(worst, error)
             if not error <= tolerance:
                 raise AssertionError(

@@ -65,8 +65,10 @@ class Leaf(Node):
             raise ShapeError(f"a gradient of shape {grad.shape} for a tensor of {self.shape}")
         if self.grad is not None:
             self.grad += grad
+        elif owned and isinstance(grad, np.ndarray):
+            self.grad = grad
         else:
-            self.grad = grad if owned else grad.copy()
+            self.grad = np.array(grad, order="C")
 
 
 class Tensor:
@@ -77,7 +79,7 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "node")
-    __array_priority__ = 1000  # ndarray + Tensor asks Tensor.__radd__
+    __array_ufunc__ = None  # ndarray + Tensor asks Tensor.__radd__, and np.exp(tensor) is an error
 
     def __init__(self, data: npt.ArrayLike, *, requires_grad: bool = False) -> None:
         self.data: Array = as_float(data)
@@ -145,6 +147,23 @@ class Tensor:
     def __len__(self) -> int:
         return len(self.data)
 
+    def __iter__(self) -> "Iterator[Tensor]":
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: object = None, copy: object = None) -> Array:
+        raise TypeError("a Tensor is no array, which would lose its gradient: use numpy()")
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Tensor":
+        if self.node is not None and not isinstance(self.node, Leaf):
+            raise GraphError("only a leaf can be copied, or a detached tensor: use detach()")
+        copied = type(self).__new__(type(self))
+        copied.data = self.data.copy()
+        copied.node = None
+        if self.node is not None:
+            copied.requires_grad = True
+            copied.grad = None if self.node.grad is None else self.node.grad.copy()
+        return copied
+
     def __repr__(self) -> str:
         tail = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({np.array2string(self.data, precision=4, threshold=20)}{tail})"
@@ -176,7 +195,7 @@ class Tensor:
         return apply(ops.div, self._other(other), self)
 
     def __pow__(self, exponent: float) -> "Tensor":
-        return apply(ops.power, self, exponent=exponent)
+        return apply(ops.power, self, exponent=float(exponent))
 
     def __neg__(self) -> "Tensor":
         return apply(ops.neg, self)
@@ -250,7 +269,10 @@ class Tensor:
             if self.size != 1:
                 raise ShapeError(f"backward of a tensor of shape {self.shape} needs a gradient")
             grad = np.ones_like(self.data)
-        _walk(self.node, np.asarray(grad, self.data.dtype))
+        seed = np.asarray(grad, self.data.dtype)
+        if seed.shape != self.shape:
+            raise ShapeError(f"a gradient of shape {seed.shape} for a tensor of {self.shape}")
+        _walk(self.node, seed)
 
 
 def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) -> Tensor:
@@ -258,14 +280,15 @@ def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) ->
     value, pullbacks = op(*[t.data for t in inputs], **settings)
     if not _recording.get():
         return _wrap(value)
-    kept = [(t.node, p) for t, p in zip(inputs, pullbacks, strict=True) if t.node is not None]
+    kept = [
+        (t.node, t.data.dtype, pullback)
+        for t, pullback in zip(inputs, pullbacks, strict=True)
+        if t.node is not None
+    ]
     if not kept:
         return _wrap(value)
-    used = [p for _, p in kept]
-    node = Node(
-        tuple(n for n, _ in kept), lambda g: tuple([pullback(g) for pullback in used]), fresh=False
-    )
-    return _wrap(value, node)
+    parents, used = tuple([node for node, _, _ in kept]), [(d, p) for _, d, p in kept]
+    return _wrap(value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False))
 
 
 def apply_fused(
@@ -277,15 +300,25 @@ def apply_fused(
     value, joint = op(needs, *[None if t is None else t.data for t in inputs], **settings)
     if not any(needs):
         return _wrap(value)
-    parents = tuple([t.node for t in inputs if t is not None and t.node is not None])
-    node = Node(parents, lambda g: tuple([x for x in joint(g) if x is not None]), fresh=True)
-    return _wrap(value, node)
+    kept = [(t.node, t.data.dtype) for t in inputs if t is not None and t.node is not None]
+    parents, dtypes = tuple([node for node, _ in kept]), [dtype for _, dtype in kept]
+
+    def pull(g: Array) -> tuple[Array, ...]:
+        parts = [part for part in joint(g) if part is not None]
+        return tuple([_in(d, part) for d, part in zip(dtypes, parts, strict=True)])
+
+    return _wrap(value, Node(parents, pull, fresh=True))
+
+
+def _in(dtype: np.dtype[np.floating], grad: Array) -> Array:
+    """The gradient in its tensor's dtype, which it may have left where float32 met float64."""
+    return grad if grad.dtype == dtype else grad.astype(dtype)
 
 
 def _wrap(data: Array, node: Node | None = None) -> Tensor:
-    """A Tensor around an array that an op made: no check, no copy."""
+    """A Tensor around what an op made: no copy, but a NumPy scalar becomes an array again."""
     tensor = Tensor.__new__(Tensor)
-    tensor.data = data
+    tensor.data = data if isinstance(data, np.ndarray) else np.asarray(data)
     tensor.node = node
     return tensor
 
@@ -305,8 +338,7 @@ def _walk(root: Node, seed: Array) -> None:
         if isinstance(node, Leaf):
             node.accumulate(grad, owned=owned)
             continue
-        if node.pull is None:
-            raise GraphError("this graph was walked before: compute the value again")
+        assert node.pull is not None  # noqa: S101 - _uses has seen to it
         parts, parents, fresh = node.pull(grad), node.parents, node.fresh
         node.pull, node.parents = None, ()
         del grad
@@ -320,11 +352,17 @@ def _walk(root: Node, seed: Array) -> None:
 
 
 def _uses(root: Node) -> dict[Node, int]:
-    """How many times each node below the root is an input; an explicit stack, for deep graphs."""
+    """How many times each node below the root is an input; an explicit stack, for deep graphs.
+
+    Raises GraphError where a part of the graph was walked before: then no leaf has changed.
+    """
     uses: dict[Node, int] = {root: 0}
     stack = [root]
     while stack:
-        for parent in stack.pop().parents:
+        node = stack.pop()
+        if node.pull is None and not isinstance(node, Leaf):
+            raise GraphError("this graph was walked before: compute the value again")
+        for parent in node.parents:
             if parent in uses:
                 uses[parent] += 1
             else:

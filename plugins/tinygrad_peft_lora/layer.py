@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray, rows
 from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Parameter
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import FusedResult, Needs
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora.config import LoraConfig

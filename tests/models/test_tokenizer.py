@@ -14,6 +14,7 @@ from tinygrad_peft.errors import (  # noqa: E402
     DataError,
     MissingExtraError,
 )
+from tinygrad_peft.models.fetch import find_fetched  # noqa: E402
 from tinygrad_peft.models.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film"]
@@ -286,3 +287,53 @@ def test_gguf_tokenizers_that_cannot_be_rebuilt_are_named(
     path = write_gguf(tmp_path / "a.gguf", **settings)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=told):
         load_tokenizer(path)
+
+
+# ---------- the real ones ----------
+
+# As transformers 5.23 encodes them.
+MINILM_IDS = {
+    "": [101, 102],
+    "In 1984 there were 12,345.67 euros (½ off)": [
+        *(101, 1999, 3118, 2045, 2020, 2260, 1010, 23785, 1012, 6163, 19329, 1006, 1092, 2125),
+        *(1007, 102),
+    ],
+    "café naïve Straße İstanbul": [101, 7668, 15743, 2358, 27807, 9960, 102],
+    "[CLS] a [SEP] b [MASK] [PAD]": [101, 101, 1037, 102, 1038, 103, 0, 102],
+    "ABASEMENT, n.": [101, 19557, 3366, 3672, 1010, 1050, 1012, 102],
+}
+SMOLLM2_IDS = {
+    "": [],
+    "In 1984 there were 12,345.67 euros (½ off)": [
+        *(788, 216, 33, 41, 40, 36, 665, 592, 216, 33, 34, 28, 35, 36, 37, 30, 38, 39, 39236, 365),
+        *(16738, 767, 25),
+    ],
+    "😀👩\u200d👩\u200d👧 emoji 🇫🇷": [
+        *(10813, 242, 218, 10813, 235, 119, 321, 231, 10813, 235, 119, 321, 231, 10813, 235, 117),
+        *(649, 33777, 15107, 225, 121, 10813, 225, 132),
+    ],
+    "<|im_start|>user\nHi<|im_end|>\n": [1, 4093, 198, 26843, 2, 198],
+    "ABASEMENT, n.": [5431, 2211, 26040, 28, 304, 30],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "special_ids", "vocab_size"),
+    [
+        ("minilm-l6", MINILM_IDS, (0, None, None), 30522),
+        ("smollm2", SMOLLM2_IDS, (2, 1, 2), 49152),
+    ],
+)
+def test_the_real_tokenizers_give_the_ids_of_transformers(
+    name: str,
+    expected: dict[str, list[int]],
+    special_ids: tuple[int | None, int | None, int | None],
+    vocab_size: int,
+) -> None:
+    fetched = find_fetched(name)
+    if fetched is None:
+        pytest.skip(f"{name} is not in the cache (tinygrad-peft fetch {name})")
+    tokenizer = load_tokenizer(fetched.path)
+    assert {text: tokenizer.encode(text) for text in expected} == expected
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == special_ids
+    assert tokenizer.vocab_size == vocab_size

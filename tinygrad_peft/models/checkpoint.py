@@ -35,10 +35,8 @@ def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float3
             that is missing, unexpected, mis-shaped or of a wrong dtype, by the checkpoint's names.
         ConfigError: an unknown model_type, settings that are not supported, another dtype.
     """
-    wanted = np.dtype(dtype)
-    if wanted not in (np.float32, np.float64):
-        raise ConfigError(f"a model is float32 or float64, and not {wanted}")
-    model = _model(_existing(path), wanted)
+    place, wanted = _existing(path), _float_dtype(dtype)
+    model = read_gguf(place, wanted) if place.is_file() else read_model(place, wanted)
     model.eval()
     return model
 
@@ -82,13 +80,17 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{place} does not exist: expected a folder or a .gguf file")
     if place.is_file() and place.suffix != ".gguf":
         raise CheckpointError(
-            f"{place} is a file: expected the folder that it is in, with config.json, or a .gguf file"
+            f"{place} is a file: expected the folder with it and config.json, or a .gguf file"
         )
     return place
 
 
-def _model(place: Path, dtype: np.dtype[np.floating]) -> Transformer:
-    return read_gguf(place, dtype) if place.is_file() else read_model(place, dtype)
+def _float_dtype(dtype: npt.DTypeLike) -> np.dtype[np.floating]:
+    wanted = np.dtype(dtype)
+    for known in (np.dtype(np.float32), np.dtype(np.float64)):
+        if wanted == known:
+            return known
+    raise ConfigError(f"a model is float32 or float64, and not {wanted}")
 
 
 def _check_plain(model: Transformer) -> None:
@@ -97,8 +99,11 @@ def _check_plain(model: Transformer) -> None:
     expected = {path: type(module) for path, module in plain.named_modules()}
     found = {path: type(module) for path, module in model.named_modules()}
     problems = [
-        *(f"{p or 'the model'} is a {t.__name__}, expected {_kind(expected, p)}"
-          for p, t in found.items() if expected.get(p) is not t),
+        *(
+            f"{p or 'the model'} is a {t.__name__}, expected {_kind(expected, p)}"
+            for p, t in found.items()
+            if expected.get(p) is not t
+        ),
         *(f"{p} is missing" for p in expected if p not in found),
     ]
     if problems:
@@ -116,7 +121,9 @@ def _check_expressible(config: TransformerConfig) -> None:
     pooler = {"pooler.dense.weight": (0,)} if config.pooler else {}
     back = config_from_json(config_to_json(config), pooler)
     wanted, got = (dataclasses.asdict(_essential(c)) for c in (config, back))
-    lost = [f"{k}={wanted[k]!r} would read back as {got[k]!r}" for k in wanted if wanted[k] != got[k]]
+    lost = [
+        f"{k}={wanted[k]!r} would read back as {got[k]!r}" for k in wanted if wanted[k] != got[k]
+    ]
     if lost:
         raise ConfigError(f"a {config.model_type} checkpoint cannot have:\n{listed(lost)}")
 

@@ -106,9 +106,7 @@ def _sharded(path: Path) -> dict[str, StoredTensor]:
     return {key: shards[file][key] for key, file in places.items()}
 
 
-def _bare(
-    path: Path, known: Family, stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
+def _bare(path: Path, known: Family, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     named = [(known.bare_name(key), tensor) for key, tensor in stored.items()]
     bare = {name: tensor for name, tensor in named if name is not None}
     doubled = [
@@ -151,8 +149,6 @@ def _check(
         raise CheckpointError(f"{path} does not fit its {_CONFIG}:\n{listed(problems)}")
 
 
-def _read(
-    known: Family, name: str, tensor: StoredTensor, dtype: np.dtype[np.floating]
-) -> Array:
+def _read(known: Family, name: str, tensor: StoredTensor, dtype: np.dtype[np.floating]) -> Array:
     array = tensor.read(dtype)
     return np.ascontiguousarray(array.T) if known.is_transposed(name) else array

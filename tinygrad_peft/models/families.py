@@ -9,7 +9,14 @@ from tinygrad_peft.models.gpt2 import GPT2
 from tinygrad_peft.models.llama import LLAMA
 from tinygrad_peft.nn.config import TransformerConfig
 
-__all__ = ["FAMILIES", "checkpoint_path", "config_from_json", "config_to_json", "family", "module_path"]
+__all__ = [
+    "FAMILIES",
+    "checkpoint_path",
+    "config_from_json",
+    "config_to_json",
+    "family",
+    "module_path",
+]
 
 FAMILIES: Mapping[str, Family] = {f.model_type: f for f in (GPT2, LLAMA, BERT)}
 

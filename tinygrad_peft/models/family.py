@@ -41,7 +41,7 @@ class Family:
 
     def with_prefix(self, name: str) -> str:
         """A checkpoint's path as a model with a head has it."""
-        bare = not name or name.split(".")[0] in self.heads
+        bare = not name or name.partition(".")[0] in self.heads
         return name if bare else f"{self.prefix}.{name}"
 
     def module_path(self, path: str) -> str:

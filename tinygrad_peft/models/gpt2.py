@@ -1,4 +1,4 @@
-"""GPT-2 checkpoints (Radford et al. 2019): one projection for q, k and v, weights stored (in, out)."""
+"""GPT-2 checkpoints (Radford et al. 2019): q, k and v in one projection, weights (in, out)."""
 
 import re
 from collections.abc import Mapping

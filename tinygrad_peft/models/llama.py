@@ -65,7 +65,9 @@ class _Rope:
         missing = [name for name in needed if getattr(self, name) is None]
         found = [f"{key}: rope type {self.kind} needs {name}" for name in missing]
         if self.partial_rotary_factor != 1:
-            found.append(f"{key}: partial_rotary_factor {self.partial_rotary_factor} is not supported")
+            found.append(
+                f"{key}: partial_rotary_factor {self.partial_rotary_factor} is not supported"
+            )
         return found
 
     def scaling(self) -> RopeScaling | None:

@@ -9,7 +9,15 @@ import msgspec
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
 
-__all__ = ["ACTIVATIONS", "Activation", "Head", "Settings", "activation_name", "pooling_problems", "read_settings"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Head",
+    "Settings",
+    "activation_name",
+    "pooling_problems",
+    "read_settings",
+]
 
 Head = Literal["lm", "classification", "none"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
@@ -98,7 +106,9 @@ def pooling_problems(settings: Settings, head: Head) -> list[str]:
     """A decoder's classifier in transformers looks at the last token, which is not supported."""
     if head != "classification" or settings.classifier_pooling is not None:
         return []
-    return ["a classifier on the last token is not supported: classifier_pooling must be mean or cls"]
+    return [
+        "a classifier on the last token is not supported: classifier_pooling must be mean or cls"
+    ]
 
 
 def activation_name(activation: Activation) -> str:

@@ -41,7 +41,7 @@ class StoredTensor:
         try:
             with self.file.open("rb") as file:
                 file.seek(self.start)
-                count = file.readinto(raw.reshape(-1).view(np.uint8))
+                count = file.readinto(raw.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise CheckpointError(f"{self.file} cannot be read: {error.strerror}") from error
         if count != raw.nbytes:

@@ -142,7 +142,7 @@ def load_tokenizer(model_path: Path) -> Tokenizer:
 
 def _backend(document: str, source: Path) -> "tokenizers.Tokenizer":
     try:
-        import tokenizers  # noqa: PLC0415 - optional, and slow to import
+        import tokenizers
     except ImportError:
         raise MissingExtraError(
             "tokenizers is not installed: pip install 'tinygrad-peft[text]'"

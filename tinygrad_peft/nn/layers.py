@@ -4,7 +4,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import BoolArray, IntArray, Shape
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.module import Module, Parameter
 from tinygrad_peft.tensor import Tensor

@@ -49,9 +49,9 @@ def swiglu(needs: Needs, gate: Array, up: Array) -> FusedResult:
     Keeps silu'(gate) ⊙ up and silu(gate), each only where the other side's gradient is asked for.
     """
     need_gate, need_up = needs
-    value = np.empty_like(up)
-    d_gate = np.empty_like(up) if need_gate else None
-    d_up = np.empty_like(up) if need_up else None
+    value = np.empty(up.shape, up.dtype)
+    d_gate = np.empty(up.shape, up.dtype) if need_gate else None
+    d_up = np.empty(up.shape, up.dtype) if need_up else None
     value2, gate2, up2 = rows(value), rows(gate), rows(up)
     for block in blocks(*gate2.shape):
         activated, slope = _silu(gate2[block], need_gate)

@@ -156,6 +156,8 @@ def _turn(x: Array, cos: Array, sin: Array) -> Array:
 def _check(q: Array, k: Array, v: Array) -> None:
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ShapeError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+    if q.shape[1] and not k.shape[1]:
+        raise ShapeError(f"attention: {q.shape[1]} queries and no key to look at")
     if q.shape[2] % k.shape[2]:
         raise ShapeError(f"attention: {q.shape[2]} query heads on {k.shape[2]} key/value heads")
 
@@ -172,9 +174,11 @@ def _by_head(x: Array, kv_heads: int) -> Array:
     return grouped.transpose(0, 2, 3, 1, 4)
 
 
-def _parts(batch: int, heads: int, scores: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of batch rows and heads whose scores fit the cache together."""
-    fit = max(1, SCORES_IN_CACHE // max(1, scores))
+def _parts(batch: int, heads: int, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of batch rows and heads whose scores fit the cache together; none without keys."""
+    if not keys:
+        return
+    fit = max(1, SCORES_IN_CACHE // max(1, queries * keys))
     for b in range(0, batch, max(1, fit // heads)):
         for h in range(0, heads, fit):
             yield slice(b, b + max(1, fit // heads)), slice(h, h + fit)
@@ -190,7 +194,7 @@ def _forward(
     probs = np.empty(shape, q.dtype) if keep_probs else None
     bias, scale = mask.bias(shape[3], shape[4], q.dtype), q.dtype.type(q.shape[3] ** -0.5)
     keep = None if mask.keep is None else mask.keep.reshape(shape)
-    for part in _parts(shape[0], shape[1], math.prod(shape[2:])):
+    for part in _parts(shape[0], shape[1], math.prod(shape[2:4]), shape[4]):
         p = np.matmul(
             qh[part] * scale,
             kh[part].swapaxes(-1, -2),
@@ -223,7 +227,7 @@ def _backward(
     gh = _by_head(g, kv_heads)
     scale = g.dtype.type(g.shape[3] ** -0.5)
     drop = None if mask.keep is None else mask.keep.reshape(probs.shape)
-    for part in _parts(batch, kv_heads, groups * tokens * keys):
+    for part in _parts(batch, kv_heads, groups * tokens, keys):
         p, gp = probs[part], np.ascontiguousarray(gh[part])
         keep = None if drop is None else drop[part] * p.dtype.type(1 / (1 - mask.rate))
         if dv is not None:

@@ -10,7 +10,7 @@ __all__ = ["layer_norm", "log_softmax", "rms_norm", "softmax"]
 
 def softmax(a: Array, *, axis: int = -1) -> Result:
     """p = eᵃ / Σ eᵃ, with da = p (g - Σ g p)."""
-    p = np.exp(a - a.max(axis=axis, keepdims=True))
+    p = np.exp(a - a.max(axis=axis, keepdims=True, initial=-np.inf))
     p /= p.sum(axis=axis, keepdims=True)
     return p, (lambda g: p * (g - (g * p).sum(axis=axis, keepdims=True)),)
 

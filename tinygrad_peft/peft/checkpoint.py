@@ -7,28 +7,39 @@ there is one step, in a folder of its own if there are several. A tensor is call
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import numpy as np
-import safetensors
 from safetensors.numpy import save as safetensors_bytes
 
-from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
+from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
 from tinygrad_peft.nn import Parameter, Transformer
+from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft.composition import Record
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
 from tinygrad_peft.peft.host import Host
 
-__all__ = ["load_adapter", "read_recipe", "recipe_head", "save_adapter"]
+__all__ = ["Head", "load_adapter", "read_head", "read_recipe", "save_adapter"]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
+PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head by its settings."""
+
+    num_labels: int
+    pooling: Literal["cls", "mean"]
+    label_names: tuple[str, ...] = ()
 
 
 def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
@@ -41,7 +52,8 @@ def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
             PREFIX + path: np.ascontiguousarray(p.data)
             for path, p in sorted(record.named_parameters(step).items())
         }
-        write_atomically(folder / WEIGHTS, safetensors_bytes(tensors, metadata={"format": "pt"}))
+        with replacing(folder / WEIGHTS) as file:
+            file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
         settings = config_to_dict(config) | {
             "base_model_name_or_path": None,
             "inference_mode": True,
@@ -62,10 +74,19 @@ def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
     return tuple(_read_config(directory / name / CONFIG, host) for name in _steps(directory))
 
 
-def recipe_head(directory: Path) -> dict[str, object]:
-    """The classification head that the adapter was trained with: its settings in the model."""
-    base = _read_json(directory / RECIPE).get("base") if (directory / RECIPE).exists() else None
-    return {k: v for k, v in base.items() if k in _HEAD} if isinstance(base, dict) else {}
+def read_head(directory: Path) -> Head | None:
+    """The classification head that the adapter in a folder was trained with, if it had one.
+
+    Raises CheckpointError where recipe.json is broken.
+    """
+    path = directory / RECIPE
+    base = read_json_object(path).get("base") if path.exists() else None
+    if not isinstance(base, dict) or base.get("head") != "classification":
+        return None
+    try:
+        return msgspec.convert(base, Head)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: base: {error}") from None
 
 
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
@@ -77,47 +98,27 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     folders = _steps(directory)
     if len(folders) != len(record.recipe):
         raise CheckpointError(f"{directory}: {len(folders)} steps for {len(record.recipe)}")
-    arrays: list[tuple[Parameter, Array]] = []
+    tensors: list[tuple[Parameter, StoredTensor]] = []
     problems: list[str] = []
     for step, name in enumerate(folders):
         path = directory / name / WEIGHTS
         wanted = {PREFIX + k: p for k, p in record.named_parameters(step).items()}
-        found = read_tensors(path)
+        found = _stored(path)
         problems += _differences(wanted, found, name)
-        arrays += [(p, found[k]) for k, p in wanted.items() if k in found]
+        tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
     if problems:
         made_for = _mismatched_base(model, directory)
         raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
-    for parameter, array in arrays:
-        parameter.data = array.astype(parameter.dtype)
+    arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
+    for (parameter, _), array in zip(tensors, arrays, strict=True):
+        parameter.data = array
 
 
-def read_tensors(path: Path) -> dict[str, Array]:
-    """All tensors of a safetensors file. Raises CheckpointError if it is missing or broken."""
-    if not path.is_file():
-        pickled = path.with_name("adapter_model.bin").exists()
-        hint = "; adapter_model.bin is a pickle, which is never read" if pickled else ""
-        raise CheckpointError(f"{path}: no such file{hint}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _stored(path: Path) -> dict[str, StoredTensor]:
+    """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
+    if not path.exists() and path.with_name(PICKLE).exists():
+        raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
+    return read_header(path)
 
 
 _BASE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -134,7 +135,7 @@ def _mismatched_base(model: Transformer, directory: Path) -> str:
     """What the adapter's base had other than `model`, where the folder says."""
     if not (directory / RECIPE).exists():
         return ""
-    base = _read_json(directory / RECIPE).get("base")
+    base = read_json_object(directory / RECIPE).get("base")
     if not isinstance(base, dict):
         return ""
     own = _base(model)
@@ -164,7 +165,7 @@ def _steps(directory: Path) -> list[str]:
         if not (directory / CONFIG).exists():
             raise CheckpointError(f"{directory}: neither {RECIPE} nor {CONFIG} is there")
         return ["."]
-    recipe = _read_json(directory / RECIPE)
+    recipe = read_json_object(directory / RECIPE)
     if recipe.get("format") != FORMAT:
         raise CheckpointError(
             f"{directory / RECIPE}: format {recipe.get('format')!r} is not {FORMAT}"
@@ -181,7 +182,7 @@ def _is_plain_name(name: object) -> bool:
 
 
 def _read_config(path: Path, host: Host) -> PeftConfig:
-    values = _read_json(path)
+    values = read_json_object(path)
     name = str(values.get("peft_type", "")).lower()
     methods = host.methods()
     if name not in methods:
@@ -192,40 +193,22 @@ def _read_config(path: Path, host: Host) -> PeftConfig:
     return config_from_dict(methods[name], values, f"{path}: ")
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected")
-    return values
+def _differences(
+    wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], folder: str
+) -> list[str]:
+    where = "" if folder == "." else f"{folder}: "
+    problems = mismatches(
+        {key: parameter.shape for key, parameter in wanted.items()},
+        {key: tensor.shape for key, tensor in found.items()},
+    )
+    problems += [
+        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+        for key, tensor in found.items()
+        if key in wanted and tensor.dtype not in FLOATS
+    ]
+    return [where + problem for problem in problems]
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def _differences(
-    wanted: Mapping[str, Parameter], found: Mapping[str, Array], folder: str
-) -> list[str]:
-    where = "" if folder == "." else f"{folder}: "
-    missing = [key for key in wanted if key not in found]
-    extra = [key for key in found if key not in wanted]
-    shared = [key for key in wanted if key in found]
-    return [
-        *(f"{where}missing: {k} {wanted[k].shape}{nearest(k, extra, 1)}" for k in missing),
-        *(f"{where}unexpected: {k} {found[k].shape}" for k in extra),
-        *(
-            f"{where}wrong shape: {k} is {found[k].shape}, expected {wanted[k].shape}"
-            for k in shared
-            if found[k].shape != wanted[k].shape
-        ),
-        *(
-            f"{where}wrong dtype: {k} is {found[k].dtype}, expected floats"
-            for k in shared
-            if found[k].dtype.kind != "f"
-        ),
-    ]
+    with replacing(path) as file:
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -168,7 +168,7 @@ def _example(fields: Fields, row_type: _RowType) -> Example:
         raise RowError(str(error)) from None
 
 
-def _label_text(label: str | int | bool) -> str:
+def _label_text(label: str | int | bool) -> str:  # noqa: FBT001 - what JSON has
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
@@ -245,6 +245,17 @@ def encode_causal(
     kept = [row for row in encoded if _is_supervised(row)]
     _report_dropped(len(encoded) - len(kept), len(encoded), max_length)
     return kept
+
+
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Encoder, max_length: int | None, labels: Sequence[str]
+) -> list[Encoded]:
+    """Examples of either kind, by `encode_classification` or by `encode_causal`."""
+    classified = [e for e in examples if isinstance(e, ClassificationExample)]
+    causal = [e for e in examples if not isinstance(e, ClassificationExample)]
+    if classified:
+        return encode_classification(classified, labels, tokenizer, max_length)
+    return encode_causal(causal, tokenizer, max_length)
 
 
 def _encode_one(example: CausalExample, tokenizer: Encoder, max_length: int | None) -> Encoded:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.train.batching import Batch, batches
 from tinygrad_peft.train.checks import check_examples
