@@ -1,7 +1,7 @@
 """Optimisers: they give what a plain float64 program of the same formulas gives."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ SHAPES = [(), (7,), (5, 3), (2, 3, 4), (0, 3), (300, 400)]  # the last is larger
 
 def plain_adamw(
     weight: Floats,
-    grads: list[Floats],
+    grads: Sequence[Floats],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -38,7 +38,7 @@ def plain_adamw(
 
 
 def plain_sgd(
-    weight: Floats, grads: list[Floats], *, lr: float, momentum: float, decay: float
+    weight: Floats, grads: Sequence[Floats], *, lr: float, momentum: float, decay: float
 ) -> Floats:
     velocity = np.zeros_like(weight)
     for g in grads:
@@ -47,7 +47,7 @@ def plain_sgd(
     return weight
 
 
-def take_steps(optimizer: Optimizer, grads: list[list[Floats]]) -> None:
+def take_steps(optimizer: Optimizer, grads: Sequence[Sequence[Floats]]) -> None:
     """One step for each list of gradients, which has one for each parameter."""
     for of_step in grads:
         for parameter, grad in zip(optimizer.parameters, of_step, strict=True):

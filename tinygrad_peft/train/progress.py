@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from tinygrad_peft.peft.events import StepEnded
 from tinygrad_peft.train.events import Evaluated, Event, Observer, TrainingEnded, TrainingStarted
 
-__all__ = ["progress"]
+__all__ = ["progress_display"]
 
 SMOOTHING = 0.9  # of the loss that is shown: about ten steps
 
 
 @contextmanager
-def progress(*, quiet: bool = False, live: bool | None = None) -> Iterator[Observer]:
+def progress_display(*, quiet: bool = False, live: bool | None = None) -> Iterator[Observer]:
     """An observer that shows a run on standard error; standard output stays free for results.
 
     In a terminal that is a live line (step, bar, time left, loss, learning rate, tokens per second)
