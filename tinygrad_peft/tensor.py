@@ -288,7 +288,9 @@ def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) ->
     if not kept:
         return _wrap(value)
     parents, used = tuple([node for node, _, _ in kept]), [(d, p) for _, d, p in kept]
-    return _wrap(value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False))
+    return _wrap(
+        value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False)
+    )
 
 
 def apply_fused(
