@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_peft.arrays import BLOCK_ELEMENTS, blocks, rows, unbroadcast
+from tinygrad_peft.arrays import BLOCK_ELEMENTS, Array, blocks, rows, unbroadcast
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,9 @@ from tinygrad_peft.arrays import BLOCK_ELEMENTS, blocks, rows, unbroadcast
     ],
 )
 def test_a_gradient_is_summed_over_the_axes_that_were_stretched(
-    grad: tuple[int, ...], shape: tuple[int, ...], expected: np.ndarray  # type: ignore[type-arg] # float64
+    grad: tuple[int, ...],
+    shape: tuple[int, ...],
+    expected: Array,
 ) -> None:
     np.testing.assert_array_equal(unbroadcast(np.ones(grad), shape), expected)
 

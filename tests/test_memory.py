@@ -2,11 +2,12 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import AnyArray, Array
 from tinygrad_peft.nn import Init, Linear, Transformer, TransformerConfig
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor
@@ -134,9 +135,7 @@ def test_a_frozen_transformer_keeps_nothing_below_what_is_trained() -> None:
     ids = np.random.default_rng(0).integers(0, 50, (8, 64))
     vector = leaf(WIDTH)
 
-    assert kept_by(
-        lambda: (model(ids) + vector).reshape(ROWS, WIDTH)
-    ) == pytest.approx(1, abs=0.1)
+    assert kept_by(lambda: (model(ids) + vector).reshape(ROWS, WIDTH)) == pytest.approx(1, abs=0.1)
 
 
 def test_only_blocks_from_the_first_trained_one_on_keep_anything() -> None:
@@ -169,7 +168,7 @@ def test_backward_releases_the_graph_as_it_walks() -> None:
     assert (after - before) / ACTIVATION == pytest.approx(1 - 20, abs=0.5), "the gradient alone"
 
 
-class Counted(np.ndarray):  # type: ignore[type-arg] # of any dtype
+class Counted(np.ndarray[tuple[int, ...], np.dtype[np.floating]]):
     """An array that writes down the shapes of the products that it takes part in."""
 
     products: list[tuple[tuple[int, ...], ...]]
@@ -178,7 +177,14 @@ class Counted(np.ndarray):  # type: ignore[type-arg] # of any dtype
         if isinstance(source, Counted):
             self.products = source.products
 
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **settings):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+    def __array_ufunc__(
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: Any,  # noqa: ANN401 - whatever NumPy computes with
+        out: tuple[AnyArray, ...] | None = None,
+        **settings: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         if ufunc is np.matmul:
             self.products.append(tuple(x.shape for x in inputs))
         plain = [x.view(np.ndarray) if isinstance(x, Counted) else x for x in inputs]
@@ -211,8 +217,9 @@ def test_linear_computes_no_product_for_what_is_frozen(
     made: list[tuple[tuple[int, ...], ...]] = []
     inputs = {"x": leaf(5, 3), "weight": leaf(4, 3), "bias": leaf(4)}
     for name, tensor in inputs.items():
-        tensor.data = tensor.data.view(Counted)
-        tensor.data.products = made
+        counted = tensor.data.view(Counted)
+        counted.products = made
+        tensor.data = counted
         tensor.requires_grad = name in trained
     y = F.linear(**inputs)
     if trained:

@@ -31,7 +31,7 @@ BLOCK_ELEMENTS = 65_536
 
 
 def as_float(data: npt.ArrayLike) -> Array:
-    """`data` as a float32 or float64 array: float64 arrays stay what they are, all else is float32."""
+    """`data` as a float array: float64 arrays stay what they are, all else becomes float32."""
     array = np.asarray(data)
     if isinstance(data, np.ndarray | np.generic) and array.dtype in (np.float32, np.float64):
         return array

@@ -1,17 +1,18 @@
 """Every exception that the library raises on purpose.
 
-    TinygradPeftError
-    ├── GraphError         backward has nothing to do, or was asked for twice
-    ├── ShapeError         arrays whose shapes do not fit          (also a ValueError)
-    ├── ConfigError        a setting that cannot be                (also a ValueError)
-    ├── CheckpointError    a file that is not what it should be    (also a ValueError)
-    ├── DataError          training data that cannot be used       (also a ValueError)
-    ├── FetchError         a download that failed
-    ├── TokenError         token ids or labels outside the model   (also a ValueError)
-    ├── TrainingError      training cannot start or go on
-    └── PeftError          applying, merging or saving a method failed
-        ├── PluginError    a plugin that cannot be loaded or contradicts another
-        └── TargetError    targets that the model does not have    (also a LookupError)
+TinygradPeftError
+├── GraphError         backward has nothing to do, or was asked for twice
+├── ShapeError         arrays whose shapes do not fit          (also a ValueError)
+├── ConfigError        a setting that cannot be                (also a ValueError)
+├── CheckpointError    a file that is not what it should be    (also a ValueError)
+├── DataError          training data that cannot be used       (also a ValueError)
+├── FetchError         a download that failed
+├── MissingExtraError  an optional dependency is not installed (also an ImportError)
+├── TokenError         token ids or labels outside the model   (also a ValueError)
+├── TrainingError      training cannot start or go on
+└── PeftError          applying, merging or saving a method failed
+    ├── PluginError    a plugin that cannot be loaded or contradicts another
+    └── TargetError    targets that the model does not have    (also a LookupError)
 """
 
 import difflib
@@ -23,6 +24,7 @@ __all__ = [
     "DataError",
     "FetchError",
     "GraphError",
+    "MissingExtraError",
     "PeftError",
     "PluginError",
     "ShapeError",
@@ -61,6 +63,10 @@ class DataError(TinygradPeftError, ValueError):
 
 class FetchError(TinygradPeftError):
     """A download that failed, or gave something else than expected."""
+
+
+class MissingExtraError(TinygradPeftError, ImportError):
+    """An optional dependency that is not installed; the message names the extra that has it."""
 
 
 class TokenError(TinygradPeftError, ValueError):

@@ -23,8 +23,8 @@ def check_gradients(
     """The largest relative error of the gradients of `function(*inputs)`, which is returned.
 
     Each input that requires a gradient must be float64. For a random u of the output's shape and a
-    few random v of each input's, ⟨v, Jᵀu⟩ from `backward` is compared with ⟨u, f(x + hv) - f(x - hv)⟩
-    / 2h, so that the cost does not grow with the sizes (as in Baydin et al. 2018, section 2.1).
+    few random v of each input's, ⟨v, Jᵀu⟩ from `backward` is compared with
+    ⟨u, f(x + hv) - f(x - hv)⟩ / 2h, so that the cost does not grow with the sizes.
 
     An error is relative to the largest of both values and ‖Jᵀu‖, however small they are, down to
     1e-4 ⟨|u|, |f(x)|⟩, below which the differences are rounding.

@@ -264,7 +264,7 @@ class Tensor:
         way, so a second call raises GraphError; so does a tensor that nothing trainable led to.
         """
         if self.node is None:
-            raise GraphError("nothing to differentiate: no input of this tensor requires a gradient")
+            raise GraphError("nothing to differentiate: no input requires a gradient")
         if grad is None:
             if self.size != 1:
                 raise ShapeError(f"backward of a tensor of shape {self.shape} needs a gradient")
@@ -276,7 +276,7 @@ class Tensor:
 
 
 def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) -> Tensor:
-    """The value of a plain op as a Tensor, with the pullbacks of the inputs that need a gradient."""
+    """The value of a plain op as a Tensor; the pullbacks of frozen inputs are dropped."""
     value, pullbacks = op(*[t.data for t in inputs], **settings)
     if not _recording.get():
         return _wrap(value)
@@ -288,7 +288,9 @@ def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) ->
     if not kept:
         return _wrap(value)
     parents, used = tuple([node for node, _, _ in kept]), [(d, p) for _, d, p in kept]
-    return _wrap(value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False))
+    return _wrap(
+        value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False)
+    )
 
 
 def apply_fused(
@@ -324,7 +326,7 @@ def _wrap(data: Array, node: Node | None = None) -> Tensor:
 
 
 def _walk(root: Node, seed: Array) -> None:
-    """Pull `seed` back from the root to the leaves, each node once, when all that it waits for is in.
+    """Pull `seed` back from the root to the leaves: each node once, when all it waits for is in.
 
     A gradient is stored with whether it may be added into: it may when this walk made it, or when
     a fused op gave it away.
@@ -338,7 +340,7 @@ def _walk(root: Node, seed: Array) -> None:
         if isinstance(node, Leaf):
             node.accumulate(grad, owned=owned)
             continue
-        assert node.pull is not None  # noqa: S101 - _uses has seen to it
+        assert node.pull is not None  # _uses has seen to it
         parts, parents, fresh = node.pull(grad), node.parents, node.fresh
         node.pull, node.parents = None, ()
         del grad

@@ -9,6 +9,11 @@ from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor
 
 
+def grad_of(tensor: Tensor) -> Array:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape)
 
@@ -77,7 +82,7 @@ def test_packed_attention_is_attention_of_its_three_parts(causal: bool) -> None:
     other.backward(g)
 
     np.testing.assert_allclose(one.data, other.data, rtol=1e-13)
-    np.testing.assert_allclose(packed.grad, parts.grad, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(grad_of(packed), grad_of(parts), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("scores_in_cache", [1, 100, 250, 1_000])
@@ -119,9 +124,7 @@ def test_more_scores_than_the_cache_takes_give_what_a_plain_softmax_gives() -> N
 def test_dropped_probabilities_are_left_out_and_the_others_scaled() -> None:
     q, k, v = (normal(1, 3, 1, 2, seed=i) for i in range(3))
     keep = np.array([[True, False, True], [True, True, True], [False, True, False]])[None, None]
-    value = F.attention(
-        Tensor(q), Tensor(k), Tensor(v), causal=False, keep=keep, rate=0.25
-    )
+    value = F.attention(Tensor(q), Tensor(k), Tensor(v), causal=False, keep=keep, rate=0.25)
 
     weights = np.exp(q[0, :, 0] @ k[0, :, 0].T / np.sqrt(2))
     weights /= weights.sum(-1, keepdims=True)

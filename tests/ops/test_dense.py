@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tinygrad_peft.arrays import AnyArray
 from tinygrad_peft.errors import ShapeError, TokenError
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor
@@ -21,7 +22,12 @@ def test_linear_is_a_product_and_a_sum() -> None:
 @pytest.mark.parametrize(
     ("x", "weight", "bias", "message"),
     [
-        ((2, 3), (4, 2), None, r"x of shape \(2, 3\) has 3 features, and W of shape \(4, 2\) takes 2"),
+        (
+            (2, 3),
+            (4, 2),
+            None,
+            r"x of shape \(2, 3\) has 3 features, and W of shape \(4, 2\) takes 2",
+        ),
         ((2, 3), (3,), None, r"W of shape \(3,\) is no matrix"),
         ((), (4, 3), None, r"x of shape \(\)"),
         ((2, 3), (4, 3), (1,), r"b of shape \(1,\) for 4 outputs"),
@@ -59,7 +65,7 @@ def test_repeated_ids_add_up_in_the_gradient() -> None:
         (np.array([True]), "these are bool"),
     ],
 )
-def test_ids_outside_the_table_are_named(ids: np.ndarray, message: str) -> None:  # type: ignore[type-arg] # of any dtype
+def test_ids_outside_the_table_are_named(ids: AnyArray, message: str) -> None:
     with pytest.raises(TokenError, match=message):
         F.embedding(zeros(4, 2), ids)
 

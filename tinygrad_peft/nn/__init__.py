@@ -14,10 +14,14 @@ from tinygrad_peft.nn.layers import (
     seed_dropout,
 )
 from tinygrad_peft.nn.module import Module, Parameter
+from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer, clip_grad_norm
+from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
 from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, TokenEmbedding
 from tinygrad_peft.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "Affine",
     "Attention",
     "Block",
@@ -33,14 +37,20 @@ __all__ = [
     "Linear",
     "Module",
     "MultiHeadAttention",
+    "Optimizer",
     "PackedAttention",
     "Parameter",
     "RMSNorm",
     "RopeScaling",
+    "Schedule",
     "Skeleton",
     "TokenEmbedding",
     "Transformer",
     "TransformerConfig",
+    "clip_grad_norm",
+    "constant",
+    "cosine_decay",
     "functional",
+    "linear_decay",
     "seed_dropout",
 ]

@@ -1,7 +1,7 @@
 """Multi-head self-attention, with separate projections or with one for all three."""
 
 from tinygrad_peft.arrays import BoolArray
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.layers import Dropout, Linear

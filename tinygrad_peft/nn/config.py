@@ -57,6 +57,7 @@ class TransformerConfig:
     head: Literal["lm", "classification", "none"] = "lm"
     tie_word_embeddings: bool = True
     num_labels: int = 0
+    label_names: tuple[str, ...] = ()  # of the classes, in order; none, or num_labels of them
     pooler: bool = False  # a dense layer and tanh on the first token
     pooling: Literal["cls", "mean"] = "cls"
 
@@ -94,6 +95,9 @@ class TransformerConfig:
             ),
             "a classification head needs num_labels of at least 1": (
                 self.head != "classification" or self.num_labels >= 1
+            ),
+            f"{len(self.label_names)} label names for num_labels {self.num_labels}": (
+                len(self.label_names) in (0, self.num_labels)
             ),
             "dropout rates are at least 0 and below 1": (
                 0 <= self.hidden_dropout < 1 and 0 <= self.attention_dropout < 1

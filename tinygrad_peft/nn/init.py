@@ -37,7 +37,7 @@ class Init:
         return self.rng.uniform(-bound, bound, shape).astype(self.dtype)
 
     def kaiming_uniform(self, *shape: int) -> Array:
-        """U(±1/√in) for a weight (out, in): Kaiming's with a = √5 (He et al. 2015), as PyTorch has it."""
+        """U(±1/√in) for a weight (out, in): He et al. 2015 with a = √5, as PyTorch has it."""
         return self.uniform(*shape, bound=1 / math.sqrt(shape[1]) if shape[1] else 0.0)
 
 

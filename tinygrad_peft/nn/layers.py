@@ -4,7 +4,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import BoolArray, IntArray, Shape
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.module import Module, Parameter
 from tinygrad_peft.tensor import Tensor
@@ -48,7 +48,9 @@ class Linear(Module):
 class Embedding(Module):
     """A row of W (num_embeddings, embedding_dim) for each id: (...) -> (..., embedding_dim)."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, init: Init | None = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, init: Init | None = None
+    ) -> None:
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.weight = Parameter((init or Init()).normal(num_embeddings, embedding_dim, std=0.02))

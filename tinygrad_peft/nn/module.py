@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, listed, nearest
 from tinygrad_peft.tensor import Tensor
 
@@ -112,23 +112,25 @@ class Module:
         nothing has changed.
         """
         parameters = dict(self.named_parameters())
-        problems = _mismatches({p: t.shape for p, t in parameters.items()}, state)
+        shapes = {path: parameter.shape for path, parameter in parameters.items()}
+        problems = mismatches(shapes, {path: array.shape for path, array in state.items()})
         if problems:
             raise CheckpointError(f"the weights do not fit the model:\n{listed(problems)}")
         for path, parameter in parameters.items():
             parameter.data = np.asarray(state[path], parameter.dtype)
 
 
-def _mismatches(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Array]) -> list[str]:
-    missing = [path for path in shapes if path not in state]
-    unexpected = [path for path in state if path not in shapes]
+def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
+    """What is missing, unexpected, or of another shape, one sentence each."""
+    missing = [path for path in expected if path not in found]
+    unexpected = [path for path in found if path not in expected]
     return [
-        *(f"missing: {path} {shapes[path]}{nearest(path, unexpected, 1)}" for path in missing),
-        *(f"unexpected: {path} {state[path].shape}" for path in unexpected),
+        *(f"missing: {path} {expected[path]}{nearest(path, unexpected, 1)}" for path in missing),
+        *(f"unexpected: {path} {found[path]}" for path in unexpected),
         *(
-            f"wrong shape: {path} is {state[path].shape}, expected {shape}"
-            for path, shape in shapes.items()
-            if path in state and state[path].shape != shape
+            f"wrong shape: {path} is {found[path]}, expected {shape}"
+            for path, shape in expected.items()
+            if path in found and found[path] != shape
         ),
     ]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import ConfigError, TokenError
-from tinygrad_peft.nn import functional as F  # noqa: N812 - the name that everyone uses
+from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig
@@ -241,18 +241,26 @@ class Transformer(Module):
             )
         return F.cross_entropy(self.lm_head(hidden), targets, label_smoothing=label_smoothing)
 
-    def with_classifier(self, num_labels: int, *, pooling: str = "mean", seed: int = 0) -> None:
-        """Put a new classification head of `num_labels` in place of whatever head there is.
+    def with_classifier(
+        self, labels: int | Sequence[str], *, pooling: str = "mean", seed: int = 0
+    ) -> None:
+        """Put a new classification head in place of whatever head there is.
 
-        Its weight is drawn from `seed`, N(0, 0.02²), and its bias is zero. "cls" pooling goes
-        through the pooler where the checkpoint has one.
+        `labels` are the names of the classes, or how many there are. The head's weight is drawn
+        from `seed`, N(0, 0.02²), and its bias is zero. "cls" pooling goes through the pooler where
+        the checkpoint has one.
+
+        Raises ConfigError for another pooling, and for no labels.
         """
         if pooling not in ("cls", "mean"):
             raise ConfigError(f"pooling is 'cls' or 'mean', and not {pooling!r}")
+        names = () if isinstance(labels, int) else tuple(labels)
+        num_labels = labels if isinstance(labels, int) else len(names)
         self.config = dataclasses.replace(
             self.config,
             head="classification",
             num_labels=num_labels,
+            label_names=names,
             pooling="cls" if pooling == "cls" else "mean",
         )
         init = Init((seed, 1), next(self.parameters()).dtype)

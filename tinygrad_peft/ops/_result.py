@@ -3,13 +3,14 @@
 A plain op takes bare arrays and returns its value and one pullback for each of them:
 
     def mul(a: Array, b: Array) -> Result:
-        return a * b, (lambda g: unbroadcast(g * b, a.shape), lambda g: unbroadcast(g * a, b.shape))
+        left, right = a.shape, b.shape
+        return a * b, (lambda g: unbroadcast(g * b, left), lambda g: unbroadcast(g * a, right))
 
 `apply` drops the pullbacks of the inputs that need no gradient, and with them all they hold on to.
 
-A fused op is for gradients that share work. It is told first which inputs need one, so that it keeps
-and computes nothing for the others, and returns one pullback for all: its arrays are new ones, which
-`backward` may add into, and None for the inputs that need none.
+A fused op is for gradients that share work. It is told first which inputs need one, so that it
+keeps and computes nothing for the others, and returns one pullback for all: its arrays are new
+ones, which `backward` may add into, and None for the inputs that need none.
 """
 
 from collections.abc import Callable

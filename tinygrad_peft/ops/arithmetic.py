@@ -136,10 +136,17 @@ def _expand(g: Array, left: int, right: int) -> Array:
 
 
 # erf(x) = x P(x²)/Q(x²) on [-4, 4], a least-maximum fit: relative error 2.5e-8 before rounding.
-# From 3.92 on erf is 1 in float32, which the quotient gives there to the last bit: at 4 it does not,
-# and then x (1 + erf(x/√2)) would not end for a large negative x.
+# From 3.92 on erf is 1 in float32, which the quotient gives there to the last bit: at 4 it does
+# not, and x (1 + erf(x/√2)) would not vanish for a large negative x.
 _ERF_IS_ONE = np.float32(3.92)
-_ERF_P = (1.128379139, 1.935447367e-1, 5.310167976e-2, 3.883322928e-3, 2.845643426e-4, 1.986771531e-6)
+_ERF_P = (
+    1.128379139,
+    1.935447367e-1,
+    5.310167976e-2,
+    3.883322928e-3,
+    2.845643426e-4,
+    1.986771531e-6,
+)
 _ERF_Q = (1.0, 5.048571127e-1, 1.153498447e-1, 1.520721065e-2, 1.185563942e-3, 3.741997918e-5)
 _erf_exact = np.frompyfunc(math.erf, 1, 1)
 

@@ -112,7 +112,7 @@ def attention_packed(
     keep: BoolArray | None = None,
     rate: float = 0.0,
 ) -> FusedResult:
-    """`attention` of queries, keys and values that one projection made: (B, T, 3 H D) -> (B, T, H D).
+    """`attention` of one projection's queries, keys and values: (B, T, 3 H D) -> (B, T, H D).
 
     The gradient is written straight into one array of the input's shape.
     """
@@ -135,8 +135,9 @@ def attention_packed(
 
 
 def rotary(x: Array, *, cos: Array, sin: Array) -> Result:
-    """Turn each pair (xᵢ, xᵢ₊D/2) of x (B, T, H, D) by its position's angle (Su et al. 2021, eq. 34).
+    """Turn each pair (xᵢ, xᵢ₊D/2) of x (B, T, H, D) by its position's angle.
 
+    (Su et al. 2021, eq. 34.)
     cos and sin are (T, D/2), or (B, T, D/2) where rows start at different positions.
     """
     c, s = cos[..., None, :], sin[..., None, :]  # (..., T, 1, D/2)

@@ -67,7 +67,8 @@ def check_ids(ids: IntArray, count: int) -> None:
     if ids.size and (ids.min() < 0 or ids.max() >= count):
         place = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= count))[0])
         raise TokenError(
-            f"token id {int(ids[place])} at position {place} is outside the vocabulary 0..{count - 1}"
+            f"token id {int(ids[place])} at position {place} "
+            f"is outside the vocabulary 0..{count - 1}"
         )
 
 

@@ -53,7 +53,9 @@ def concatenate(*arrays: Array, axis: int = 0) -> Result:
     def part(start: int, end: int) -> Pullback:
         return lambda g: np.take(g, np.arange(start, end), axis=axis)
 
-    pullbacks = tuple(part(int(e) - a.shape[axis], int(e)) for a, e in zip(arrays, ends, strict=True))
+    pullbacks = tuple(
+        part(int(e) - a.shape[axis], int(e)) for a, e in zip(arrays, ends, strict=True)
+    )
     return np.concatenate(arrays, axis=axis), pullbacks
 
 

@@ -1,0 +1,93 @@
+# Each target sets up what it needs: a fresh clone, make and Python 3.11 or newer are enough.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+PEERS := .venv-peers
+READY := $(VENV)/.ready
+PEERS_READY := $(PEERS)/.ready
+
+# A distribution of its own, installed as a user would: it shows that built-ins have no privilege.
+THIRD_PARTY := tests/plugins/ia3_distribution
+THIRD_PARTY_FILES := $(wildcard $(THIRD_PARTY)/pyproject.toml)
+INSTALL_THIRD_PARTY := $(if $(THIRD_PARTY_FILES),-e $(THIRD_PARTY))
+
+PIP_INSTALL := bin/python -m pip install --quiet --quiet --disable-pip-version-check
+
+# Test workers share the cores; each with BLAS threads of its own would only get in the way.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytest
+# Some machines select slower kernels in their environment, which no measurement should use.
+MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test format-check lint types imports unit interop bench wheel-test format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## fine-tune a real model on real data, in about two minutes
+	@$(VENV)/bin/python -m tinygrad_peft.cli.demo
+
+test: format-check lint types imports unit ## everything that a change must pass
+
+format-check: $(READY)
+	$(VENV)/bin/ruff format --check
+
+lint: $(READY)
+	$(VENV)/bin/ruff check
+
+types: $(READY)
+	$(VENV)/bin/mypy
+
+imports: $(READY)
+	$(VENV)/bin/lint-imports --no-logo
+
+unit: $(READY) ## the tests alone
+	$(PYTEST) -n $(WORKERS)
+
+interop: $(PEERS_READY) ## the same numbers as torch, transformers and PEFT
+	OPENBLAS_NUM_THREADS=1 $(PEERS)/bin/pytest tests/interop -m interop
+
+bench: $(PEERS_READY) ## speed and memory, beside torch
+	$(MEASURE) $(PEERS)/bin/pytest tests/benchmarks -m bench -s
+
+wheel-test: ## the tests against the built wheel, without the extras
+	@$(CHECK_PYTHON)
+	PYTHON="$(PYTHON)" .ci/wheel-test
+
+format: $(READY) ## format the code and repair what ruff can
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean: ## remove everything that make has made
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml $(THIRD_PARTY_FILES)
+	@$(CHECK_PYTHON)
+	@echo "Installing tinygrad_peft and its tools into $(VENV)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli]' $(INSTALL_THIRD_PARTY)
+	@touch $@
+
+$(PEERS_READY): pyproject.toml $(THIRD_PARTY_FILES)
+	@$(CHECK_PYTHON)
+	@echo "Installing tinygrad_peft, torch, transformers and PEFT into $(PEERS)"
+	@"$(PYTHON)" -m venv $(PEERS)
+	@$(PEERS)/$(PIP_INSTALL) -e '.[peers,test,text,gguf,cli]' $(INSTALL_THIRD_PARTY)
+	@touch $@
+
+NEEDS_PYTHON := "tinygrad_peft needs Python 3.11 or newer, for example: make PYTHON=python3.12"
+
+# ensurepip is what Debian splits off from venv.
+define CHECK_PYTHON
+fail() { echo "$$*" >&2; exit 1; }; \
+command -v "$(PYTHON)" > /dev/null || fail "'$(PYTHON)' was not found;" $(NEEDS_PYTHON); \
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	fail "'$(PYTHON)' is $$("$(PYTHON)" --version 2>&1);" $(NEEDS_PYTHON); \
+"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || \
+	fail "'$(PYTHON)' cannot make virtual environments: install its venv module" \
+		"(on Debian and Ubuntu: apt install python3-venv)"
+endef

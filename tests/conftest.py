@@ -1,0 +1,40 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no deadline: a busy machine is no failure.
+settings.register_profile("tinygrad_peft", deadline=None, derandomize=True)
+settings.load_profile("tinygrad_peft")
+
+TESTS = Path(__file__).parent
+MARKER_OF_FOLDER = {"interop": "interop", "benchmarks": "bench"}
+PEERS = ("torch", "transformers", "peft")
+
+# Without the peers these files cannot be imported; `make interop` and `make bench` install them.
+missing_peers = [name for name in PEERS if find_spec(name) is None]
+collect_ignore = list(MARKER_OF_FOLDER) if missing_peers else []
+
+
+def pytest_report_header() -> str | None:
+    if not missing_peers:
+        return None
+    return f"not collected: {', '.join(collect_ignore)} ({', '.join(missing_peers)} not installed)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            continue
+        marker = MARKER_OF_FOLDER.get(item.path.relative_to(TESTS).parts[0])
+        if marker is not None:
+            item.add_marker(marker)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator that starts alike in every test, whichever tests run and in whatever order."""
+    return np.random.default_rng(0)

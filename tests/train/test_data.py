@@ -1,0 +1,314 @@
+"""Reading examples and encoding them."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tinygrad_peft.errors import DataError
+from tinygrad_peft.train.data import (
+    IGNORED,
+    ClassificationExample,
+    CompletionExample,
+    Encoded,
+    TextExample,
+    encode_causal,
+    encode_classification,
+    label_names,
+    read_examples,
+)
+
+Write = Callable[[str, str | bytes], Path]
+
+
+class Letters:
+    """One token per character, its code point; the given ids at the ends."""
+
+    def __init__(self, bos_id: int | None = None, eos_id: int | None = 0) -> None:
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_length: int | None = None
+    ) -> list[int]:
+        start = [self.bos_id] if add_special_tokens and self.bos_id is not None else []
+        return [*start, *map(ord, text)][:max_length]
+
+
+class Closing(Letters):
+    """Ends every text with the end-of-sequence token, as T5's tokenizer does."""
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_length: int | None = None
+    ) -> list[int]:
+        return super().encode(text)[:max_length] + ([0] if add_special_tokens else [])
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_file
+
+
+def message(path: Path, task: str = "sequence-classification") -> str:
+    with pytest.raises(DataError) as caught:
+        read_examples(path, task)  # type: ignore[call-overload]
+    return str(caught.value)
+
+
+# ---------- reading ----------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json-lines", "A.JSONL"])
+def test_classification_is_read_from_json_lines(write: Write, name: str) -> None:
+    path = write(name, '{"text": "good", "label": "pos"}\n\n{"text": "bad", "label": "neg"}')
+    assert read_examples(path, "sequence-classification") == [
+        ClassificationExample("good", "pos"),
+        ClassificationExample("bad", "neg"),
+    ]
+
+
+def test_classification_is_read_from_csv_with_quotes_and_line_breaks(write: Write) -> None:
+    path = write("a.csv", 'id,label,text\r\n1,pos,"good,\n""very"" good"\r\n\r\n2,neg,bad\r\n')
+    assert read_examples(path, "sequence-classification") == [
+        ClassificationExample('good,\n"very" good', "pos"),
+        ClassificationExample("bad", "neg"),
+    ]
+
+
+def test_causal_examples_are_texts_or_prompts_with_completions(write: Write) -> None:
+    texts = write("a.jsonl", '{"text": "once", "source": null}\n')
+    pairs = write("b.csv", "prompt,completion\nA:, b\n")
+    assert read_examples(texts, "causal-lm") == [TextExample("once")]
+    assert read_examples(pairs, "causal-lm") == [CompletionExample("A:", " b")]
+
+
+def test_labels_in_json_become_text_as_json_spells_them(write: Write) -> None:
+    rows = [{"text": "x", "label": label} for label in (3, True, False, "a")]
+    path = write("a.jsonl", "\n".join(map(json.dumps, rows)))
+    labels = [example.label for example in read_examples(path, "sequence-classification")]
+    assert labels == ["3", "true", "false", "a"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_byte_order_mark_is_not_part_of_the_text(write: Write, name: str) -> None:
+    content = {"a.jsonl": '{"text": "x"}', "a.csv": "text\nx\n"}[name]
+    assert read_examples(write(name, b"\xef\xbb\xbf" + content.encode()), "causal-lm") == [
+        TextExample("x")
+    ]
+
+
+def test_unicode_line_separators_inside_a_string_do_not_end_the_line(write: Write) -> None:
+    path = write("a.jsonl", '{"text": "a\u2028b\x85c"}\r\n')
+    assert read_examples(path, "causal-lm") == [TextExample("a\u2028b\x85c")]
+
+
+def test_all_bad_lines_are_told_at_once(write: Write) -> None:
+    path = write(
+        "a.jsonl",
+        '{"text": "fine", "label": "a"}\n'
+        "{\n"
+        '{"text": "x", "lable": "a"}\n'
+        '{"text": 7, "label": "a"}\n'
+        '{"text": "x", "label": 0.5}\n'
+        '{"text": " ", "label": "a"}\n'
+        '{"text": "x", "text": "y", "label": "a"}\n'
+        "[1]\n"
+        "{}\n"
+        '{"text": "x", "label": null}\n'
+        '{"text": "x", "label": ""}\n',
+    )
+    assert message(path).splitlines() == [
+        f"{path} cannot be used for sequence-classification: 10 bad lines",
+        "  line 2: not a JSON object: Input data was truncated",
+        "  line 3: expected 'text' and 'label', got 'text', 'lable'",
+        "  line 4: Expected `str`, got `int` - at `$.text`",
+        "  line 5: Expected `bool | int | str`, got `float` - at `$.label`",
+        "  line 6: 'text' is empty",
+        "  line 7: given more than once: 'text'",
+        "  line 8: not a JSON object: Expected `object`, got `array`",
+        "  line 9: expected 'text' and 'label', got no fields",
+        "  line 10: Expected `bool | int | str`, got `null` - at `$.label`",
+        "  line 11: 'label' is empty",
+    ]
+
+
+def test_lines_with_the_same_problem_share_one_message(write: Write) -> None:
+    path = write("a.csv", "text,lable\n" + "x,y\n" * 50)
+    assert message(path).splitlines() == [
+        f"{path} cannot be used for sequence-classification: 50 bad lines",
+        "  lines 2, 3, 4 and 47 more: expected 'text' and 'label', got 'text', 'lable'",
+    ]
+
+
+def test_only_the_first_ten_problems_are_shown(write: Write) -> None:
+    rows = "\n".join(f'{{"field{number}": 1}}' for number in range(14))
+    lines = message(write("a.jsonl", rows), "causal-lm").splitlines()
+    assert len(lines) == 12
+    assert lines[0].endswith("14 bad lines")
+    assert lines[-1] == "  and 4 more kinds of problem"
+
+
+def test_texts_and_completions_do_not_mix_in_one_file(write: Write) -> None:
+    path = write("a.jsonl", '{"text": "x"}\n{"prompt": "x", "completion": "y"}\n')
+    assert "line 2: expected 'text' as in line 1, got 'prompt' and 'completion'" in message(
+        path, "causal-lm"
+    )
+
+
+def test_a_row_that_is_both_a_text_and_a_completion_is_refused(write: Write) -> None:
+    path = write("a.jsonl", '{"text": "x", "prompt": "x", "completion": "y"}\n')
+    assert "expected 'text', or 'prompt' and 'completion', got 'text', 'prompt'" in message(
+        path, "causal-lm"
+    )
+
+
+def test_csv_rows_are_as_wide_as_the_header(write: Write) -> None:
+    path = write("a.csv", "text,label\nx,y,z\nx\n")
+    shown = message(path)
+    assert "line 2: expected 2 columns as in the header, got 3" in shown
+    assert "line 3: expected 2 columns as in the header, got 1" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("text,text\nx,y\n", "line 1: not CSV: given more than once: 'text'"),
+        ('text\n"never closed\n', "not CSV: unexpected end of data"),
+        ('text\n"x"y\n', "line 2: not CSV: ',' expected after '\"'"),
+    ],
+)
+def test_broken_csv_is_told_with_its_line(write: Write, content: str, told: str) -> None:
+    assert told in message(write("a.csv", content), "causal-lm")
+
+
+def test_deep_nesting_and_lone_surrogates_are_bad_lines(write: Write) -> None:
+    deep = '{"text": "x", "more": ' + "[" * 100_000 + "}"
+    shown = message(write("a.jsonl", deep + '\n{"text": "\\ud800"}\n'), "causal-lm")
+    assert "line 1: not a JSON object: nested too deeply" in shown
+    assert "line 2: not a JSON object" in shown
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff"])
+def test_an_empty_file_is_an_error(write: Write, content: str) -> None:
+    path = write("a.jsonl", content)
+    assert message(path) == f"{path} holds no examples: expected at least one"
+    assert "holds no examples" in message(write("a.csv", content))
+    assert "holds no examples" in message(write("b.csv", "text,label\n"))
+
+
+def test_bytes_that_are_not_utf8_are_told_with_their_line(write: Write) -> None:
+    path = write("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n{"text": "caf\xe9"}\n')
+    assert message(path) == f"{path} is not UTF-8: line 2 holds the byte 0xe9"
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert message(path) == f"cannot read {path}: No such file or directory"
+
+
+def test_an_unknown_extension_is_an_error(write: Write) -> None:
+    path = write("a.txt", "x")
+    assert message(path) == (
+        f"cannot tell the format of {path}: expected an extension of .jsonl, .json-lines, .csv, "
+        "got .txt"
+    )
+
+
+# ---------- labels ----------
+
+
+def test_label_names_are_sorted_by_number_where_all_are_numbers() -> None:
+    def names(*labels: str) -> tuple[str, ...]:
+        return label_names([ClassificationExample("x", label) for label in labels])
+
+    assert names("10", "9", "-1", "9") == ("-1", "9", "10")
+    assert names("10", "9", "b") == ("10", "9", "b")
+
+
+# ---------- encoding ----------
+
+
+def test_classification_labels_become_their_places() -> None:
+    examples = [ClassificationExample("ab", "yes"), ClassificationExample("c", "no")]
+    encoded = encode_classification(examples, ("no", "yes"), Letters(), max_length=1)
+    assert encoded == [Encoded((97,), 1), Encoded((99,), 0)]
+
+
+def test_labels_that_training_does_not_know_are_all_told() -> None:
+    examples = [ClassificationExample("x", label) for label in ("positiv", "positive", "q", "q")]
+    with pytest.raises(DataError) as caught:
+        encode_classification(examples, ("negative", "positive"), Letters())
+    assert str(caught.value).splitlines() == [
+        "labels that training does not know ('negative', 'positive'):",
+        "  'positiv' in 1 of 4 examples; did you mean 'positive'?",
+        "  'q' in 2 of 4 examples",
+    ]
+
+
+def test_a_text_without_a_token_cannot_be_classified() -> None:
+    with pytest.raises(DataError, match="a text has no token: 'x'"):
+        encode_classification([ClassificationExample("x", "a")], ("a",), Letters(), max_length=0)
+
+
+def test_every_token_of_a_text_is_supervised() -> None:
+    assert encode_causal([TextExample("abc")], Letters(bos_id=1), 3) == [
+        Encoded((1, 97, 98), (1, 97, 98))
+    ]
+
+
+def test_only_the_completion_and_its_end_are_supervised() -> None:
+    encoded = encode_causal([CompletionExample("ab", "cd")], Letters(bos_id=1))
+    assert encoded == [Encoded((1, 97, 98, 99, 100, 0), (IGNORED, IGNORED, IGNORED, 99, 100, 0))]
+
+
+def test_a_tokenizer_without_an_end_token_adds_none() -> None:
+    encoded = encode_causal([CompletionExample("a", "b")], Letters(eos_id=None))
+    assert encoded == [Encoded((97, 98), (IGNORED, 98))]
+
+
+def test_a_prompt_is_not_closed_before_its_completion() -> None:
+    encoded = encode_causal([CompletionExample("a", "b")], Closing())
+    assert encoded == [Encoded((97, 98, 0), (IGNORED, 98, 0))]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "ids", "prompt_length"),
+    [
+        (8, [1, *b"abcd", *b"ef", 0], 5),
+        (6, [1, *b"cd", *b"ef", 0], 3),  # the prompt loses its start, not its first special token
+        (4, [*b"d", *b"ef", 0], 1),
+        (3, [*b"d", *b"ef"], 1),  # a completion that was cut does not end
+        (2, [*b"d", *b"e"], 1),
+    ],
+)
+def test_truncation_spares_the_completion(
+    max_length: int, ids: list[int], prompt_length: int
+) -> None:
+    example = CompletionExample("abcd", "ef")
+    [encoded] = encode_causal([example], Letters(bos_id=1), max_length)
+    labels = (IGNORED,) * prompt_length + tuple(ids[prompt_length:])
+    assert encoded == Encoded(tuple(ids), labels)
+
+
+def test_examples_with_nothing_to_predict_are_dropped_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    examples = [TextExample("abc"), TextExample("a"), TextExample("b")]
+    with caplog.at_level(logging.WARNING):
+        encoded = encode_causal(examples, Letters(), 64)
+    assert [row.input_ids for row in encoded] == [(97, 98, 99)]
+    assert caplog.messages == [
+        "2 of 3 examples have nothing to predict within 64 tokens and are left out"
+    ]
+
+
+def test_nothing_to_predict_at_all_is_an_error() -> None:
+    with pytest.raises(DataError, match="1 of 1 examples have nothing to predict within 1 tokens"):
+        encode_causal([CompletionExample("a", "b")], Letters(), 1)

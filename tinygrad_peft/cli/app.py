@@ -1,0 +1,261 @@
+"""The commands and their options.
+
+Only click is imported here. A command imports what it runs when it runs, so that help is there at
+once.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tinygrad_peft.errors import TinygradPeftError
+
+if TYPE_CHECKING:
+    from tinygrad_peft.models import SaveDtype
+
+__all__ = ["cli", "run"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+METHOD_HELP = (
+    "A method and its settings: lora:r=8,lora_alpha=16,target_modules=query+value; lists are "
+    "joined by +, and lora:{...} takes JSON. Several are applied in their order."
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit status; what goes wrong is told in plain lines.
+
+    0: done; 1: a fault of this program; 2: something that the user can mend; 130: Ctrl-C.
+    """
+    if "--debug" in arguments:
+        return _call([argument for argument in arguments if argument != "--debug"])
+    try:
+        return _call(arguments)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("stopped by Ctrl-C", 130)
+    except Exception as error:  # noqa: BLE001 - no traceback without --debug
+        return _fail(*_explained(error))
+
+
+def _call(arguments: Sequence[str]) -> int:
+    status: int | None = cli.main(list(arguments), standalone_mode=False)
+    return status or 0
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit status."""
+    if isinstance(error, TinygradPeftError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 2
+    if isinstance(error, MemoryError):
+        return "out of memory: try a smaller --batch-size or --max-length", 2
+    kind = type(error).__name__
+    return f"internal error: {kind}: {error} (--debug shows where; please report it)", 1
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"tinygrad-peft: {message}", file=sys.stderr)
+    return status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tinygrad-peft", prog_name="tinygrad-peft")
+def cli() -> None:
+    """Fine-tune real transformers on a CPU with PEFT methods that are all plugins.
+
+    Every command takes --json for one JSON object on standard output, and --debug for a traceback
+    where something goes wrong.
+    """
+
+
+def _as_json(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object, and no more.")(
+        command
+    )
+
+
+def _model(command: F) -> F:
+    return click.option(
+        "--model",
+        required=True,
+        help="A folder in Hugging Face layout, a .gguf file, or a name that fetch knows.",
+    )(command)
+
+
+def _adapter(*, required: bool) -> Callable[[F], F]:
+    return click.option(
+        "--adapter",
+        type=click.Path(path_type=Path),
+        required=required,
+        help="A folder that finetune wrote.",
+    )
+
+
+def _method(command: F) -> F:
+    return click.option(
+        "--method", "methods", multiple=True, required=True, metavar="SPEC", help=METHOD_HELP
+    )(command)
+
+
+@cli.command()
+@_as_json
+def methods(*, as_json: bool) -> None:
+    """List the plugins, their distributions, and their methods with all settings."""
+    from tinygrad_peft.cli.listing import show_methods
+
+    show_methods(as_json=as_json)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--verify", is_flag=True, help="Hash again what is in the cache already.")
+@_as_json
+def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
+    """Get a real model or data set into the cache, its checksum verified.
+
+    NAME is minilm-l6, smollm2, movie-reviews or devils-dictionary.
+    """
+    from tinygrad_peft.cli.fetching import fetch_all
+
+    fetch_all(names, verify=verify, as_json=as_json)
+
+
+@cli.command()
+@_model
+@click.option("--train", "train_data", required=True, help="JSON lines or CSV to train on.")
+@click.option("--eval", "eval_data", help="JSON lines or CSV to evaluate on.")
+@click.option("--task", type=click.Choice(["causal-lm", "sequence-classification"]), required=True)
+@_method
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
+@click.option("--epochs", type=int, default=1, show_default=True)
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="The peak learning rate.")
+@click.option("--batch-size", type=int, default=32, show_default=True)
+@click.option("--accumulation", type=int, default=1, show_default=True, help="Batches a step.")
+@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens at most.")
+@click.option("--max-steps", type=int, help="Stop after so many steps.")
+@click.option("--eval-every", type=int, default=0, help="Steps between evaluations; 0: an epoch.")
+@click.option("--warmup", type=float, default=0.06, show_default=True, help="Share of all steps.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["linear", "cosine", "constant"]),
+    default="linear",
+    show_default=True,
+)
+@click.option(
+    "--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True
+)
+@click.option("--weight-decay", type=float, default=0.0, show_default=True)
+@click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="0: no clipping.")
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls"]),
+    default="mean",
+    show_default=True,
+    help="What a new classification head sees.",
+)
+@click.option("--quiet", is_flag=True, help="No progress display.")
+@_as_json
+def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> None:  # noqa: ANN401 - as click gives them
+    """Train the methods' parameters on a data set, and save the adapter.
+
+    The folder gets adapter_config.json, adapter_model.safetensors, recipe.json, metrics.json and
+    log.jsonl.
+    """
+    from tinygrad_peft.cli.finetuning import FinetuneOptions, finetune
+
+    options = FinetuneOptions(**settings)
+    sys.exit(finetune(options, as_json=as_json, quiet=quiet))
+
+
+@cli.command()
+@_model
+@_adapter(required=False)
+@click.option("--data", required=True, help="JSON lines or CSV.")
+@click.option("--batch-size", type=int, default=32, show_default=True)
+@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens at most.")
+@_as_json
+def evaluate(
+    *,
+    model: str,
+    adapter: Path | None,
+    data: str,
+    batch_size: int,
+    max_length: int,
+    as_json: bool,
+) -> None:
+    """Loss, and accuracy or perplexity, of a model with its adapter on a data set."""
+    from tinygrad_peft.cli.evaluating import evaluate_data
+
+    evaluate_data(model, adapter, data, batch_size, max_length, as_json=as_json)
+
+
+@cli.command()
+@_model
+@_adapter(required=False)
+@click.option("--prompt", required=True, help="The text to go on from.")
+@click.option("--max-new-tokens", type=int, default=50, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@_as_json
+def generate(
+    *,
+    model: str,
+    adapter: Path | None,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Go on from a prompt."""
+    from tinygrad_peft.cli.generating import Sampling, generate_text
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    generate_text(model, adapter, prompt, sampling, as_json=as_json)
+
+
+@cli.command()
+@_model
+@_adapter(required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+)
+@_as_json
+def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: bool) -> None:
+    """Fold an adapter into its model: a plain checkpoint that transformers loads."""
+    from tinygrad_peft.cli.merging import merge_adapter
+
+    merge_adapter(model, adapter, out, dtype, as_json=as_json)
+
+
+@cli.command()
+@click.option("--shape", help="A named shape, such as llama-7b, gpt2 or bert-base.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="A config.json, or the folder it is in."
+)
+@_method
+@_as_json
+def count(
+    *, shape: str | None, config: Path | None, methods: tuple[str, ...], as_json: bool
+) -> None:
+    """Parameters that methods train on a model of some shape; no weights are needed."""
+    from tinygrad_peft.cli.counting import count_parameters
+
+    count_parameters(shape, config, methods, as_json=as_json)

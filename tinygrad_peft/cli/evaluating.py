@@ -1,0 +1,37 @@
+"""`tinygrad-peft evaluate`."""
+
+from pathlib import Path
+
+from tinygrad_peft.cli.fetching import data_path, model_path
+from tinygrad_peft.cli.loading import load_adapted, task_of
+from tinygrad_peft.cli.output import columns, emit
+from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.train.data import encode_examples, read_examples
+from tinygrad_peft.train.evaluate import evaluate
+
+__all__ = ["evaluate_data"]
+
+
+def evaluate_data(
+    model: str, adapter: Path | None, data: str, batch_size: int, max_length: int, *, as_json: bool
+) -> None:
+    """Print the loss, and the accuracy or the perplexity, of a model on a data set."""
+    tokenizer = load_tokenizer(model_path(model))
+    adapted = load_adapted(model, adapter)
+    task = task_of(adapted)
+    examples = read_examples(data_path(data, "test"), task)
+    encoded = encode_examples(examples, tokenizer, max_length, adapted.config.label_names)
+    metrics = evaluate(adapted, encoded, batch_size=batch_size, pad_id=tokenizer.pad_id or 0)
+    values = {
+        "examples": len(encoded),
+        "labels": metrics.labels,
+        "loss": metrics.loss,
+        "accuracy": metrics.accuracy,
+        "perplexity": metrics.perplexity,
+    }
+    rows = [(name, _number(value)) for name, value in values.items() if value is not None]
+    emit(values, columns(rows), as_json=as_json)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,50 @@
+"""The plugin host, recipes, and the model that a recipe was applied to."""
+
+from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.composition import Record, Rewrite, apply_recipe
+from tinygrad_peft.peft.config import (
+    PeftConfig,
+    TargetedConfig,
+    config_from_dict,
+    config_to_dict,
+    parse_method,
+)
+from tinygrad_peft.peft.counting import count_recipe
+from tinygrad_peft.peft.events import (
+    AffineShape,
+    Applied,
+    Draft,
+    ModelShape,
+    ParameterCount,
+    StepEnded,
+)
+from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
+from tinygrad_peft.peft.model import PeftModel, get_peft_model
+from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+
+__all__ = [
+    "AffineShape",
+    "Applied",
+    "Draft",
+    "Host",
+    "ModelShape",
+    "ParameterCount",
+    "PeftConfig",
+    "PeftModel",
+    "PluginInfo",
+    "Record",
+    "Rewrite",
+    "Seam",
+    "Site",
+    "StepEnded",
+    "TargetedConfig",
+    "apply_recipe",
+    "capture_seams",
+    "config_from_dict",
+    "config_to_dict",
+    "count_recipe",
+    "get_peft_model",
+    "hookimpl",
+    "hookspecs",
+    "parse_method",
+]

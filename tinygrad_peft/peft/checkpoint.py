@@ -1,0 +1,214 @@
+"""Adapters on disk.
+
+A folder holds `recipe.json`, which lists the steps in their order, and for each step an
+`adapter_config.json` and an `adapter_model.safetensors` in Hugging Face PEFT's layout: beside it if
+there is one step, in a folder of its own if there are several. A tensor is called
+`base_model.model.`, the place in the checkpoint's names, and the parameter's own name there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from safetensors.numpy import save as safetensors_bytes
+
+from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
+from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
+from tinygrad_peft.nn import Parameter, Transformer
+from tinygrad_peft.nn.module import mismatches
+from tinygrad_peft.peft.composition import Record
+from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
+from tinygrad_peft.peft.host import Host
+
+__all__ = ["Head", "load_adapter", "read_head", "read_recipe", "save_adapter"]
+
+CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
+PICKLE = "adapter_model.bin"
+PREFIX = "base_model.model."
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head by its settings."""
+
+    num_labels: int
+    pooling: Literal["cls", "mean"]
+    label_names: tuple[str, ...] = ()
+
+
+def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
+    """Write all steps of a record, and the recipe last, when the rest is there."""
+    folders = _folders(record.recipe)
+    for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
+        folder = directory / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            PREFIX + path: np.ascontiguousarray(p.data)
+            for path, p in sorted(record.named_parameters(step).items())
+        }
+        with replacing(folder / WEIGHTS) as file:
+            file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
+        settings = config_to_dict(config) | {
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            "task_type": _task_type(model),
+        }
+        _write_json(folder / CONFIG, dict(sorted(settings.items())))
+    _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, "base": _base(model)})
+
+
+def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
+    """The configs of a folder's steps, in their order.
+
+    Raises:
+        CheckpointError: files that are missing or are not what they should be.
+        PluginError: no plugin provides a step's method.
+        ConfigError: settings that a method does not have.
+    """
+    return tuple(_read_config(directory / name / CONFIG, host) for name in _steps(directory))
+
+
+def read_head(directory: Path) -> Head | None:
+    """The classification head that the adapter in a folder was trained with, if it had one.
+
+    Raises CheckpointError where recipe.json is broken.
+    """
+    path = directory / RECIPE
+    base = read_json_object(path).get("base") if path.exists() else None
+    if not isinstance(base, dict) or base.get("head") != "classification":
+        return None
+    try:
+        return msgspec.convert(base, Head)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: base: {error}") from None
+
+
+def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
+    """Give the record's parameters the values in a folder.
+
+    Raises CheckpointError, which lists every tensor that is missing, unexpected, of another shape
+    or not of floats, and the shapes of the base that it was made for; then nothing has changed.
+    """
+    folders = _steps(directory)
+    if len(folders) != len(record.recipe):
+        raise CheckpointError(f"{directory}: {len(folders)} steps for {len(record.recipe)}")
+    tensors: list[tuple[Parameter, StoredTensor]] = []
+    problems: list[str] = []
+    for step, name in enumerate(folders):
+        path = directory / name / WEIGHTS
+        wanted = {PREFIX + k: p for k, p in record.named_parameters(step).items()}
+        found = _stored(path)
+        problems += _differences(wanted, found, name)
+        tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
+    if problems:
+        made_for = _mismatched_base(model, directory)
+        raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
+    arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
+    for (parameter, _), array in zip(tensors, arrays, strict=True):
+        parameter.data = array
+
+
+def _stored(path: Path) -> dict[str, StoredTensor]:
+    """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
+    if not path.exists() and path.with_name(PICKLE).exists():
+        raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
+    return read_header(path)
+
+
+_BASE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_HEAD = ("head", "num_labels", "pooling", "label_names")
+
+
+def _base(model: Transformer) -> dict[str, object]:
+    settings = asdict(model.config)
+    kept = _BASE + (_HEAD if model.classifier is not None else ())
+    return {name: settings[name] for name in kept}
+
+
+def _mismatched_base(model: Transformer, directory: Path) -> str:
+    """What the adapter's base had other than `model`, where the folder says."""
+    if not (directory / RECIPE).exists():
+        return ""
+    base = read_json_object(directory / RECIPE).get("base")
+    if not isinstance(base, dict):
+        return ""
+    own = _base(model)
+    different = [
+        f"{k} {base.get(k)!r}, and this is {v!r}" for k, v in own.items() if base.get(k) != v
+    ]
+    return f" it was made for a model of {'; '.join(different)}" if different else ""
+
+
+def _task_type(model: Transformer) -> str | None:
+    if model.classifier is not None:
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if model.lm_head is not None else "FEATURE_EXTRACTION"
+
+
+def _folders(recipe: Sequence[PeftConfig]) -> list[str]:
+    if len(recipe) == 1:
+        return ["."]
+    return [f"{step}-{config.peft_type.lower()}" for step, config in enumerate(recipe)]
+
+
+def _steps(directory: Path) -> list[str]:
+    """The folders of the steps; a folder without recipe.json is one step, as PEFT writes it."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder")
+    if not (directory / RECIPE).exists():
+        if not (directory / CONFIG).exists():
+            raise CheckpointError(f"{directory}: neither {RECIPE} nor {CONFIG} is there")
+        return ["."]
+    recipe = read_json_object(directory / RECIPE)
+    if recipe.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{directory / RECIPE}: format {recipe.get('format')!r} is not {FORMAT}"
+        )
+    steps = recipe.get("steps")
+    if not isinstance(steps, list) or not steps or not all(_is_plain_name(s) for s in steps):
+        raise CheckpointError(f"{directory / RECIPE}: steps must be a list of folder names")
+    return steps
+
+
+def _is_plain_name(name: object) -> bool:
+    """Whether a step's folder is the folder itself or one directly in it."""
+    return isinstance(name, str) and (name == "." or (name == Path(name).name and name != ".."))
+
+
+def _read_config(path: Path, host: Host) -> PeftConfig:
+    values = read_json_object(path)
+    name = str(values.get("peft_type", "")).lower()
+    methods = host.methods()
+    if name not in methods:
+        raise PluginError(
+            f"{path}: no installed plugin provides the method {name!r}"
+            f"{nearest(name, methods)} (there are: {', '.join(methods) or 'none'})"
+        )
+    return config_from_dict(methods[name], values, f"{path}: ")
+
+
+def _differences(
+    wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], folder: str
+) -> list[str]:
+    where = "" if folder == "." else f"{folder}: "
+    problems = mismatches(
+        {key: parameter.shape for key, parameter in wanted.items()},
+        {key: tensor.shape for key, tensor in found.items()},
+    )
+    problems += [
+        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+        for key, tensor in found.items()
+        if key in wanted and tensor.dtype not in FLOATS
+    ]
+    return [where + problem for problem in problems]
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,174 @@
+"""The settings of a method, and how they are read from JSON and from the command line."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from tinygrad_peft.errors import ConfigError, listed, nearest
+
+__all__ = ["PeftConfig", "TargetedConfig", "config_from_dict", "config_to_dict", "parse_method"]
+
+C = TypeVar("C", bound="PeftConfig")
+
+# What Hugging Face PEFT notes in every adapter_config.json beside the method's own settings.
+_BOOKKEEPING = frozenset(
+    (
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type"),
+        *("peft_version", "revision", "task_type"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftConfig:
+    """The base of every method's settings: a frozen dataclass, whose class is the method.
+
+    `peft_type` is the method's name in upper case, as Hugging Face PEFT writes it.
+    `modules_to_save` names modules to be trained whole and saved beside the method, by whole
+    segments of their paths.
+    """
+
+    peft_type: ClassVar[str]
+    modules_to_save: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # so that a config can be compared and never changes
+                object.__setattr__(self, field.name, tuple(value))
+        if isinstance(self.modules_to_save, str):
+            raise ConfigError("modules_to_save is a list of names, and not one string")
+        problems = list(self.problems())
+        if problems:
+            raise ConfigError(f"{type(self).__name__} cannot be:\n{listed(problems)}")
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings: a subclass adds its own to super().problems()."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedConfig(PeftConfig):
+    """Settings of a method that rewrites chosen modules.
+
+    target_modules: a list of names, each of which matches a path that is it or ends with "." and
+        it; or one regular expression that matches a whole path; or "all-linear", every affine layer
+        but the model's head; or None, the method's usual targets in the model's family.
+    exclude_modules: names or a regular expression of the same kind, to be left alone.
+    layers_to_transform: only the layers of these numbers (the first number in a path), all others
+        being left alone; a target that is a whole path is taken in any case.
+    """
+
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: str | Sequence[str] | None = None
+    layers_to_transform: int | Sequence[int] | None = None
+
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
+
+    def problems(self) -> list[str]:
+        """Regular expressions that do not compile, and empty lists."""
+        found = super().problems()
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    re.compile(value)
+                except re.error as error:
+                    found.append(f"{name}={value!r} is no regular expression: {error}")
+        if self.target_modules is not None and not self.target_modules:
+            found.append("target_modules is empty: leave it out for the method's usual targets")
+        return found
+
+
+def config_to_dict(config: PeftConfig) -> dict[str, object]:
+    """The settings as JSON values, with `peft_type` first."""
+    values: dict[str, object] = msgspec.to_builtins(config)
+    return {"peft_type": config.peft_type, **values}
+
+
+def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "") -> C:
+    """Settings of a class from JSON values, strictly.
+
+    A key that the class does not have is an error, unless its value asks for nothing (null, false,
+    an empty list or object), as newer versions write for features that are off.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type (with its path) or impossible.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    extra = {key: v for key, v in values.items() if key not in known | _BOOKKEEPING}
+    asking = [key for key, v in extra.items() if not _asks_nothing(v)]
+    if asking:
+        raise ConfigError(
+            f"{where}{kind.__name__} does not know:\n"
+            + listed(f"{key} = {extra[key]!r}{nearest(key, known)}" for key in asking)
+        )
+    return _convert(kind, {k: v for k, v in values.items() if k in known}, where, strict=True)
+
+
+def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConfig:
+    """A config from the command line: `lora:r=8,target_modules=query+value`, or `lora:{JSON}`.
+
+    Lists are joined by `+`; the method's name is that of `methods`, in any case.
+
+    Raises:
+        ConfigError: an unknown method or key, with the nearest ones; a value that does not fit.
+    """
+    name, _, settings = text.partition(":")
+    kind = methods.get(name.strip().lower())
+    if kind is None:
+        known = ", ".join(sorted(methods)) or "none: no plugin is installed"
+        close = nearest(name.lower(), methods)
+        raise ConfigError(f"no method is called {name!r}{close or '; there are ' + known}")
+    where = f"{name}: "
+    if settings.lstrip().startswith("{"):
+        return config_from_dict(kind, _json_object(settings, where), where)
+    values: dict[str, object] = {}
+    for part in filter(None, settings.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"{where}{part!r} is no setting: write KEY=VALUE")
+        values[key.strip()] = _text_value(kind, key.strip(), value.strip())
+    unknown = [key for key in values if key not in {f.name for f in dataclasses.fields(kind)}]
+    if unknown:
+        known_keys = [f.name for f in dataclasses.fields(kind)]
+        raise ConfigError(
+            f"{where}unknown settings:\n" + listed(k + nearest(k, known_keys) for k in unknown)
+        )
+    return _convert(kind, values, where, strict=False)
+
+
+def _asks_nothing(value: object) -> bool:
+    return value is None or value is False or value in ([], {})
+
+
+def _convert(kind: type[C], values: Mapping[str, object], where: str, *, strict: bool) -> C:
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise ConfigError(f"{where}{error.__cause__}") from None
+        raise ConfigError(f"{where}{error}") from None
+
+
+def _text_value(kind: type[PeftConfig], key: str, value: str) -> object:
+    """`a+b` as a list where the setting can be one."""
+    annotation = str(next((f.type for f in dataclasses.fields(kind) if f.name == key), ""))
+    if "Sequence" not in annotation or value == "all-linear":
+        return {"true": True, "false": False}.get(value.lower(), value)
+    return value.split("+")
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}a JSON object is expected")
+    return values

@@ -1,0 +1,241 @@
+"""PeftModel: a transformer, and the method that was put into it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tinygrad_peft.arrays import BoolArray, IntArray
+from tinygrad_peft.errors import PeftError
+from tinygrad_peft.nn import LayerCache, Module, Parameter, Transformer, TransformerConfig
+from tinygrad_peft.nn.module import count_elements
+from tinygrad_peft.peft.checkpoint import load_adapter, read_recipe, save_adapter
+from tinygrad_peft.peft.composition import Record, apply_recipe
+from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.merging import merged_modules
+from tinygrad_peft.peft.sites import Seam
+from tinygrad_peft.tensor import Tensor
+
+__all__ = ["PeftModel", "get_peft_model"]
+
+
+class PeftModel(Module):
+    """A transformer with a recipe applied to it, in place.
+
+    It is called, trained and evaluated as the transformer is. Made by `get_peft_model` or
+    `PeftModel.from_pretrained`.
+    """
+
+    base_model: Transformer
+
+    def __init__(self, model: Transformer, record: Record, host: Host) -> None:
+        self.base_model = model
+        self.record = record
+        self.host = host
+        self._merged: list[tuple[Seam, Module]] = []
+        self.training = model.training
+
+    # ---------- running ----------
+
+    def __call__(
+        self,
+        input_ids: IntArray,
+        attention_mask: BoolArray | IntArray | None = None,
+        *,
+        token_type_ids: IntArray | None = None,
+        positions: IntArray | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Tensor:
+        """What the transformer gives, adapted: see `Transformer.__call__`."""
+        return self.base_model(
+            input_ids,
+            attention_mask,
+            token_type_ids=token_type_ids,
+            positions=positions,
+            cache=cache,
+        )
+
+    def loss(
+        self,
+        input_ids: IntArray,
+        labels: IntArray,
+        attention_mask: BoolArray | IntArray | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """The mean cross-entropy: see `Transformer.loss`."""
+        return self.base_model.loss(
+            input_ids, labels, attention_mask, label_smoothing=label_smoothing
+        )
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The transformer's settings."""
+        return self.base_model.config
+
+    @property
+    def recipe(self) -> tuple[PeftConfig, ...]:
+        """The steps that were applied, the innermost first."""
+        return self.record.recipe
+
+    # ---------- counting ----------
+
+    def trainable_parameters(self) -> list[Parameter]:
+        """The weights that training changes."""
+        return [p for p in self.base_model.parameters() if p.requires_grad]
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all): how many elements are trained and how many there are."""
+        return count_elements(self.trainable_parameters()), count_elements(self.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print both counts and their ratio, as Hugging Face PEFT does."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(  # noqa: T201 - this is what it is for
+            f"trainable params: {trainable:,} || all params: {total:,} || "
+            f"trainable%: {100 * trainable / total:.4f}"
+        )
+
+    # ---------- switching ----------
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within the block the model is the base, bit for bit, merged or not."""
+        stacks = list(self.record.stacks())
+        standing = [(seam, seam.module) for seam, _ in stacks]
+        for seam, stack in stacks:
+            seam.put(stack[0].before)
+        try:
+            yield
+        finally:
+            for seam, module in standing:
+                seam.put(module)
+
+    def merge_adapter(self) -> None:
+        """Let plain modules with the same output stand in for the adapted ones.
+
+        Raises PeftError, and changes nothing, where a method cannot be merged (all are listed) or
+        the adapter is merged already.
+        """
+        if self._merged:
+            raise PeftError("the adapter is merged already")
+        self._merged = merged_modules(self.record, self.host)
+        for seam, module in self._merged:
+            module.train(mode=self.base_model.training)
+            seam.put(module)
+
+    def unmerge_adapter(self) -> None:
+        """Put the adapted modules back, which merging has not changed.
+
+        Raises PeftError if nothing is merged.
+        """
+        if not self._merged:
+            raise PeftError("the adapter is not merged")
+        for seam, stack in self.record.stacks():
+            seam.put(stack[-1].after)
+        self._merged = []
+
+    def merge_and_unload(self) -> Transformer:
+        """The transformer with the adapter folded into its weights; this object is done with.
+
+        Raises PeftError, and changes nothing, where a method cannot be merged.
+        """
+        if not self._merged:
+            self.merge_adapter()
+        self.record, self._merged = Record(()), []
+        return self.base_model
+
+    def unload(self) -> Transformer:
+        """The transformer as it was before, bit for bit; this object is done with."""
+        self.record.undo()
+        self.record, self._merged = Record(()), []
+        self.base_model.train(mode=self.training)
+        return self.base_model
+
+    # ---------- saving ----------
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write recipe.json, and adapter_config.json with adapter_model.safetensors for each step.
+
+        Each file is complete or not there. Raises PeftError after `unload`.
+        """
+        if not self.record.recipe:
+            raise PeftError("there is no adapter to save: it was unloaded")
+        save_adapter(self.record, self.base_model, Path(directory))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Transformer,
+        directory: str | Path,
+        *,
+        is_trainable: bool = False,
+        host: Host | None = None,
+    ) -> "PeftModel":
+        """Apply the recipe of a folder to `model`, with the folder's weights.
+
+        The weights are frozen, as in Hugging Face PEFT, unless `is_trainable`.
+
+        Raises:
+            CheckpointError: every tensor that is missing, unexpected or of another shape.
+            PluginError: no plugin provides a step's method.
+            TargetError: the model does not have the targets.
+        On any of them the model is what it was.
+        """
+        host = host or Host.installed()
+        recipe = read_recipe(Path(directory), host)
+        record = apply_recipe(model, recipe, host)
+        try:
+            load_adapter(record, model, Path(directory))
+        except BaseException:
+            record.undo()
+            raise
+        peft = cls(model, record, host)
+        if not is_trainable:
+            peft.freeze()
+        return peft
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Take the weights of a folder that `save_pretrained` wrote for the same recipe.
+
+        Raises CheckpointError, and changes nothing, unless they fit exactly.
+        """
+        load_adapter(self.record, self.base_model, Path(directory))
+
+
+def get_peft_model(
+    model: Transformer,
+    recipe: PeftConfig | Sequence[PeftConfig],
+    *,
+    seed: int = 0,
+    host: Host | None = None,
+) -> PeftModel:
+    """Apply one config, or a list of them, to `model` in place; the first is the innermost.
+
+    All weights that the model has are frozen; those that the steps add are trained. Each place
+    draws its weights from the seed, the step and its path: another step later changes nothing.
+
+    Args:
+        model: the transformer, which is changed in place and given back by `unload`.
+        recipe: the steps.
+        seed: where the new weights start.
+        host: the plugins to ask; all that are installed by default.
+
+    Raises:
+        TargetError: targets that the model does not have; all of them, with the nearest names.
+        PeftError: plugins object, or a method has nothing to do.
+    On any error the model is what it was.
+
+    >>> from tinygrad_peft.nn import Transformer, TransformerConfig
+    >>> from tinygrad_peft_lora import LoraConfig
+    >>> config = TransformerConfig(
+    ...     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+    ...     intermediate_size=64, max_position_embeddings=16,
+    ... )
+    >>> peft = get_peft_model(Transformer(config), LoraConfig(r=4, target_modules=["q_proj"]))
+    >>> peft.get_nb_trainable_parameters()
+    (512, 20800)
+    """
+    host = host or Host.installed()
+    steps = (recipe,) if isinstance(recipe, PeftConfig) else tuple(recipe)
+    return PeftModel(model, apply_recipe(model, steps, host, seed=seed), host)

@@ -1,0 +1,103 @@
+"""Seams and sites: where methods put their modules.
+
+A seam is addressed by its owner and the owner's field, captured once, before the first method: then
+the wrapping of `attn` moves nothing that a later method looks for, and every method sees the paths
+of the original model. A site is a seam as one step of a recipe sees it.
+"""
+
+import types
+import typing
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinygrad_peft.errors import PeftError
+from tinygrad_peft.models import checkpoint_path
+from tinygrad_peft.nn import Init, Module, Transformer
+
+__all__ = ["Seam", "Site", "capture_seams", "site_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Seam:
+    """A place in a model: the field `name` of `owner`, at `path` in the checkpoint's names."""
+
+    path: str
+    owner: Module = field(repr=False)
+    name: str
+    layer: int | None  # the first number in the path
+    is_head: bool = False  # the output layer of the whole model
+
+    @property
+    def module(self) -> Module:
+        """What stands there now."""
+        return self.owner.get_child(self.name)
+
+    def put(self, module: Module) -> None:
+        """Let `module` stand there.
+
+        Raises PeftError if it is not what the owner's annotation asks for.
+        """
+        expected = _annotation(type(self.owner), self.name.partition(".")[0])
+        if expected and not isinstance(module, expected):
+            names = " or ".join(kind.__name__ for kind in expected)
+            raise PeftError(f"{self.path} takes {names}, and {type(module).__name__} is none")
+        self.owner.set_child(self.name, module)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One seam in one step of a recipe, as `adapt_module` gets it.
+
+    Attributes:
+        path: the place in the checkpoint's names, such as "model.layers.0.self_attn.q_proj".
+        module: what stands there now: the base's layer, or an earlier step's.
+        layer: the number of the layer, if it is in one.
+        is_target: whether the config's targets name this place.
+        init: draws the weights of this place: from the seed, the step and the path alone.
+    """
+
+    path: str
+    module: Module
+    layer: int | None
+    is_target: bool
+    init: Init
+
+
+def capture_seams(model: Module) -> tuple[Seam, ...]:
+    """Every place in `model` where a module stands, parents first."""
+    naming = _naming(model)
+    seams = []
+    for path, owner in model.named_modules():
+        for name, _ in owner.children():
+            full = naming(f"{path}.{name}" if path else name)
+            layer = next((int(part) for part in full.split(".") if part.isdigit()), None)
+            is_head = owner is model and name in ("lm_head", "classifier")
+            seams.append(Seam(full, owner, name, layer, is_head))
+    return tuple(seams)
+
+
+def site_of(seam: Seam, *, seed: int, step: int, is_target: bool) -> Site:
+    """The seam as step number `step` sees it."""
+    dtype = next((p.dtype for p in seam.module.parameters()), np.dtype(np.float32))
+    init = Init((seed, step, zlib.crc32(seam.path.encode())), dtype)
+    return Site(seam.path, seam.module, seam.layer, is_target, init)
+
+
+def _naming(model: Module) -> Callable[[str], str]:
+    if isinstance(model, Transformer):
+        config = model.config
+        return lambda path: checkpoint_path(config, path)
+    return lambda path: path
+
+
+def _annotation(owner: type[Module], name: str) -> tuple[type, ...]:
+    """The classes and protocols that the owner's annotation of a field names."""
+    hint = typing.get_type_hints(owner).get(name)
+    if typing.get_origin(hint) is list:
+        (hint,) = typing.get_args(hint)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if union else (hint,)
+    return tuple(k for k in kinds if isinstance(k, type) and k is not type(None))

@@ -1,0 +1,52 @@
+"""What training data must be before any time is spent on it."""
+
+from collections.abc import Iterator, Sequence
+
+from tinygrad_peft.errors import DataError, listed
+from tinygrad_peft.train.data import IGNORED, Encoded
+
+__all__ = ["check_examples"]
+
+
+def check_examples(
+    encoded: Sequence[Encoded],
+    purpose: str,
+    *,
+    classes: bool | None = None,
+    max_length: int | None = None,
+) -> bool:
+    """Whether the examples are of a classifier, and not of a language model.
+
+    `classes` says what they have to be; by default, what the first one is. Raises DataError that
+    lists all examples that cannot be used, by their places from 0 on.
+    """
+    if not encoded:
+        raise DataError(f"there are no {purpose} examples: expected at least one")
+    if classes is None:
+        classes = isinstance(encoded[0].labels, int)
+    problems = [
+        f"example {place}: {problem}"
+        for place, row in enumerate(encoded)
+        for problem in _problems(row, classes=classes, max_length=max_length)
+    ]
+    if problems:
+        raise DataError(f"{purpose} examples that cannot be used:\n{listed(problems)}")
+    return classes
+
+
+def _problems(row: Encoded, *, classes: bool, max_length: int | None) -> Iterator[str]:
+    length = len(row.input_ids)
+    if not length:
+        yield "expected at least one token, got none"
+    if max_length is not None and length > max_length:
+        yield f"expected at most {max_length} tokens (max_length), got {length}"
+    if isinstance(row.labels, int) != classes:
+        kinds = ("a class", "labels of tokens")
+        yield f"expected {kinds[not classes]}, got {kinds[classes]}"
+    elif isinstance(row.labels, int):
+        if row.labels < 0:
+            yield f"expected a class of at least 0, got {row.labels}"
+    elif len(row.labels) != length:
+        yield f"expected {length} labels, one for each token, got {len(row.labels)}"
+    elif all(label == IGNORED for label in row.labels[1:]):
+        yield "expected a label past the first token, got none: there is nothing to predict"

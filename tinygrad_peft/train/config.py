@@ -1,0 +1,91 @@
+"""The settings of a training run."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.nn.module import Parameter
+from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer
+from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
+
+__all__ = ["TrainConfig", "make_optimizer", "make_schedule"]
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. Raises ConfigError that lists every setting that cannot be."""
+
+    epochs: int = 1
+    batch_size: int = 16
+    accumulation: int = 1  # batches whose gradients make one step
+    max_steps: int | None = None  # an end before the epochs' own
+    max_length: int | None = None  # tokens an example has at most
+    lr: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.06  # the share of all steps in which the learning rate rises from 0
+    max_grad_norm: float | None = 1.0  # None: gradients are not clipped
+    label_smoothing: float = 0.0
+    eval_every: int = 0  # steps; 0: at each epoch's end
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [*self._choices(), *self._counts(), *self._rates()]
+        if problems:
+            raise ConfigError(f"training cannot be set up like this:\n{listed(problems)}")
+
+    def _choices(self) -> list[str]:
+        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        return [
+            f"{name}: expected one of {', '.join(map(repr, known))}, "
+            f"got {getattr(self, name)!r}{nearest(str(getattr(self, name)), known, 1)}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+
+    def _counts(self) -> list[str]:
+        least = {"epochs": 1, "batch_size": 1, "accumulation": 1, "eval_every": 0, "seed": 0}
+        least |= {
+            name: 1 for name in ("max_steps", "max_length") if getattr(self, name) is not None
+        }
+        return [
+            f"{name}: expected at least {bound}, got {getattr(self, name)}"
+            for name, bound in least.items()
+            if getattr(self, name) < bound
+        ]
+
+    def _rates(self) -> list[str]:
+        max_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        rules = {
+            ("lr", "a finite number above 0"): 0 < self.lr < math.inf,
+            ("weight_decay", "a finite number of at least 0"): 0 <= self.weight_decay < math.inf,
+            ("warmup", "at least 0 and below 1"): 0 <= self.warmup < 1,
+            ("max_grad_norm", "a number above 0, or None"): max_norm > 0,
+            ("label_smoothing", "at least 0 and below 1"): 0 <= self.label_smoothing < 1,
+        }
+        return [
+            f"{name}: expected {wanted}, got {getattr(self, name)}"
+            for (name, wanted), holds in rules.items()
+            if not holds
+        ]
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[Parameter]) -> Optimizer:
+    """The optimiser of the parameters that require a gradient; TrainingError where none does."""
+    if config.optimizer == "sgd":
+        return SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def make_schedule(config: TrainConfig, total: int) -> Schedule:
+    """The multiplier of the learning rate for a run of `total` steps."""
+    warmup = math.ceil(config.warmup * total)
+    if config.schedule == "cosine":
+        return cosine_decay(total, warmup)
+    return constant(warmup) if config.schedule == "constant" else linear_decay(total, warmup)

@@ -1,0 +1,114 @@
+"""The files that a run leaves beside its weights: log.jsonl and metrics.json."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import numpy as np
+
+from tinygrad_peft.models.files import replacing
+from tinygrad_peft.train.config import TrainConfig
+from tinygrad_peft.train.events import (
+    Evaluated,
+    Event,
+    StepEnded,
+    TrainingEnded,
+    TrainingStarted,
+)
+from tinygrad_peft.train.result import TrainResult
+
+__all__ = ["JsonLines", "versions", "write_metrics"]
+
+NAMES: Mapping[type[Event], str] = {
+    TrainingStarted: "training_started",
+    StepEnded: "step_ended",
+    Evaluated: "evaluated",
+    TrainingEnded: "training_ended",
+}
+
+
+class JsonLines:
+    """An observer that writes each event as one line of JSON, at once: `{"event": ..., ...}`.
+
+    What the file held before is gone. Numbers that are not finite become null.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb")
+
+    def __call__(self, event: Event) -> None:
+        line = {"event": NAMES[type(event)], **_plain(event)}
+        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def write_metrics(
+    path: Path,
+    config: TrainConfig,
+    result: TrainResult,
+    *,
+    job: Mapping[str, object] | None = None,
+) -> None:
+    """Write metrics.json: what was asked for, and what it came to. The file is whole or not there.
+
+    `job` is what the caller knows of the run (model, data, method): numbers, text, lists, maps.
+    """
+    facts = {
+        "job": dict(job or {}),
+        "config": config,
+        "outcome": result.outcome,
+        "final": result.final,
+        "best": result.best,
+        "evaluations": result.evaluations,
+        **{name: getattr(result, name) for name in _NUMBERS},
+        "versions": versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        text = msgspec.json.format(msgspec.json.encode(facts, enc_hook=str))
+        temporary.write_bytes(text + b"\n")
+
+
+_NUMBERS = (
+    *("steps", "seconds", "tokens", "tokens_per_second", "padding_share", "peak_memory"),
+    *("trainable_parameters", "total_parameters", "saved_to"),
+)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on, besides the run: name and version of each."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "tinygrad_peft": _own_version(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": f"{blas['name']} {blas['version']}",
+    }
+
+
+def _own_version() -> str:
+    try:
+        return version("tinygrad-peft")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _plain(event: Event) -> dict[str, object]:
+    plain: dict[str, object] = msgspec.to_builtins(event, enc_hook=str)
+    return plain

@@ -1,0 +1,51 @@
+"""What a training run comes to."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from tinygrad_peft.train.events import Evaluated
+
+__all__ = ["Finish", "TrainResult", "peak_memory"]
+
+Finish: TypeAlias = Literal["finished", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """How a run went."""
+
+    outcome: Finish
+    steps: int  # that were made
+    losses: tuple[float, ...]  # of each step
+    evaluations: tuple[Evaluated, ...]
+    best: Evaluated | None  # whose weights the model has, and `saved_to`, after a finished run
+    seconds: float  # evaluations included
+    tokens: int  # that were trained on, padding left out
+    tokens_per_second: float  # evaluations left out
+    padding_share: float  # of all places in the batches
+    peak_memory: int | None  # bytes that the process had at most; None where that is not known
+    trainable_parameters: int
+    total_parameters: int
+    saved_to: Path | None  # where the last weights that were saved are
+
+    @property
+    def final(self) -> Evaluated | None:
+        """The last evaluation."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run."""
+        return self.outcome == "interrupted"
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that the process has had so far; None where nobody counts them."""
+    try:
+        import resource  # noqa: PLC0415 - Windows has none
+    except ImportError:
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
