@@ -340,7 +340,7 @@ def _walk(root: Node, seed: Array) -> None:
         if isinstance(node, Leaf):
             node.accumulate(grad, owned=owned)
             continue
-        assert node.pull is not None  # noqa: S101 - _uses has seen to it
+        assert node.pull is not None  # _uses has seen to it
         parts, parents, fresh = node.pull(grad), node.parents, node.fresh
         node.pull, node.parents = None, ()
         del grad
