@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.nn import Dropout, Embedding, Init, LayerNorm, Linear, Module, RMSNorm, seed_dropout
+from tinygrad_peft.nn import (
+    Dropout,
+    Embedding,
+    Init,
+    LayerNorm,
+    Linear,
+    Module,
+    RMSNorm,
+    seed_dropout,
+)
 from tinygrad_peft.tensor import Tensor
 
 

@@ -25,7 +25,9 @@ class LayerCache:
         goes back through what is stored.
         """
         if keys.requires_grad or values.requires_grad:
-            raise GraphError("a cache is for generation, without gradients: use it within no_grad()")
+            raise GraphError(
+                "a cache is for generation, without gradients: use it within no_grad()"
+            )
         end = self.length + keys.shape[1]
         if end > self.capacity:
             raise ShapeError(f"a cache for {self.capacity} tokens cannot take {end}")

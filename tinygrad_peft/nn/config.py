@@ -138,5 +138,5 @@ def _unknown_choices(config: RopeScaling | TransformerConfig) -> Iterator[str]:
     for field in fields(config):
         value, choices = getattr(config, field.name), get_args(field.type)
         if get_origin(field.type) is Literal and value not in choices:
-            known = ", ".join(map(repr, choices))
-            yield f"{field.name} is {value!r}, expected one of {known}{nearest(str(value), choices)}"
+            known = ", ".join(map(repr, choices)) + nearest(str(value), choices)
+            yield f"{field.name} is {value!r}, expected one of {known}"
