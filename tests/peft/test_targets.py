@@ -143,7 +143,7 @@ def test_a_target_that_names_nothing_comes_with_the_nearest_names() -> None:
     assert problem(LoraConfig(target_modules=["q_porj"])) == (
         "'q_porj' matches no module; did you mean 'q_proj' or 'v_proj' or 'o_proj'?"
     )
-    assert "did you mean 'query' or" in problem(LoraConfig(target_modules=["qurey"]), BERT)
+    assert "did you mean 'query' or 'key'?" in problem(LoraConfig(target_modules=["qurey"]), BERT)
     assert "'model.layers.0.self_attn.q_proj'" in problem(
         LoraConfig(target_modules=["model.layers.0.self_att.q_proj"])
     )

@@ -150,7 +150,8 @@ def _unmatched(entry: str, pattern: str | Sequence[str], seams: Sequence[Seam]) 
         named = any(matches(s.path, [entry]) for s in seams)
         hint = f"; for modules of that name write [{entry!r}]" if named else ""
         return f"the expression {entry!r} matches no whole path{hint}"
-    names = {".".join(s.path.split(".")[-n:]) for s in seams for n in (1, 2)}
+    length = entry.count(".") + 1
+    names = {".".join(s.path.split(".")[-length:]) for s in seams}
     close = nearest(entry, sorted(n for n in names if not n[0].isdigit()))
     return f"{entry!r} matches no module{close or nearest(entry, [s.path for s in seams])}"
 
