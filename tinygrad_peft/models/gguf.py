@@ -4,7 +4,6 @@ It orders the rows of q and k otherwise than Hugging Face does: there rows 2i an
 turn together, here rows i and i + D/2.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +37,8 @@ _NAMING = Naming(
         "lm_head": "output",
     }
 )
+# Given rows, gguf takes few at a time; given one row of many blocks, it is ten times faster.
+BLOCKS_AT_ONCE = 8_192
 _LLAMA = "llama."  # what the architecture's own keys begin with
 
 
@@ -166,16 +167,21 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
         raise MissingExtraError(
             "gguf is not installed: pip install 'tinygrad-peft[gguf]'"
         ) from None
+    out = np.empty(info.shape, np.float32)
     try:
         kind = GGMLQuantizationType(info.ggml_type)
         block, size = GGML_QUANT_SIZES[kind]
-        stored = (*info.shape[:-1], info.shape[-1] // block * size)
-        raw = data[info.offset : info.offset + math.prod(stored)]
-        if len(raw) < math.prod(stored):
+        stored = data[info.offset : info.offset + out.size // block * size]
+        if len(stored) * block < out.size * size:
             raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
-        return np.array(quants.dequantize(raw.reshape(stored), kind), np.float32)
+        flat = out.reshape(-1)
+        step = BLOCKS_AT_ONCE * block
+        for start in range(0, out.size, step):
+            part = stored[start // block * size : (start + step) // block * size]
+            flat[start : start + step] = quants.dequantize(part[None], kind)[0]
     except (NotImplementedError, ValueError) as error:
         raise CheckpointError(f"{path}: {info.name} cannot be dequantised: {error}") from error
+    return out
 
 
 def _heads(config: TransformerConfig, path: str) -> int:

@@ -1,6 +1,6 @@
 """PeftModel: a transformer, and the method that was put into it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,32 @@ class PeftModel(Module):
         """The mean cross-entropy: see `Transformer.loss`."""
         return self.base_model.loss(
             input_ids, labels, attention_mask, label_smoothing=label_smoothing
+        )
+
+    def generate(
+        self,
+        input_ids: IntArray,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop_ids: Collection[int] = (),
+        seed: int = 0,
+        attention_mask: BoolArray | IntArray | None = None,
+        pad_id: int = 0,
+        on_token: Callable[[IntArray], None] | None = None,
+    ) -> IntArray:
+        """Continue prompts (B, T): (B, T + new). See `tinygrad_peft.nn.generate.generate`."""
+        return self.base_model.generate(
+            input_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop_ids=stop_ids,
+            seed=seed,
+            attention_mask=attention_mask,
+            pad_id=pad_id,
+            on_token=on_token,
         )
 
     @property
