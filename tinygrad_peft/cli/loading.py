@@ -10,7 +10,7 @@ from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.checkpoint import read_head
+from tinygrad_peft.peft.checkpoint import Head, check_base, read_head
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
 __all__ = ["Examples", "load_adapted", "load_base", "task_of"]
@@ -76,10 +76,18 @@ def load_adapted(
     base = load_base(model)
     if adapter is None:
         return base
+    check_base(base, adapter)
     head = read_head(adapter)
-    if head is not None and base.classifier is None:
+    if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
     return PeftModel.from_pretrained(base, adapter, host=host)
+
+
+def _head_of(model: Transformer) -> Head | None:
+    config = model.config
+    if model.classifier is None:
+        return None
+    return Head(config.num_labels, config.pooling, config.label_names)
 
 
 def task_of(model: Transformer | PeftModel) -> Task:
