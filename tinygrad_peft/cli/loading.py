@@ -1,6 +1,6 @@
 """Models with their adapters, and data for them, as commands name them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.peft.checkpoint import Head, check_base, read_head
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
-__all__ = ["Examples", "load_adapted", "load_base", "task_of"]
+__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Examples:
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
         self._check_lengths(encoded, model.max_position_embeddings)
-        self._check_tokens(encoded, tokenizer, model.vocab_size)
+        tokens = {token for row in encoded for token in row.input_ids}
+        check_tokens(tokens, tokenizer, model, where=f"{self.path}: ")
         return encoded
 
     def _check_lengths(self, encoded: Sequence[Encoded], limit: int) -> None:
@@ -54,14 +55,18 @@ class Examples:
                 f"model's {limit} positions: use --max-length {limit}"
             )
 
-    def _check_tokens(self, encoded: Sequence[Encoded], tokenizer: Tokenizer, size: int) -> None:
-        largest = max((max(row.input_ids, default=0) for row in encoded), default=0)
-        if largest >= size:
-            raise TokenError(
-                f"{self.path}: the tokenizer gives token {largest}, and the model has {size} "
-                f"tokens (0..{size - 1}): the tokenizer ({tokenizer.vocab_size} tokens) belongs "
-                "to another model"
-            )
+
+def check_tokens(
+    tokens: Collection[int], tokenizer: Tokenizer, model: TransformerConfig, where: str = ""
+) -> None:
+    """Raise TokenError for tokens that the model does not have."""
+    largest, size = max(tokens, default=0), model.vocab_size
+    if largest >= size:
+        raise TokenError(
+            f"{where}the tokenizer gives token {largest}, and the model has {size} tokens "
+            f"(0..{size - 1}): the tokenizer ({tokenizer.vocab_size} tokens) belongs to another "
+            "model"
+        )
 
 
 def load_base(model: str) -> Transformer:
