@@ -288,7 +288,9 @@ def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) ->
     if not kept:
         return _wrap(value)
     parents, used = tuple([node for node, _, _ in kept]), [(d, p) for _, d, p in kept]
-    return _wrap(value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False))
+    return _wrap(
+        value, Node(parents, lambda g: tuple([_in(d, p(g)) for d, p in used]), fresh=False)
+    )
 
 
 def apply_fused(
@@ -338,7 +340,7 @@ def _walk(root: Node, seed: Array) -> None:
         if isinstance(node, Leaf):
             node.accumulate(grad, owned=owned)
             continue
-        assert node.pull is not None  # noqa: S101 - _uses has seen to it
+        assert node.pull is not None  # _uses has seen to it
         parts, parents, fresh = node.pull(grad), node.parents, node.fresh
         node.pull, node.parents = None, ()
         del grad

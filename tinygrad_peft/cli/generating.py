@@ -10,7 +10,6 @@ from tinygrad_peft.cli.loading import load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models.tokenizer import load_tokenizer
-from tinygrad_peft.nn.generate import generate
 
 __all__ = ["Sampling", "generate_text"]
 
@@ -37,8 +36,7 @@ def generate_text(
     if not ids.size:
         raise ConfigError("the prompt is empty")
     stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    output = generate(
-        adapted,
+    output = adapted.generate(
         ids,
         max_new_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,

@@ -57,6 +57,8 @@ def neg(a: Array) -> Result:
 
 def power(a: Array, *, exponent: float) -> Result:
     """aⁿ for a constant n, with d(aⁿ) = n aⁿ⁻¹ da."""
+    if not exponent:  # and not 0 · 0⁻¹ at zero
+        return np.ones_like(a), (np.zeros_like,)
     return a**exponent, (lambda g: g * (exponent * a ** (exponent - 1)),)
 
 
@@ -104,33 +106,39 @@ def erf(a: Array) -> Result:
 
 def matmul(a: Array, b: Array) -> Result:
     """a @ b as NumPy has it, for vectors, matrices and stacks of matrices."""
-    return np.matmul(a, b), (lambda g: _matmul_left(g, a, b), lambda g: _matmul_right(g, a, b))
+    left, right = a.shape, b.shape
+    return np.matmul(a, b), (
+        lambda g: _matmul_left(g, left, b),
+        lambda g: _matmul_right(g, a, right),
+    )
 
 
-def _matmul_left(g: Array, a: Array, b: Array) -> Array:
-    """The gradient of a in a @ b: g bᵀ."""
-    g2 = _expand(g, a, b)
+def _matmul_left(g: Array, shape: Shape, b: Array) -> Array:
+    """The gradient of a, of that shape, in a @ b: g bᵀ."""
+    g2 = _expand(g, len(shape), b.ndim)
     b2 = b[:, None] if b.ndim == 1 else b
     full = g2 @ b2.swapaxes(-1, -2)  # (..., n, k)
-    return unbroadcast(full[..., 0, :] if a.ndim == 1 else full, a.shape)
+    return unbroadcast(full[..., 0, :] if len(shape) == 1 else full, shape)
 
 
-def _matmul_right(g: Array, a: Array, b: Array) -> Array:
-    """The gradient of b in a @ b: aᵀ g."""
-    g2 = _expand(g, a, b)
+def _matmul_right(g: Array, a: Array, shape: Shape) -> Array:
+    """The gradient of b, of that shape, in a @ b: aᵀ g."""
+    g2 = _expand(g, a.ndim, len(shape))
     a2 = a[None, :] if a.ndim == 1 else a
     full = a2.swapaxes(-1, -2) @ g2  # (..., k, m)
-    return unbroadcast(full[..., 0] if b.ndim == 1 else full, b.shape)
+    return unbroadcast(full[..., 0] if len(shape) == 1 else full, shape)
 
 
-def _expand(g: Array, a: Array, b: Array) -> Array:
-    """Put back the axes of size one that matmul drops for vectors."""
-    g = g[..., None] if b.ndim == 1 else g
-    return g[..., None, :] if a.ndim == 1 else g
+def _expand(g: Array, left: int, right: int) -> Array:
+    """Put back the axes of size one that matmul drops for vectors, given both numbers of axes."""
+    g = g[..., None] if right == 1 else g
+    return g[..., None, :] if left == 1 else g
 
 
 # erf(x) = x P(x²)/Q(x²) on [-4, 4], a least-maximum fit: relative error 2.5e-8 before rounding.
-# Outside, erf is 1 in float32.
+# From 3.92 on erf is 1 in float32, which the quotient gives there to the last bit: at 4 it does
+# not, and x (1 + erf(x/√2)) would not vanish for a large negative x.
+_ERF_IS_ONE = np.float32(3.92)
 _ERF_P = (
     1.128379139,
     1.935447367e-1,
@@ -148,7 +156,7 @@ def erf_values(x: Array) -> Array:
     if x.dtype != np.float32:
         exact: Array = np.asarray(_erf_exact(x), dtype=x.dtype)
         return exact
-    t = np.clip(x, np.float32(-4), np.float32(4))
+    t = np.clip(x, -_ERF_IS_ONE, _ERF_IS_ONE)
     square = t * t
     return np.asarray(t * _polynomial(_ERF_P, square) / _polynomial(_ERF_Q, square))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygrad_peft.arrays import Array, BoolArray, IntArray, rows
+from tinygrad_peft.arrays import Array, BoolArray, IntArray, Shape, rows
 from tinygrad_peft.errors import ShapeError, TokenError
 from tinygrad_peft.ops._result import FusedResult, Needs, Result
 
@@ -14,17 +14,14 @@ def linear(needs: Needs, x: Array, weight: Array, bias: Array | None = None) -> 
 
     dx = g W, dW = gᵀ x, db = Σ g. x is kept only where W is trained.
     """
-    if x.shape[-1] != weight.shape[1]:
-        raise ShapeError(
-            f"linear: x of shape {x.shape} has {x.shape[-1]} features, "
-            f"and W of shape {weight.shape} takes {weight.shape[1]}"
-        )
+    _check_linear(x.shape, weight.shape, None if bias is None else bias.shape)
     need_x, need_weight, need_bias = needs
     x_shape, out = x.shape, weight.shape[0]
-    y = rows(x) @ weight.T  # (rows, out)
+    x2 = rows(x)
+    y = x2 @ weight.T  # (rows, out)
     if bias is not None:
         y += bias
-    kept = rows(x) if need_weight else None
+    kept = x2 if need_weight else None
 
     def pullback(g: Array) -> tuple[Array | None, ...]:
         g2 = rows(g)
@@ -35,6 +32,18 @@ def linear(needs: Needs, x: Array, weight: Array, bias: Array | None = None) -> 
         )
 
     return y.reshape(*x_shape[:-1], out), pullback
+
+
+def _check_linear(x: Shape, weight: Shape, bias: Shape | None) -> None:
+    if len(weight) != 2:
+        raise ShapeError(f"linear: W of shape {weight} is no matrix (out, in)")
+    if not x or x[-1] != weight[1]:
+        raise ShapeError(
+            f"linear: x of shape {x} has {x[-1] if x else 'no'} features, "
+            f"and W of shape {weight} takes {weight[1]}"
+        )
+    if bias is not None and bias != weight[:1]:
+        raise ShapeError(f"linear: b of shape {bias} for {weight[0]} outputs")
 
 
 def embedding(weight: Array, *, ids: IntArray) -> Result:

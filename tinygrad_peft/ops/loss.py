@@ -103,6 +103,8 @@ def _supervised(
     """The targets that count, and their rows."""
     if targets.shape != shape[:-1]:
         raise ShapeError(f"targets of shape {targets.shape} for inputs of shape {shape}")
+    if targets.dtype.kind not in "iu":
+        raise TokenError(f"targets are integers, and these are {targets.dtype}")
     flat = targets.reshape(-1)
     kept = np.flatnonzero(flat != ignore_index)
     chosen = flat[kept]

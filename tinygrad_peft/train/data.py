@@ -4,7 +4,6 @@ A classification file has `text` and `label`; a causal-LM file has `text`, or `p
 `completion`. Other fields are ignored.
 """
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -14,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias, overload
 
 import msgspec
 
-from tinygrad_peft.errors import DataError
+from tinygrad_peft.errors import DataError, nearest
 from tinygrad_peft.train.rows import Fields, Problems, RowError, read_rows
 
 IGNORED = -100  # the label of a token that the loss leaves out
@@ -217,18 +216,13 @@ def encode_classification(
 def _require_known_labels(examples: Sequence[ClassificationExample], labels: Sequence[str]) -> None:
     counts = Counter(example.label for example in examples)
     unknown = [
-        f"  {name!r} in {count} of {len(examples)} examples{_nearest(name, labels)}"
+        f"  {name!r} in {count} of {len(examples)} examples{nearest(name, labels, count=1)}"
         for name, count in sorted(counts.items())
         if name not in labels
     ]
     if unknown:
         known = ", ".join(map(repr, labels)) or "no label"
         raise DataError("\n".join([f"labels that training does not know ({known}):", *unknown]))
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def encode_causal(
