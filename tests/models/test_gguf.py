@@ -281,6 +281,21 @@ def test_integers_in_place_of_weights(gguf: ModuleType, llama: Transformer, tmp_
         load_model(file)
 
 
+def test_rows_that_are_no_whole_blocks(
+    gguf: ModuleType, llama: Transformer, tmp_path: Path
+) -> None:
+    file = write(gguf, tmp_path / "m.gguf", settings(llama.config), tensors(llama))
+    # The kind in the header of the first tensor, from F32 to Q8_0.
+    name = b"token_embd.weight"
+    content = bytearray(file.read_bytes())
+    place = content.index(name) + len(name) + 4 + 2 * 8
+    assert content[place : place + 4] == bytes(4)
+    content[place] = int(gguf.GGMLQuantizationType.Q8_0)
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="rows of 16 are no multiple of Q8_0's 32"):
+        load_model(file)
+
+
 def test_the_missing_extra_is_named(
     gguf: ModuleType, llama: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,8 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
     try:
         kind = GGMLQuantizationType(info.ggml_type)
         block, size = GGML_QUANT_SIZES[kind]
+        if info.shape[-1] % block:
+            raise ValueError(f"rows of {info.shape[-1]} are no multiple of {kind.name}'s {block}")
         stored = data[info.offset : info.offset + out.size // block * size]
         if len(stored) * block < out.size * size:
             raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
