@@ -182,7 +182,7 @@ def test_what_plugins_object_to_is_not_counted() -> None:
 
 
 def test_targets_that_lora_cannot_adapt_are_not_counted_as_nothing() -> None:
-    with pytest.raises(TargetError, match="lora: .* name no affine layer"):
+    with pytest.raises(TargetError, match=r"lora: .* name no affine layer"):
         count_recipe(LLAMA_7B, [LoraConfig(target_modules=["norm"])], lora_host())
 
 
