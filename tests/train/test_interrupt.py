@@ -62,6 +62,27 @@ def test_a_checkpoint_is_not_overwritten_by_an_interrupted_run(tmp_path: Path) -
     assert same(weights(four_steps), saved(tmp_path))
 
 
+def test_a_second_ctrl_c_within_a_step_saves_nothing(tmp_path: Path) -> None:
+    model = classifier()
+
+    def press_twice(_event: Event) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            model,
+            needles(16),
+            None,
+            TrainConfig(batch_size=4),
+            pad_id=0,
+            out=tmp_path,
+            save=saving(model),
+            observers=[at_step(3, press_twice)],
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_run_without_a_folder_keeps_its_weights_in_memory() -> None:
     one, other = classifier(), classifier()
     start = weights(one)

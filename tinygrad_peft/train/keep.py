@@ -58,9 +58,9 @@ class Keeper:
         return f"the last good checkpoint, {kept}, is kept in {self.saved_to} and in the model"
 
     def _write(self, folder: Path) -> None:
-        if self.save is not None:
-            replace_files(folder, self.save)
-            self.saved_to = folder
+        assert self.save is not None, "out and save go together"
+        replace_files(folder, self.save)
+        self.saved_to = folder
 
 
 def replace_files(folder: Path, save: Save) -> None:
