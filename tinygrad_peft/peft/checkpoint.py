@@ -7,6 +7,7 @@ there is one step, in a folder of its own if there are several. A tensor is call
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,13 +44,17 @@ class Head:
 
 
 def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
-    """Write all steps of a record, and the recipe last, when the rest is there."""
-    folders = _folders(record.recipe)
+    """Write all steps of a record, and the recipe last, when the rest is there.
+
+    What another recipe has left in the folder is removed. Raises CheckpointError where a folder
+    cannot be made.
+    """
+    folders, left = _folders(record.recipe), _left_behind(directory)
     for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
         folder = directory / name
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         tensors = {
-            PREFIX + path: np.ascontiguousarray(p.data)
+            PREFIX + path: np.asarray(p.data, order="C")
             for path, p in sorted(record.named_parameters(step).items())
         }
         with replacing(folder / WEIGHTS) as file:
@@ -61,6 +66,9 @@ def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
         }
         _write_json(folder / CONFIG, dict(sorted(settings.items())))
     _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, "base": _base(model)})
+    for name in left:
+        if name not in folders:
+            _remove_step(directory / name)
 
 
 def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
@@ -97,7 +105,10 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     """
     folders = _steps(directory)
     if len(folders) != len(record.recipe):
-        raise CheckpointError(f"{directory}: {len(folders)} steps for {len(record.recipe)}")
+        raise CheckpointError(
+            f"{directory} does not fit: it holds {len(folders)} steps, "
+            f"and the model's recipe has {len(record.recipe)}"
+        )
     tensors: list[tuple[Parameter, StoredTensor]] = []
     problems: list[str] = []
     for step, name in enumerate(folders):
@@ -128,7 +139,9 @@ _HEAD = ("head", "num_labels", "pooling", "label_names")
 def _base(model: Transformer) -> dict[str, object]:
     settings = asdict(model.config)
     kept = _BASE + (_HEAD if model.classifier is not None else ())
-    return {name: settings[name] for name in kept}
+    return {
+        n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept
+    }  # as JSON has it
 
 
 def _mismatched_base(model: Transformer, directory: Path) -> str:
@@ -173,17 +186,44 @@ def _steps(directory: Path) -> list[str]:
     steps = recipe.get("steps")
     if not isinstance(steps, list) or not steps or not all(_is_plain_name(s) for s in steps):
         raise CheckpointError(f"{directory / RECIPE}: steps must be a list of folder names")
+    if len(set(steps)) < len(steps):
+        raise CheckpointError(f"{directory / RECIPE}: steps must be folders of their own")
     return steps
 
 
 def _is_plain_name(name: object) -> bool:
-    """Whether a step's folder is the folder itself or one directly in it."""
-    return isinstance(name, str) and (name == "." or (name == Path(name).name and name != ".."))
+    """Whether a step's folder is the folder itself or one directly in it, on any system."""
+    return isinstance(name, str) and re.fullmatch(r"\.|\w[\w-]*", name, re.ASCII) is not None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _left_behind(directory: Path) -> list[str]:
+    """The steps of whatever adapter is in the folder already."""
+    try:
+        return _steps(directory)
+    except CheckpointError:
+        return []
+
+
+def _remove_step(folder: Path) -> None:
+    """Remove a step's files, and its folder if nothing else is in it."""
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _read_config(path: Path, host: Host) -> PeftConfig:
     values = read_json_object(path)
-    name = str(values.get("peft_type", "")).lower()
+    if not isinstance(values.get("peft_type"), str):
+        raise CheckpointError(f"{path} names no method: it has no peft_type")
+    name = str(values["peft_type"]).lower()
     methods = host.methods()
     if name not in methods:
         raise PluginError(
