@@ -383,6 +383,33 @@ def test_a_folder_without_a_recipe_is_read_as_peft_writes_it(tmp_path: Path) -> 
     np.testing.assert_array_equal(logits(loaded), logits(peft))
 
 
+def test_heads_that_peft_names_for_every_classifier_are_read_where_they_are(
+    tmp_path: Path,
+) -> None:
+    config = LoraConfig(r=2, modules_to_save=["classifier"])
+    peft = adapted(BERT_CLASSIFIER, config)
+    peft.save_pretrained(tmp_path)
+    edit_json(tmp_path / CONFIG, modules_to_save=["classifier", "score"])
+    loaded = load(tmp_path, BERT_CLASSIFIER)
+    assert loaded.recipe == (config,)
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+    edit_json(tmp_path / CONFIG, modules_to_save=["classifier", "scorn"])
+    with pytest.raises(TargetError, match="'scorn' matches no module"):
+        load(tmp_path, BERT_CLASSIFIER)
+
+
+def test_the_biases_that_peft_writes_twice_more_are_passed_over(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, bias="all", modules_to_save=["classifier"])
+    peft = adapted(BERT_CLASSIFIER, config)
+    peft.save_pretrained(tmp_path)
+    place = "base_model.model.classifier"
+    edit_tensors(
+        tmp_path,
+        {f"{place}.{w}.bias": np.ones(3) for w in ("modules_to_save", "original_module")},
+    )
+    np.testing.assert_array_equal(logits(load(tmp_path, BERT_CLASSIFIER)), logits(peft))
+
+
 @pytest.mark.parametrize(("code", "dtype"), [("F16", np.float16), ("F64", np.float64)])
 def test_tensors_of_other_float_types_are_read(
     code: str, dtype: type[np.floating], tmp_path: Path

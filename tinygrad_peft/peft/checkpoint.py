@@ -31,6 +31,9 @@ __all__ = ["Head", "load_adapter", "read_head", "read_recipe", "save_adapter"]
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
+PEFTS_HEADS = ("classifier", "score")
+# With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
+_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 FORMAT = 1
 
 
@@ -129,7 +132,7 @@ def _stored(path: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
     if not path.exists() and path.with_name(PICKLE).exists():
         raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
-    return read_header(path)
+    return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
 _BASE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -230,7 +233,20 @@ def _read_config(path: Path, host: Host) -> PeftConfig:
             f"{path}: no installed plugin provides the method {name!r}"
             f"{nearest(name, methods)} (there are: {', '.join(methods) or 'none'})"
         )
-    return config_from_dict(methods[name], values, f"{path}: ")
+    return config_from_dict(methods[name], _without_absent_heads(values, path), f"{path}: ")
+
+
+def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, object]:
+    """The settings without those heads that PEFT names for every classifier, and that it has not.
+
+    (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has.)
+    """
+    names = values.get("modules_to_save")
+    if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS") or not isinstance(names, list):
+        return values
+    stored = _stored(path.with_name(WEIGHTS))
+    kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]
+    return {**values, "modules_to_save": kept}
 
 
 def _differences(
