@@ -93,7 +93,7 @@ def test_a_language_model_learns(small_world: Path, tmp_path: Path, commands: Co
 def test_texts_longer_than_the_models_positions_are_told_before_training(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
-    rows = [*reviews(4), {"text": "good " * 200, "label": "pos"}]
+    rows: list[dict[str, object]] = [*reviews(4), {"text": "good " * 200, "label": "pos"}]
     data = write_jsonl(tmp_path / "long.jsonl", rows)
     message = commands.fails(*classify(small_world, tmp_path / "out", "--train", data))
     assert message == (

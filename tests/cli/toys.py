@@ -71,9 +71,10 @@ class Commands:
 # ---------- models ----------
 
 
-def write_model(folder: Path, config: TransformerConfig) -> Path:
+def write_model(folder: Path, config: TransformerConfig, backend: Tokenizer | None = None) -> Path:
     """A checkpoint with random weights, and its tokenizer."""
-    backend = word_tokenizer() if config.model_type == "bert" else byte_tokenizer()
+    usual = word_tokenizer if config.model_type == "bert" else byte_tokenizer
+    backend = backend or usual()
     sized = replace(config, vocab_size=backend.get_vocab_size(), max_position_embeddings=POSITIONS)
     save_model(small(sized), folder)
     write_tokenizer(folder, backend)

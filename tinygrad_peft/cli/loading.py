@@ -1,6 +1,6 @@
 """Models with their adapters, and data for them, as commands name them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.checkpoint import read_head
+from tinygrad_peft.peft.checkpoint import Head, check_base, read_head
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
-__all__ = ["Examples", "load_adapted", "load_base", "task_of"]
+__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Examples:
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
         self._check_lengths(encoded, model.max_position_embeddings)
-        self._check_tokens(encoded, tokenizer, model.vocab_size)
+        tokens = {token for row in encoded for token in row.input_ids}
+        check_tokens(tokens, tokenizer, model, where=f"{self.path}: ")
         return encoded
 
     def _check_lengths(self, encoded: Sequence[Encoded], limit: int) -> None:
@@ -54,14 +55,18 @@ class Examples:
                 f"model's {limit} positions: use --max-length {limit}"
             )
 
-    def _check_tokens(self, encoded: Sequence[Encoded], tokenizer: Tokenizer, size: int) -> None:
-        largest = max((max(row.input_ids, default=0) for row in encoded), default=0)
-        if largest >= size:
-            raise TokenError(
-                f"{self.path}: the tokenizer gives token {largest}, and the model has {size} "
-                f"tokens (0..{size - 1}): the tokenizer ({tokenizer.vocab_size} tokens) belongs "
-                "to another model"
-            )
+
+def check_tokens(
+    tokens: Collection[int], tokenizer: Tokenizer, model: TransformerConfig, where: str = ""
+) -> None:
+    """Raise TokenError for tokens that the model does not have."""
+    largest, size = max(tokens, default=0), model.vocab_size
+    if largest >= size:
+        raise TokenError(
+            f"{where}the tokenizer gives token {largest}, and the model has {size} tokens "
+            f"(0..{size - 1}): the tokenizer ({tokenizer.vocab_size} tokens) belongs to another "
+            "model"
+        )
 
 
 def load_base(model: str) -> Transformer:
@@ -76,10 +81,18 @@ def load_adapted(
     base = load_base(model)
     if adapter is None:
         return base
+    check_base(base, adapter)
     head = read_head(adapter)
-    if head is not None and base.classifier is None:
+    if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
     return PeftModel.from_pretrained(base, adapter, host=host)
+
+
+def _head_of(model: Transformer) -> Head | None:
+    config = model.config
+    if model.classifier is None:
+        return None
+    return Head(config.num_labels, config.pooling, config.label_names)
 
 
 def task_of(model: Transformer | PeftModel) -> Task:

@@ -8,7 +8,7 @@ there is one step, in a folder of its own if there are several. A tensor is call
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from tinygrad_peft.peft.composition import Record
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
 from tinygrad_peft.peft.host import Host
 
-__all__ = ["Head", "load_adapter", "read_head", "read_recipe", "save_adapter"]
+__all__ = ["Head", "check_base", "load_adapter", "read_head", "read_recipe", "save_adapter"]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 PICKLE = "adapter_model.bin"
@@ -100,6 +100,16 @@ def read_head(directory: Path) -> Head | None:
         raise CheckpointError(f"{path}: base: {error}") from None
 
 
+def check_base(model: Transformer, directory: Path) -> None:
+    """Raise CheckpointError where the folder says that its base was another kind of model.
+
+    The vocabulary may differ: a tokenizer may have gained tokens since.
+    """
+    different = _differing_base(model, directory, _KIND)
+    if different:
+        raise CheckpointError(f"{directory} was made for another model: {'; '.join(different)}")
+
+
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     """Give the record's parameters the values in a folder.
 
@@ -121,7 +131,8 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
         problems += _differences(wanted, found, name)
         tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
     if problems:
-        made_for = _mismatched_base(model, directory)
+        different = _differing_base(model, directory)
+        made_for = f" it was made for a model of {'; '.join(different)}" if different else ""
         raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
     arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
     for (parameter, _), array in zip(tensors, arrays, strict=True):
@@ -135,30 +146,31 @@ def _stored(path: Path) -> dict[str, StoredTensor]:
     return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
-_BASE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_BASE = (*_KIND, "vocab_size")
 _HEAD = ("head", "num_labels", "pooling", "label_names")
 
 
 def _base(model: Transformer) -> dict[str, object]:
     settings = asdict(model.config)
     kept = _BASE + (_HEAD if model.classifier is not None else ())
-    return {
-        n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept
-    }  # as JSON has it
+    return {n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept}  # as in JSON
 
 
-def _mismatched_base(model: Transformer, directory: Path) -> str:
+def _differing_base(
+    model: Transformer, directory: Path, names: Collection[str] | None = None
+) -> list[str]:
     """What the adapter's base had other than `model`, where the folder says."""
     if not (directory / RECIPE).exists():
-        return ""
+        return []
     base = read_json_object(directory / RECIPE).get("base")
     if not isinstance(base, dict):
-        return ""
-    own = _base(model)
-    different = [
-        f"{k} {base.get(k)!r}, and this is {v!r}" for k, v in own.items() if base.get(k) != v
+        return []
+    return [
+        f"{name} {base.get(name)!r}, and this is {own!r}"
+        for name, own in _base(model).items()
+        if base.get(name) != own and (names is None or name in names)
     ]
-    return f" it was made for a model of {'; '.join(different)}" if different else ""
 
 
 def _task_type(model: Transformer) -> str | None:
