@@ -59,7 +59,7 @@ def swiglu(needs: Needs, gate: Array, up: Array) -> FusedResult:
     with np.errstate(over="ignore"):
         for block in blocks(*gate2.shape):
             part = None if slope is None else slope[block]
-            _silu(gate2[block], y[block], part, y)
+            _silu(gate2[block], y[block], part)
             if activated is not None:
                 activated[block] = y[block]
             if part is not None:
@@ -81,7 +81,9 @@ def _blockwise(needs: Needs, x: Array, curve: _Curve) -> FusedResult:
     with np.errstate(over="ignore"):  # e^(-x) = inf gives σ = 0, as it should
         for block in blocks(*x2.shape):
             part = x2[block]
-            curve(part, value[block], None if slope is None else slope[block], scratch[:, : len(part)])
+            curve(
+                part, value[block], None if slope is None else slope[block], scratch[:, : len(part)]
+            )
     shape = x.shape
     return value.reshape(shape), lambda g: (None if slope is None else g * slope.reshape(shape),)
 
@@ -117,14 +119,14 @@ def _gelu_tanh(x: Array, value: Array, slope: Array | None, scratch: Array) -> N
     value *= x
 
 
-def _silu(x: Array, value: Array, slope: Array | None, scratch: Array) -> None:  # noqa: ARG001 - a _Curve
+def _silu(x: Array, value: Array, slope: Array | None, _: Array | None = None) -> None:
     _sigmoid(x, out=value)
     if slope is not None:
         _sigmoid_slope(value, x, out=slope)
     value *= x
 
 
-def _relu(x: Array, value: Array, slope: Array | None, scratch: Array) -> None:  # noqa: ARG001 - a _Curve
+def _relu(x: Array, value: Array, slope: Array | None, _: Array) -> None:
     np.maximum(x, 0, out=value)
     if slope is not None:
         np.greater(x, 0, out=slope)
