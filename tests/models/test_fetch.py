@@ -153,12 +153,16 @@ def test_verifying_finds_and_deletes_a_changed_file_of_the_same_size(
     path = fetch_artifact(tiny, cache).path
     changed = bytes(tiny.members[0].file.size)
     path.write_bytes(changed)
+    path.with_name("sub").joinpath("config.json").write_bytes(b"[]")
     assert not fetch_artifact(tiny, cache).downloaded  # not looked at unless asked to
     shown = failure(tiny, cache, verify=True)
-    assert str(path) in shown
+    assert [line.split(" is not ")[0] for line in shown.splitlines()] == [
+        str(path),
+        str(path.with_name("sub") / "config.json"),
+    ]
     assert f"expected SHA-256 {tiny.members[0].file.sha256}" in shown
     assert f"got {hashlib.sha256(changed).hexdigest()}; it was deleted" in shown
-    assert not path.exists()
+    assert visible(path.parent) == ["sub"]
     assert fetch_artifact(tiny, cache, verify=True).downloaded
 
 
@@ -290,7 +294,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(FetchError) as caught:
         fetch("movie-review")
     assert str(caught.value) == (
-        "nothing to fetch is called 'movie-review': did you mean 'movie-reviews'? "
+        "nothing to fetch is called 'movie-review'; did you mean 'movie-reviews'?\n"
         "known: minilm-l6, smollm2, movie-reviews, devils-dictionary"
     )
 

@@ -166,7 +166,7 @@ def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
 )
 @click.option("--quiet", is_flag=True, help="No progress display.")
 @_as_json
-def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> None:  # noqa: ANN401 - as click gives them
+def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> int:  # noqa: ANN401 - as click gives them
     """Train the methods' parameters on a data set, and save the adapter.
 
     The folder gets adapter_config.json, adapter_model.safetensors, recipe.json, metrics.json and
@@ -175,7 +175,7 @@ def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> None:  # noqa: A
     from tinygrad_peft.cli.finetuning import FinetuneOptions, finetune
 
     options = FinetuneOptions(**settings)
-    sys.exit(finetune(options, as_json=as_json, quiet=quiet))
+    return finetune(options, as_json=as_json, quiet=quiet)
 
 
 @cli.command()

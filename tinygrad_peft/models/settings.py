@@ -124,7 +124,9 @@ def _convert(kind: type[Settings], raw: Mapping[str, object]) -> tuple[dict[str,
     for field in dataclasses.fields(kind):
         try:
             if field.name in raw:
-                values[field.name] = msgspec.convert(raw[field.name], hints[field.name])
+                values[field.name] = msgspec.convert(
+                    raw[field.name], hints[field.name], str_keys=True
+                )
             elif field.default is dataclasses.MISSING:
                 problems.append(f"{field.name} is missing")
         except msgspec.ValidationError as error:

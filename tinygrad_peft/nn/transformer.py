@@ -1,7 +1,7 @@
 """One transformer that its config turns into GPT-2, Llama or BERT."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig
+from tinygrad_peft.nn.generate import generate
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from tinygrad_peft.nn.module import Module
@@ -258,6 +259,33 @@ class Transformer(Module):
                 label_smoothing=label_smoothing,
             )
         return F.cross_entropy(self.lm_head(hidden), targets, label_smoothing=label_smoothing)
+
+    def generate(
+        self,
+        input_ids: IntArray,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop_ids: Collection[int] = (),
+        seed: int = 0,
+        attention_mask: BoolArray | IntArray | None = None,
+        pad_id: int = 0,
+        on_token: Callable[[IntArray], None] | None = None,
+    ) -> IntArray:
+        """Continue the prompts (B, T): int64 (B, T + new). See `tinygrad_peft.nn.generate`."""
+        return generate(
+            self,
+            input_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop_ids=stop_ids,
+            seed=seed,
+            attention_mask=attention_mask,
+            pad_id=pad_id,
+            on_token=on_token,
+        )
 
     def with_classifier(
         self, labels: int | Sequence[str], *, pooling: str = "mean", seed: int = 0

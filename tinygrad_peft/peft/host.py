@@ -7,10 +7,11 @@ is typed by the hook's declaration, and each of these is an error.
 
 import importlib.metadata
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 import pluggy
 
@@ -22,14 +23,32 @@ __all__ = ["Host", "PluginInfo", "hookimpl"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., object])
 
 GROUP = "tinygrad_peft"
+ORDERING = ("tryfirst", "trylast", "wrapper", "hookwrapper")
 _mark = pluggy.HookimplMarker(GROUP)
 
 
-def hookimpl(spec: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+class _HookMarker(Protocol[P, R]):
+    """Takes a function with the hook's parameters, or a method with `self` before them."""
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[S, P], R], /
+    ) -> Callable[Concatenate[S, P], R]: ...
+
+
+def hookimpl(spec: Callable[P, R]) -> _HookMarker[P, R]:
     """Marks a function as a plugin's answer to the hook `spec`: mypy holds it to its signature."""
-    return lambda function: _mark(function, specname=spec.__name__)
+
+    def mark(function: F) -> F:
+        return _mark(function, specname=spec.__name__)
+
+    return mark
 
 
 @dataclass(frozen=True)
@@ -48,53 +67,64 @@ class Host:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        self._distributions: dict[str, tuple[str, str]] = {}
+        self._infos: dict[str, PluginInfo] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Host":
+        """Itself: plugins are modules, of which there is one each."""
+        return self
 
     @classmethod
     def installed(cls) -> "Host":
         """A host with every plugin that an installed distribution declares.
 
-        Raises PluginError where two distributions claim one name, where a plugin cannot be
-        imported, and for all that `register` refuses.
+        Raises PluginError where a name is claimed twice, where a plugin cannot be imported, and for
+        all that `register` refuses.
         """
         host = cls()
         by_name: dict[str, list[importlib.metadata.EntryPoint]] = defaultdict(list)
         for point in importlib.metadata.entry_points(group=GROUP):
             by_name[point.name].append(point)
-        host._refuse_rivals(by_name)
+        _refuse_rivals(by_name)
         for name in sorted(by_name):
             (point, *_) = by_name[name]
+            distribution, version = _distribution(point)
             try:
                 plugin = point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise PluginError(
-                    f"plugin {name!r} of {_distribution(point)[0]} ({point.value}) "
+                    f"plugin {name!r} of {distribution} ({point.value}) "
                     f"cannot be imported: {type(error).__name__}: {error}"
                 ) from error
-            host.register(plugin, name)
-            host._distributions[name] = _distribution(point)
+            host._add(plugin, name, distribution, version)
         return host
 
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin: a module, or an instance, with functions marked by `hookimpl`.
 
-        Raises PluginError for a class, a name that is taken, a hook that is not declared or takes
-        other arguments, and a method that another plugin provides; then it is not added.
+        Raises PluginError, and does not add it, for a class, a name that is taken, a plugin without
+        hooks, a hook that is not declared, takes other arguments or asks for a place before or
+        around the others, and a method that another plugin provides.
         """
+        self._add(plugin, name, "", "")
+
+    def _add(self, plugin: object, name: str, distribution: str, version: str) -> None:
         if inspect.isclass(plugin):
             raise PluginError(f"plugin {name!r} is a class: register a module or an instance")
-        if self._manager.has_plugin(name):
+        if name in self._infos:
             raise PluginError(f"a plugin called {name!r} is registered already")
-        try:
-            self._manager.register(plugin, name)
-            self._manager.check_pending()
-            self.methods()
-        except pluggy.PluginValidationError as error:
-            self._manager.unregister(name=name)
-            raise PluginError(f"plugin {name!r}: {error}{self._nearest_hook(plugin)}") from error
-        except PluginError:
-            self._manager.unregister(name=name)
-            raise
+        if self._manager.get_name(plugin) is not None:
+            known = self._manager.get_name(plugin)
+            raise PluginError(f"plugin {name!r} is registered already, as {known!r}")
+        marks = self._marks(plugin)
+        problems = [problem for mark in marks for problem in mark.problems()]
+        if not marks:
+            problems = ["it has no function that is marked by hookimpl"]
+        if problems:
+            raise PluginError(f"plugin {name!r} does not fit:\n{listed(problems)}")
+        info = PluginInfo(name, distribution, version, _provided(name, marks))
+        self._refuse_clashes(info)
+        self._manager.register(plugin, name)
+        self._infos[name] = info
 
     def each(self, spec: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
         """Every plugin's answer to a hook that is not None, the first registered first."""
@@ -122,52 +152,110 @@ class Host:
         return answers[0] if answers else None
 
     def methods(self) -> Mapping[str, type[PeftConfig]]:
-        """Every method by its name in lower case.
-
-        Raises PluginError if two plugins provide one name.
-        """
-        found: dict[str, tuple[str, type[PeftConfig]]] = {}
-        clashes = []
-        for info in self.plugins():
-            for kind in info.methods:
-                name = kind.peft_type.lower()
-                if name in found:
-                    clashes.append(f"{name!r} is provided by {found[name][0]} and by {info.name}")
-                found[name] = (info.name, kind)
-        if clashes:
-            raise PluginError(f"methods need names of their own:\n{listed(clashes)}")
-        return {name: kind for name, (_, kind) in sorted(found.items())}
+        """Every method by its name in lower case."""
+        kinds = (kind for info in self._infos.values() for kind in info.methods)
+        return dict(sorted((kind.peft_type.lower(), kind) for kind in kinds))
 
     def plugins(self) -> tuple[PluginInfo, ...]:
         """What is registered, by name."""
-        rows = []
-        for impl in self._hook(hookspecs.peft_methods).get_hookimpls():
-            distribution, version = self._distributions.get(impl.plugin_name, ("", ""))
-            methods = tuple(cast("Sequence[type[PeftConfig]]", impl.function()))
-            rows.append(PluginInfo(impl.plugin_name, distribution, version, methods))
-        return tuple(sorted(rows, key=lambda info: info.name))
+        return tuple(info for _, info in sorted(self._infos.items()))
 
     def _hook(self, spec: Callable[..., object]) -> pluggy.HookCaller:
         caller: pluggy.HookCaller = getattr(self._manager.hook, spec.__name__)
         return caller
 
-    def _refuse_rivals(self, points: Mapping[str, list[importlib.metadata.EntryPoint]]) -> None:
-        rivals = [
-            f"{name!r}: {' and '.join(sorted({_distribution(p)[0] for p in claims}))}"
-            for name, claims in sorted(points.items())
-            if len({_distribution(p)[0] for p in claims}) > 1
+    def _marks(self, plugin: object) -> list["_Mark"]:
+        """The functions of a plugin that are marked as answers to hooks."""
+        named = ((name, self._manager.parse_hookimpl_opts(plugin, name)) for name in dir(plugin))
+        return [
+            _Mark(options["specname"] or name, getattr(plugin, name), options)
+            for name, options in named
+            if options is not None
         ]
-        if rivals:
-            raise PluginError(
-                f"entry points that several distributions claim (uninstall one):\n{listed(rivals)}"
-            )
 
-    def _nearest_hook(self, plugin: object) -> str:
-        """The hook that a misspelt one may have meant."""
-        marked = (getattr(plugin, name, None) for name in dir(plugin))
-        given = [str(m.__name__) for m in marked if m and hasattr(m, f"{GROUP}_impl")]
-        unknown = [name for name in given if name not in hookspecs.__all__]
-        return "".join(nearest(name, hookspecs.__all__, 1) for name in unknown)
+    def _refuse_clashes(self, new: PluginInfo) -> None:
+        """Raise unless the plugin's methods have names of their own."""
+        owners = {k.peft_type.lower(): i.name for i in self._infos.values() for k in i.methods}
+        clashes = []
+        for kind in new.methods:
+            name = kind.peft_type.lower()
+            if name in owners:
+                clashes.append(f"{name!r} is provided by {owners[name]} and by {new.name}")
+            owners[name] = new.name
+        if clashes:
+            raise PluginError(f"methods need names of their own:\n{listed(clashes)}")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A function that a plugin marked: the hook that it answers, and pluggy's options."""
+
+    hook: str
+    function: Callable[..., object]
+    options: pluggy.HookimplOpts
+
+    def problems(self) -> list[str]:
+        """Why pluggy would ignore it, call it otherwise than its signature says, or move it."""
+        if self.hook not in hookspecs.__all__:
+            return [f"unknown hook {self.hook!r}{nearest(self.hook, hookspecs.__all__, 1)}"]
+        found = [
+            f"{self.hook} asks for {option}, and no plugin stands before or around the others"
+            for option in ORDERING
+            if self.options.get(option)
+        ]
+        # pluggy passes over an argument that has a default (until 1.6) or goes by name alone.
+        wanted, own = (
+            _plain_signature(getattr(hookspecs, self.hook)),
+            _plain_signature(self.function),
+        )
+        if own != wanted:
+            found.append(f"{self.hook} takes {wanted} without defaults, and this takes {own}")
+        return found
+
+
+def _plain_signature(function: Callable[..., object]) -> str:
+    """The parameters as they are written, without their annotations."""
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
+
+
+def _provided(name: str, marks: Sequence[_Mark]) -> tuple[type[PeftConfig], ...]:
+    """The methods that a plugin provides. Raises PluginError where they are none."""
+    functions = [mark.function for mark in marks if mark.hook == hookspecs.peft_methods.__name__]
+    kinds: list[type[PeftConfig]] = []
+    for function in functions:
+        try:
+            answer = function()
+        except Exception as error:
+            raise PluginError(
+                f"plugin {name!r}: peft_methods: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(answer, Sequence) or not all(map(_is_config_class, answer)):
+            raise PluginError(
+                f"plugin {name!r}: peft_methods gives a list of config classes, and not {answer!r}"
+            )
+        kinds += answer
+    nameless = [k.__name__ for k in kinds if not re.fullmatch(r"\w+", getattr(k, "peft_type", ""))]
+    if nameless:
+        raise PluginError(
+            f"plugin {name!r}: {', '.join(nameless)} needs a peft_type of letters, digits and _"
+        )
+    return tuple(kinds)
+
+
+def _is_config_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PeftConfig)
+
+
+def _refuse_rivals(points: Mapping[str, Sequence[importlib.metadata.EntryPoint]]) -> None:
+    rivals = []
+    for name, claims in sorted(points.items()):
+        claimants = sorted({f"{_distribution(p)[0]} ({p.value})" for p in claims})
+        if len(claimants) > 1:
+            rivals.append(f"{name!r}: {' and '.join(claimants)}")
+    if rivals:
+        raise PluginError(f"entry points that are claimed twice (uninstall one):\n{listed(rivals)}")
 
 
 def _by_name(

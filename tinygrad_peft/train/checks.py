@@ -49,4 +49,4 @@ def _problems(row: Encoded, *, classes: bool, max_length: int | None) -> Iterato
     elif len(row.labels) != length:
         yield f"expected {length} labels, one for each token, got {len(row.labels)}"
     elif all(label == IGNORED for label in row.labels[1:]):
-        yield "expected a label past the first token, got none: there is nothing to predict"
+        yield "expected a label past the first token, got none"

@@ -4,7 +4,6 @@ A classification file has `text` and `label`; a causal-LM file has `text`, or `p
 `completion`. Other fields are ignored.
 """
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -14,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias, overload
 
 import msgspec
 
-from tinygrad_peft.errors import DataError
+from tinygrad_peft.errors import DataError, nearest
 from tinygrad_peft.train.rows import Fields, Problems, RowError, read_rows
 
 IGNORED = -100  # the label of a token that the loss leaves out
@@ -217,18 +216,13 @@ def encode_classification(
 def _require_known_labels(examples: Sequence[ClassificationExample], labels: Sequence[str]) -> None:
     counts = Counter(example.label for example in examples)
     unknown = [
-        f"  {name!r} in {count} of {len(examples)} examples{_nearest(name, labels)}"
+        f"  {name!r} in {count} of {len(examples)} examples{nearest(name, labels, count=1)}"
         for name, count in sorted(counts.items())
         if name not in labels
     ]
     if unknown:
         known = ", ".join(map(repr, labels)) or "no label"
         raise DataError("\n".join([f"labels that training does not know ({known}):", *unknown]))
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def encode_causal(
@@ -263,7 +257,7 @@ def _encode_one(example: CausalExample, tokenizer: Encoder, max_length: int | No
         ids = tuple(tokenizer.encode(example.text, max_length=max_length))
         return Encoded(ids, ids)
     # Apart, so that no token spans the boundary and generation sees the prompt that was trained.
-    prompt = _prompt_ids(example.prompt, tokenizer)
+    prompt = prompt_ids(example.prompt, tokenizer)
     completion = tokenizer.encode(example.completion, add_special_tokens=False)
     if tokenizer.eos_id is not None:
         completion.append(tokenizer.eos_id)
@@ -275,7 +269,8 @@ def _encode_one(example: CausalExample, tokenizer: Encoder, max_length: int | No
     return Encoded(ids, (IGNORED,) * len(prompt) + tuple(completion))
 
 
-def _prompt_ids(prompt: str, tokenizer: Encoder) -> list[int]:
+def prompt_ids(prompt: str, tokenizer: Encoder) -> list[int]:
+    """The ids of a text that is to be gone on from, as training sees it: without an end."""
     ids = tokenizer.encode(prompt)
     # Some tokenizers close every text: a prompt is not finished.
     closed = len(ids) > 0 and ids[-1] == tokenizer.eos_id and tokenizer.eos_id != tokenizer.bos_id

@@ -52,15 +52,15 @@ class Keeper:
 
     def whereabouts(self) -> str:
         """Where the last good weights are, in words."""
-        kept = f"those after step {self.kept_step}" if self.kept_step else "those from the start"
+        kept = f"of step {self.kept_step}" if self.kept_step else "of the start"
         if self.saved_to is None:
             return f"the model has its last good weights again, {kept}; none had been saved"
         return f"the last good checkpoint, {kept}, is kept in {self.saved_to} and in the model"
 
     def _write(self, folder: Path) -> None:
-        if self.save is not None:
-            replace_files(folder, self.save)
-            self.saved_to = folder
+        assert self.save is not None, "out and save go together"
+        replace_files(folder, self.save)
+        self.saved_to = folder
 
 
 def replace_files(folder: Path, save: Save) -> None:

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Self
 
@@ -68,6 +68,7 @@ def write_metrics(
     """Write metrics.json: what was asked for, and what it came to. The file is whole or not there.
 
     `job` is what the caller knows of the run (model, data, method): numbers, text, lists, maps.
+    Raises TypeError for what JSON cannot hold.
     """
     facts = {
         "job": dict(job or {}),
@@ -81,7 +82,7 @@ def write_metrics(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        text = msgspec.json.format(msgspec.json.encode(facts, enc_hook=str))
+        text = msgspec.json.format(msgspec.json.encode(facts, enc_hook=_path_as_text))
         temporary.write_bytes(text + b"\n")
 
 
@@ -110,5 +111,11 @@ def _own_version() -> str:
 
 
 def _plain(event: Event) -> dict[str, object]:
-    plain: dict[str, object] = msgspec.to_builtins(event, enc_hook=str)
+    plain: dict[str, object] = msgspec.to_builtins(event, enc_hook=_path_as_text)
     return plain
+
+
+def _path_as_text(value: object) -> str:
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}: {value!r}")

@@ -1,0 +1,179 @@
+"""Small models of each family, and plugins, that the tests of recipes share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+
+import tinygrad_peft_lora.plugin
+from tinygrad_peft.arrays import Array, IntArray
+from tinygrad_peft.nn import Affine, Init, Module, Parameter, Transformer, TransformerConfig
+from tinygrad_peft.peft import (
+    Host,
+    PeftConfig,
+    PeftModel,
+    Site,
+    TargetedConfig,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft.tensor import Tensor, no_grad
+
+GPT2 = TransformerConfig(
+    model_type="gpt2",
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=24,
+    packed_qkv=True,
+)
+LLAMA = TransformerConfig(
+    model_type="llama",
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=24,
+    norm="rms_norm",
+    positions="rotary",
+    activation="silu",
+    gated_mlp=True,
+    attention_bias=False,
+    mlp_bias=False,
+    tie_word_embeddings=False,
+)
+BERT = TransformerConfig(
+    model_type="bert",
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=24,
+    type_vocab_size=2,
+    norm_position="post",
+    activation="gelu",
+    causal=False,
+    head="none",
+    pooler=True,
+)
+BERT_CLASSIFIER = replace(BERT, head="classification", num_labels=3)
+FAMILIES: Mapping[str, TransformerConfig] = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "bert": BERT_CLASSIFIER,
+}
+IDS: IntArray = np.array([[3, 14, 15, 9, 2], [6, 5, 35, 8, 49]])
+
+
+def small(config: TransformerConfig = LLAMA, dtype: type[np.floating] = np.float32) -> Transformer:
+    """A model with weights and biases that are all drawn at random, in evaluation mode."""
+    model = Transformer(config, Init(1, dtype))
+    rng = np.random.default_rng(2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data = rng.normal(0, 0.1, parameter.shape).astype(dtype)
+    model.eval()
+    return model
+
+
+def lora_host() -> Host:
+    """A host with LoRA and nothing else."""
+    host = Host()
+    host.register(tinygrad_peft_lora.plugin, "lora")
+    return host
+
+
+def logits(model: Transformer | PeftModel) -> Array:
+    """What the model makes of the same few tokens."""
+    with no_grad():
+        return model(IDS).data
+
+
+def shake(model: PeftModel, seed: int = 0) -> None:
+    """Give all that is trained other values, as an optimiser would."""
+    rng = np.random.default_rng(seed)
+    for parameter in model.trainable_parameters():
+        parameter.data = parameter.data + rng.normal(0, 0.1, parameter.shape).astype(
+            parameter.dtype
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a model is: its modules, its arrays and their values, and which of them are trained."""
+
+    modules: list[tuple[str, int]]
+    weights: list[tuple[str, int, bool]]
+    values: list[Array]
+
+    @classmethod
+    def of(cls, model: Module) -> "Snapshot":
+        named = list(model.named_parameters())
+        return cls(
+            [(path, id(module)) for path, module in model.named_modules()],
+            [(name, id(p), p.requires_grad) for name, p in named],
+            [p.data.copy() for _, p in named],
+        )
+
+    def assert_unchanged(self, model: Module) -> None:
+        now = Snapshot.of(model)
+        assert now.modules == self.modules
+        assert now.weights == self.weights
+        for old, new in zip(self.values, now.values, strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftConfig(TargetedConfig):
+    """A method that adds a trained number to what a module gives: it starts at `start`."""
+
+    peft_type: ClassVar[str] = "SHIFT"
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {"llama": ("o_proj",)}
+    start: float = 0.0
+
+
+class ShiftLinear(Module):
+    base_layer: Affine
+
+    def __init__(self, base: Affine, start: float, init: Init) -> None:
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.base_layer = base
+        self.shift = Parameter(init.ones() * start)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.shift
+
+
+def shift(site: Site, config: PeftConfig) -> Module | None:
+    """ShiftConfig's answer to adapt_module."""
+    if isinstance(config, ShiftConfig) and site.is_target and isinstance(site.module, Affine):
+        return ShiftLinear(site.module, config.start, site.init)
+    return None
+
+
+def plugin(
+    *methods: type[PeftConfig],
+    adapt: Callable[[Site, PeftConfig], Module | None] | None = None,
+    **hooks: object,
+) -> object:
+    """A plugin that provides methods and answers adapt_module, and other hooks that are marked."""
+
+    def peft_methods() -> Sequence[type[PeftConfig]]:
+        return methods
+
+    made = SimpleNamespace(peft_methods=hookimpl(hookspecs.peft_methods)(peft_methods), **hooks)
+    if adapt is not None:
+        answer = adapt
+
+        def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+            return answer(site, config)
+
+        made.adapt_module = hookimpl(hookspecs.adapt_module)(adapt_module)
+    return made

@@ -1,0 +1,57 @@
+"""Checks of training data."""
+
+import pytest
+
+from tinygrad_peft.errors import DataError
+from tinygrad_peft.train.checks import check_examples
+from tinygrad_peft.train.data import IGNORED, Encoded
+
+
+def test_the_kind_of_the_first_example_is_that_of_the_set() -> None:
+    assert check_examples([Encoded((1, 2), 0)], "training")
+    assert not check_examples([Encoded((1, 2), (1, 2))], "training")
+
+
+def test_no_examples_are_an_error() -> None:
+    with pytest.raises(DataError, match="there are no training examples: expected at least one"):
+        check_examples([], "training")
+
+
+def test_every_class_example_that_cannot_be_used_is_listed_at_once() -> None:
+    examples = [
+        Encoded((1, 2), 1),
+        Encoded((), 0),
+        Encoded((1, 2, 3, 4), -100),
+        Encoded((1, 2), (1, 2)),
+    ]
+    with pytest.raises(DataError) as error:
+        check_examples(examples, "training", max_length=3)
+    assert str(error.value).splitlines() == [
+        "training examples that cannot be used:",
+        "  - example 1: expected at least one token, got none",
+        "  - example 2: expected at most 3 tokens (max_length), got 4",
+        "  - example 2: expected a class of at least 0, got -100",
+        "  - example 3: expected a class, got labels of tokens",
+    ]
+
+
+def test_every_text_example_that_cannot_be_used_is_listed_at_once() -> None:
+    examples = [
+        Encoded((1, 2), (IGNORED, 2)),
+        Encoded((1, 2), (1, 2, 3)),
+        Encoded((1, 2), (1, IGNORED)),
+        Encoded((1, 2), 1),
+    ]
+    with pytest.raises(DataError) as error:
+        check_examples(examples, "evaluation")
+    assert str(error.value).splitlines() == [
+        "evaluation examples that cannot be used:",
+        "  - example 1: expected 2 labels, one for each token, got 3",
+        "  - example 2: expected a label past the first token, got none",
+        "  - example 3: expected labels of tokens, got a class",
+    ]
+
+
+def test_a_set_of_another_kind_than_asked_for_is_an_error() -> None:
+    with pytest.raises(DataError, match="example 0: expected a class, got labels of tokens"):
+        check_examples([Encoded((1, 2), (1, 2))], "evaluation", classes=True)

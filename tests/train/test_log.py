@@ -1,0 +1,123 @@
+"""log.jsonl and metrics.json."""
+
+import dataclasses
+import json
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.toys import classifier, needles, saving
+from tinygrad_peft.train import Event, StepEnded, TrainConfig, TrainResult, train
+from tinygrad_peft.train.log import JsonLines, versions, write_metrics
+
+CONFIG = TrainConfig(batch_size=4, epochs=2)
+
+
+def run(folder: Path, *observers: JsonLines) -> TrainResult:
+    model = classifier()
+    held_out = needles(8, seed=1)
+    return train(
+        model,
+        needles(8),
+        held_out,
+        CONFIG,
+        pad_id=0,
+        out=folder,
+        save=saving(model),
+        observers=observers,
+    )
+
+
+def step(loss: float) -> StepEnded:
+    return StepEnded(step=1, epoch=0.5, loss=loss, lr=1e-3, grad_norm=2.0, tokens=7, seconds=0.1)
+
+
+def test_each_event_is_a_line_of_json(tmp_path: Path) -> None:
+    with JsonLines(tmp_path / "logs" / "log.jsonl") as log:
+        result = run(tmp_path, log)
+    lines = [
+        json.loads(line) for line in (tmp_path / "logs" / "log.jsonl").read_text().splitlines()
+    ]
+    epoch = ["step_ended", "step_ended", "evaluated"]
+    assert [line["event"] for line in lines] == [
+        *("training_started", *epoch, *epoch),
+        "training_ended",
+    ]
+    steps = [line for line in lines if line["event"] == "step_ended"]
+    assert [line["loss"] for line in steps] == list(result.losses)
+    assert [line["epoch"] for line in steps] == [0.5, 1.0, 1.5, 2.0]
+    assert lines[3]["accuracy"] == result.evaluations[0].accuracy
+    assert lines[-1]["saved_to"] == str(tmp_path)
+
+
+def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with JsonLines(path) as log:
+        log(step(0.5))
+        assert json.loads(path.read_text())["loss"] == 0.5
+
+
+def test_a_new_run_begins_a_new_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("of another run\n")
+    with JsonLines(path) as log:
+        log(step(0.5))
+    assert len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path, loss: float) -> None:
+    with JsonLines(tmp_path / "log.jsonl") as log:
+        log(step(loss))
+    assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
+
+
+def test_the_metrics_tell_what_was_asked_for_and_what_it_came_to(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    path = tmp_path / "deeper" / "metrics.json"
+    write_metrics(path, CONFIG, result, job={"model": Path("m"), "methods": ["lora:r=8"]})
+    metrics = json.loads(path.read_text())
+    assert metrics["job"] == {"model": "m", "methods": ["lora:r=8"]}
+    assert metrics["config"] == dataclasses.asdict(CONFIG)
+    assert metrics["outcome"] == "finished"
+    assert metrics["best"] == dataclasses.asdict(result.best) if result.best else False
+    assert metrics["final"] == metrics["evaluations"][-1]
+    assert len(metrics["evaluations"]) == 2
+    for name in ("steps", "seconds", "tokens", "tokens_per_second", "padding_share"):
+        assert metrics[name] == getattr(result, name)
+    for name in ("peak_memory", "trainable_parameters", "total_parameters"):
+        assert metrics[name] == getattr(result, name)
+    assert metrics["saved_to"] == str(tmp_path)
+    assert metrics["versions"] == versions()
+
+
+def test_metrics_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    path = tmp_path / "metrics.json"
+    write_metrics(path, CONFIG, result)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="JSON cannot hold a complex: 1j"):
+        write_metrics(path, CONFIG, result, job={"scale": 1j})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.glob("*metrics*")] == ["metrics.json"]
+
+
+def test_versions_name_what_numbers_depend_on() -> None:
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["numpy"] == np.__version__
+    try:
+        assert found["tinygrad_peft"] == version("tinygrad-peft")
+    except PackageNotFoundError:
+        assert found["tinygrad_peft"] == "unknown"
+    assert found["blas"]
+
+
+def test_observers_of_any_kind_fit() -> None:
+    def observe(_event: Event) -> None: ...
+
+    train(classifier(), needles(4), None, CONFIG, pad_id=0, observers=[observe])

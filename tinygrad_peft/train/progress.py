@@ -1,0 +1,131 @@
+"""What a person sees of a run while it goes on."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from tinygrad_peft.peft.events import StepEnded
+from tinygrad_peft.train.events import Evaluated, Event, Observer, TrainingEnded, TrainingStarted
+
+__all__ = ["progress_display"]
+
+SMOOTHING = 0.9  # of the loss that is shown: about ten steps
+
+
+@contextmanager
+def progress_display(*, quiet: bool = False, live: bool | None = None) -> Iterator[Observer]:
+    """An observer that shows a run on standard error; standard output stays free for results.
+
+    In a terminal that is a live line (step, bar, time left, loss, learning rate, tokens per second)
+    below a line for each evaluation. Where standard output or standard error is no terminal, or
+    rich (the extra `cli`) is not installed, there are only the lines of the evaluations and of the
+    end. `live` decides for or against the live line; with `quiet` there is nothing at all.
+    """
+    if live is None:
+        live = sys.stdout.isatty() and sys.stderr.isatty()
+    if quiet:
+        yield _ignore
+    elif live and find_spec("rich") is not None:
+        with _live_line() as observer:
+            yield observer
+    else:
+        yield _Lines(_write)
+
+
+def _write(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+
+
+def _ignore(_event: Event) -> None:
+    pass
+
+
+# ---------- lines ----------
+
+
+class _Lines:
+    """Writes a line for each evaluation, and one for the end."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self.steps = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TrainingStarted):
+            self.steps = event.steps
+        elif isinstance(event, Evaluated):
+            self.write(evaluation_line(event, self.steps))
+        elif isinstance(event, TrainingEnded):
+            self.write(ending_line(event))
+
+
+def evaluation_line(event: Evaluated, steps: int) -> str:
+    """`step 40/120: loss 0.4215, accuracy 82.30 %, the best so far`."""
+    parts = [f"loss {event.loss:.4f}"]
+    if event.accuracy is not None:
+        parts.append(f"accuracy {event.accuracy:.2%}".replace("%", " %"))
+    if event.perplexity is not None:
+        parts.append(f"perplexity {event.perplexity:.2f}")
+    if event.is_best:
+        parts.append("the best so far")
+    return f"step {event.step}/{steps}: {', '.join(parts)}"
+
+
+def ending_line(event: TrainingEnded) -> str:
+    """`finished after 120 steps in 35 s (4,120 tokens/s); the weights are in out`."""
+    speed = f"{event.seconds:.0f} s ({event.tokens_per_second:,.0f} tokens/s)"
+    saved = f"; the weights are in {event.saved_to}" if event.saved_to else ""
+    return f"{event.outcome} after {event.step} steps in {speed}{saved}"
+
+
+# ---------- a live line ----------
+
+
+@contextmanager
+def _live_line() -> Iterator[Observer]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
+    console = Console(stderr=True, highlight=False)
+    # The console puts what it prints above the line while the line lives.
+    lines = _Lines(lambda line: console.print(line, markup=False, soft_wrap=True))
+    numbers = _Numbers()
+    with Progress(*columns, console=console, refresh_per_second=4, transient=True) as display:
+        task = display.add_task("", total=None, numbers="")
+
+        def observe(event: Event) -> None:
+            lines(event)
+            if isinstance(event, TrainingStarted):
+                display.update(task, total=event.steps)
+            elif isinstance(event, StepEnded):
+                display.update(task, completed=event.step, numbers=numbers.after(event))
+
+        yield observe
+
+
+class _Numbers:
+    """The loss, smoothed, with the learning rate and the speed of the step."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.weight = 0.0
+
+    def after(self, step: StepEnded) -> str:
+        self.total = SMOOTHING * self.total + step.loss
+        self.weight = SMOOTHING * self.weight + 1
+        speed = step.tokens / step.seconds
+        return f"loss {self.total / self.weight:.4f}  lr {step.lr:.1e}  {speed:,.0f} tokens/s"
