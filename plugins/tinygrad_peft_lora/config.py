@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from tinygrad_peft.peft import TargetedConfig
 
-__all__ = ["LoraConfig"]
+__all__ = ["LoraConfig", "pattern_matches"]
 
 
 @dataclass(frozen=True, kw_only=True)

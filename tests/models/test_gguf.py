@@ -259,8 +259,12 @@ def test_a_truncated_file(
     file = write(gguf, tmp_path / "m.gguf", settings(llama.config), tensors(llama))
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"m\.gguf"):
+    with pytest.raises(CheckpointError) as caught:
         load_model(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+    if share > 0.9:
+        assert str(caught.value) == f"{file} is truncated: it ends within output.weight"
 
 
 def test_integers_in_place_of_weights(gguf: ModuleType, llama: Transformer, tmp_path: Path) -> None:
@@ -278,6 +282,23 @@ def test_integers_in_place_of_weights(gguf: ModuleType, llama: Transformer, tmp_
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(CheckpointError, match=r"token_embd\.weight cannot be dequantised: .*I32"):
+        load_model(file)
+
+
+def test_rows_that_are_no_whole_blocks(
+    gguf: ModuleType, llama: Transformer, tmp_path: Path
+) -> None:
+    file = write(gguf, tmp_path / "m.gguf", settings(llama.config), tensors(llama))
+    # The kind in the header of the first tensor, from F32 to Q8_0.
+    name = b"token_embd.weight"
+    content = bytearray(file.read_bytes())
+    place = content.index(name) + len(name) + 4 + 2 * 8
+    assert content[place : place + 4] == bytes(4)
+    content[place] = int(gguf.GGMLQuantizationType.Q8_0)
+    file.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"token_embd\.weight has rows of 16 numbers in blocks"
+    ):
         load_model(file)
 
 

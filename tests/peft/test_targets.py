@@ -165,9 +165,15 @@ def test_a_name_that_was_written_as_an_expression_is_explained() -> None:
     )
 
 
-def test_a_target_of_which_all_are_excluded_says_so() -> None:
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], exclude_modules=["q_proj"])
+def test_targets_of_which_all_are_excluded_say_so() -> None:
+    config = LoraConfig(target_modules=["q_proj"], exclude_modules=["q_proj"])
     assert problem(config) == "'q_proj': none of its 3 modules is left by exclude_modules"
+
+
+def test_one_target_may_be_excluded_among_others() -> None:
+    # PEFT writes "all-linear" as whole paths, those that are excluded among them.
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], exclude_modules=["q_proj"])
+    assert paths(config) == [f"model.layers.{n}.self_attn.v_proj" for n in range(3)]
 
 
 def test_a_target_that_the_given_layers_do_not_have_says_so() -> None:

@@ -72,17 +72,22 @@ def _find_named(
         for entry, pattern in _entries(config.exclude_modules, None).items()
         if not _matching(pattern, seams)
     ]
-    by_entry = {}
+    by_entry: dict[str, frozenset[str]] = {}
+    excluded: list[str] = []
     for entry, pattern in entries.items():
         named = _matching(pattern, seams)
         barred = {s.path: _bar(config, entry, s, layers, saved) for s in named}
-        by_entry[entry] = frozenset(path for path, bar in barred.items() if bar is None)
-        if not named:
+        left = frozenset(path for path, bar in barred.items() if bar is None)
+        bars = " and ".join(sorted({str(bar) for bar in barred.values()}))
+        if left:
+            by_entry[entry] = left
+        elif not named:
             problems.append(_unmatched(entry, pattern, seams))
-        elif not by_entry[entry]:
-            bars = " and ".join(sorted({str(bar) for bar in barred.values()}))
-            problems.append(f"{entry!r}: none of its {len(named)} modules is left by {bars}")
-    return by_entry, problems
+        else:
+            why = f"{entry!r}: none of its {len(named)} modules is left by {bars}"
+            (excluded if bars == "exclude_modules" else problems).append(why)
+    # To exclude all of one entry among others is no mistake: PEFT writes such for "all-linear".
+    return by_entry, problems if by_entry else problems + excluded
 
 
 def _entries(
