@@ -45,5 +45,13 @@ def test_a_column_with_words_begins_together() -> None:
     ]
 
 
+def test_a_header_stands_over_its_numbers() -> None:
+    assert columns([("", "accuracy"), ("before", "79 %"), ("after", "8 %")]) == [
+        "        accuracy",
+        "before      79 %",
+        "after        8 %",
+    ]
+
+
 def test_no_rows_are_no_lines() -> None:
     assert columns([]) == []

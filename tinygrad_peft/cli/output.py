@@ -18,12 +18,12 @@ def emit(values: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with their columns aligned; columns of numbers to the right."""
+    """Rows as lines with their columns aligned: numbers, under a header or not, to the right."""
     aligned = [_aligned(column) for column in zip(*rows, strict=True)]
     return ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
 
 
 def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    right = all(cell.lstrip("-")[:1].isdigit() for cell in column)
+    right = all(cell.lstrip("-")[:1].isdigit() for cell in column[1:])
     return [cell.rjust(width) if right else cell.ljust(width) for cell in column]
