@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PLUGINS = sorted({point.module for point in entry_points(group="tinygrad_peft")})
+PLUGINS = sorted({point.module.partition(".")[0] for point in entry_points(group="tinygrad_peft")})
 REFERENCE = "tinygrad_peft.reference"
 
 

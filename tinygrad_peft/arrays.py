@@ -14,6 +14,7 @@ __all__ = [
     "IntArray",
     "Shape",
     "as_float",
+    "block_rows",
     "blocks",
     "rows",
     "unbroadcast",
@@ -55,7 +56,12 @@ def rows(x: Array) -> Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def block_rows(count: int, width: int) -> int:
+    """How many of `count` rows of `width` elements stay in the second-level cache: at least one."""
+    return max(1, min(count, BLOCK_ELEMENTS // max(1, width)))
+
+
 def blocks(count: int, width: int) -> Iterator[slice]:
-    """Slices of at most as many rows of `width` elements as stay in the second-level cache."""
-    step = max(1, BLOCK_ELEMENTS // max(1, width))
+    """Slices of `block_rows` rows."""
+    step = block_rows(count, width)
     return (slice(start, min(count, start + step)) for start in range(0, count, step))

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from tinygrad_peft.peft import TargetedConfig
 
-__all__ = ["LoraConfig"]
+__all__ = ["LoraConfig", "pattern_matches"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,12 @@ class LoraConfig(TargetedConfig):
         "llama": ("q_proj", "v_proj"),
         "bert": ("query", "value"),
     }
+    # How a base stores its weights is the base's business, and the others belong to what is off.
+    passed_over: ClassVar[Mapping[str, object]] = {
+        "fan_in_fan_out": True,
+        "megatron_core": "megatron.core",
+        "qalora_group_size": 16,
+    }
 
     r: int = 8
     lora_alpha: float = 8
@@ -43,11 +49,14 @@ class LoraConfig(TargetedConfig):
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
-        """Ranks below one, a dropout rate outside [0, 1), and patterns that do not compile."""
+        """Ranks below one, an alpha that is no number, rates outside [0, 1), broken patterns."""
         found = super().problems()
         for name, rank in {"r": self.r, **self.rank_pattern}.items():
             if rank < 1:
                 found.append(f"the rank {name}={rank} must be at least 1")
+        for name, alpha in {"lora_alpha": self.lora_alpha, **self.alpha_pattern}.items():
+            if not math.isfinite(alpha):
+                found.append(f"{name}={alpha} must be a number")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
         if self.bias not in ("none", "all", "lora_only"):

@@ -37,6 +37,7 @@ class LoraLinear(Module):
         self.lora_A = Linear(self.in_features, rank, bias=False, init=init)
         self.lora_B = Linear(rank, self.out_features, bias=False, init=init)
         self.dropout = Dropout(config.lora_dropout)
+        self.dropout.rng = init.rng  # the place's own: no two places drop the same elements
         if config.init_lora_weights == "gaussian":
             self.lora_A.weight.data = init.normal(rank, self.in_features, std=1 / rank)
         if config.init_lora_weights:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 
+from tinygrad_peft.errors import TargetError
 from tinygrad_peft.nn import Affine, Linear, Module, Parameter
 from tinygrad_peft.peft import (
     Draft,
@@ -49,6 +50,8 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """Σ r (in + out) over the targets, and the biases that are trained."""
     if not isinstance(config, LoraConfig):
         return None
+    if not shape.targets:
+        raise TargetError(f"lora: the targets {config.target_modules!r} name no affine layer")
     added = sum(config.rank(t.path) * (t.in_features + t.out_features) for t in shape.targets)
     biases = {
         "none": 0,

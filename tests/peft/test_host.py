@@ -248,6 +248,14 @@ def test_a_method_without_a_name_is_refused() -> None:
     refused(plugin(Nameless), "Nameless.*peft_type")
 
 
+def test_a_name_that_cannot_be_a_folders_is_refused() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Climber(PeftConfig):
+        peft_type: ClassVar[str] = "../LORA"
+
+    refused(plugin(Climber), "Climber needs a peft_type.*letters")
+
+
 def test_a_name_that_is_taken_is_refused_and_the_first_plugin_stays() -> None:
     host = lora_host()
     with pytest.raises(PluginError, match="'lora' is registered already"):

@@ -1,7 +1,115 @@
 """What mypy --strict must object to: an ignore that nothing needs is an error in itself."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 import tinygrad_peft
 import tinygrad_peft_lora
+from tinygrad_peft import Host, Module, Tensor, Transformer, get_peft_model
+from tinygrad_peft.nn import Affine, Embedding, MultiHeadAttention
+from tinygrad_peft.peft import (
+    Draft,
+    PeftConfig,
+    Site,
+    StepEnded,
+    config_from_dict,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft_lora import LoraConfig, LoraLinear
 
 tinygrad_peft.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_lora.no_such_name  # type: ignore[attr-defined]
+
+
+# ---------- configs ----------
+
+LoraConfig(rang=8)  # type: ignore[call-arg]
+LoraConfig(r="8")  # type: ignore[arg-type]
+LoraConfig(8)  # type: ignore[call-arg, arg-type]
+LoraConfig(bias="some")  # type: ignore[arg-type]
+LoraConfig(init_lora_weights="pissa")  # type: ignore[arg-type]
+LoraConfig(target_modules={"q_proj"})  # type: ignore[arg-type]
+LoraConfig(rank_pattern={"q_proj": "4"})  # type: ignore[dict-item]
+LoraConfig().r = 4  # type: ignore[misc]
+LoraConfig().rank_pattern["q_proj"] = 4  # type: ignore[index]
+LoraConfig().rang  # type: ignore[attr-defined]
+config_from_dict(LoraConfig, {}).rang  # type: ignore[attr-defined]
+config_from_dict(Module, {})  # type: ignore[type-var]
+
+
+# ---------- hooks ----------
+
+
+@hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
+def takes_too_little(site: Site) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
+def takes_something_else(site: Site, config: str) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
+def takes_its_own_config_alone(site: Site, config: LoraConfig) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
+def takes_other_names(place: Site, settings: PeftConfig) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
+def gives_something_else(site: Site, config: PeftConfig) -> Tensor | None:
+    return None
+
+
+@hookimpl(hookspecs.check_recipe)  # type: ignore[arg-type]
+def gives_nothing(draft: Draft) -> None: ...
+
+
+class Watcher:
+    @hookimpl(hookspecs.step_ended)  # type: ignore[arg-type]
+    def step_ended(self, event: Draft) -> None: ...  # type: ignore[misc]
+
+
+@hookimpl(hookspecs.no_such_hook)  # type: ignore[attr-defined]
+def no_such_hook() -> Sequence[str]:
+    return []
+
+
+# ---------- the host ----------
+
+
+def use_host(host: Host, site: Site, draft: Draft, event: StepEnded) -> None:
+    host.one(hookspecs.adapt_module, site)  # type: ignore[call-arg]
+    host.one(hookspecs.adapt_module, site, "lora")  # type: ignore[arg-type]
+    host.one(hookspecs.adapt_module, LoraConfig(), site)  # type: ignore[arg-type]
+    host.one(hookspecs.adapt_module, site, config=LoraConfig(), wrong=1)  # type: ignore[call-arg]
+    host.each(hookspecs.check_recipe, event)  # type: ignore[arg-type]
+    host.each(hookspecs.no_such_hook)  # type: ignore[attr-defined]
+    host.one(hookspecs.adapt_module, site, LoraConfig()).eval()  # type: ignore[union-attr]
+    count: int = host.each(hookspecs.check_recipe, draft)  # type: ignore[assignment]
+    host.methods()["lora"] = LoraConfig  # type: ignore[index]
+
+
+# ---------- models and seams ----------
+
+
+def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine) -> None:
+    get_peft_model(model, "lora")  # type: ignore[arg-type]
+    get_peft_model(model, [LoraConfig])  # type: ignore[list-item]
+    get_peft_model(model, LoraConfig(), 1)  # type: ignore[call-arg]
+    peft = get_peft_model(model, LoraConfig())
+    get_peft_model(peft, LoraConfig())  # type: ignore[arg-type]
+    peft.recipe[0].r  # type: ignore[attr-defined]
+    peft.merge_and_unload().unload()  # type: ignore[attr-defined]
+    peft([[1, 2, 3]])  # type: ignore[arg-type]
+    peft(np.zeros((1, 3)))  # type: ignore[arg-type]
+    attention.q_proj = Embedding(4, 4)  # type: ignore[assignment]
+    attention.q_proj.weight  # type: ignore[attr-defined]
+    attention.q_prj = base  # type: ignore[attr-defined]
+    LoraLinear(Embedding(4, 4), LoraConfig(), "path", None)  # type: ignore[arg-type]

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from tinygrad_peft.cli.fetching import data_path, model_path
-from tinygrad_peft.cli.loading import load_adapted, task_of
+from tinygrad_peft.cli.fetching import model_path
+from tinygrad_peft.cli.loading import Examples, load_adapted, task_of
 from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.models.tokenizer import load_tokenizer
-from tinygrad_peft.train.data import encode_examples, read_examples
 from tinygrad_peft.train.evaluate import evaluate
 
 __all__ = ["evaluate_data"]
@@ -18,9 +17,9 @@ def evaluate_data(
     """Print the loss, and the accuracy or the perplexity, of a model on a data set."""
     tokenizer = load_tokenizer(model_path(model))
     adapted = load_adapted(model, adapter)
-    task = task_of(adapted)
-    examples = read_examples(data_path(data, "test"), task)
-    encoded = encode_examples(examples, tokenizer, max_length, adapted.config.label_names)
+    encoded = Examples.read(data, "test", task_of(adapted)).encoded(
+        tokenizer, max_length, adapted.config
+    )
     metrics = evaluate(adapted, encoded, batch_size=batch_size, pad_id=tokenizer.pad_id or 0)
     values = {
         "examples": len(encoded),

@@ -6,23 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tinygrad_peft.cli.fetching import data_path, model_path
-from tinygrad_peft.cli.loading import load_base
+from tinygrad_peft.cli.fetching import model_path
+from tinygrad_peft.cli.folders import check_output
+from tinygrad_peft.cli.loading import Examples, load_base
 from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.errors import ConfigError, DataError
 from tinygrad_peft.models import checkpoint_path
-from tinygrad_peft.models.tokenizer import Tokenizer, load_tokenizer
+from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, hookspecs, parse_method
 from tinygrad_peft.train import TrainConfig, TrainResult, train
 from tinygrad_peft.train.data import (
     ClassificationExample,
     Encoded,
-    Example,
     Task,
-    encode_examples,
     label_names,
-    read_examples,
 )
 from tinygrad_peft.train.events import Event, Observer, StepEnded
 from tinygrad_peft.train.log import JsonLines, write_metrics
@@ -68,65 +66,93 @@ class FinetuneOptions:
 def finetune(options: FinetuneOptions, *, as_json: bool, quiet: bool) -> int:
     """Train, save and report. Returns the exit status: 130 after Ctrl-C, else 0."""
     config = options.train_config()
+    check_output(options.out, refused=("config.json", "adapter_config.json", "recipe.json"))
     host = Host.installed()
     recipe = [parse_method(spec, host.methods()) for spec in options.methods]
-    train_set, eval_set = _examples(options)
+    # Both data sets before anything slow, so that what is wrong in them is told at once.
+    train_set = Examples.read(options.train_data, "train", options.task)
+    eval_set = options.eval_data and Examples.read(options.eval_data, "test", options.task)
     tokenizer = load_tokenizer(model_path(options.model))
     model = load_base(options.model)
-    labels = _give_head(model, train_set, options)
+    _give_head(model, train_set, options)
     if model.classifier is not None:
         recipe[0] = _with_saved_head(recipe[0], model)
     peft = get_peft_model(model, recipe, seed=options.seed, host=host)
-    encoded = _encoded(train_set, tokenizer, options, labels)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (
-        JsonLines(options.out / "log.jsonl") as log,
-        progress_display(quiet=quiet or as_json) as display,
-    ):
-        result = train(
-            peft,
-            encoded,
-            _encoded(eval_set, tokenizer, options, labels) if eval_set else None,
-            config,
-            pad_id=tokenizer.pad_id or 0,
-            out=options.out,
-            save=peft.save_pretrained,
-            observers=[log, display, _plugin_observer(host)],
-        )
-    job: dict[str, object] = {"model": options.model, "train": options.train_data}
-    job["eval"] = options.eval_data
-    job |= {"task": options.task, "methods": list(options.methods), "labels": list(labels)}
-    write_metrics(options.out / "metrics.json", config, result, job=job)
+    job = _Job(
+        options=options,
+        config=config,
+        peft=peft,
+        train_set=train_set.encoded(tokenizer, options.max_length, model.config),
+        eval_set=eval_set.encoded(tokenizer, options.max_length, model.config)
+        if eval_set
+        else None,
+        pad_id=tokenizer.pad_id or 0,
+    )
+    result = job.run(quiet=quiet or as_json)
     _report(options, peft, result, as_json=as_json)
     return 130 if result.interrupted else 0
 
 
-def _examples(options: FinetuneOptions) -> tuple[Sequence[Example], Sequence[Example] | None]:
-    """Both data sets, read before anything slow, so that what is wrong in them is told at once."""
-    train_set = read_examples(data_path(options.train_data, "train"), options.task)
-    if options.eval_data is None:
-        return train_set, None
-    return train_set, read_examples(data_path(options.eval_data, "test"), options.task)
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """All that is needed to train."""
+
+    options: FinetuneOptions
+    config: TrainConfig
+    peft: PeftModel
+    train_set: Sequence[Encoded]
+    eval_set: Sequence[Encoded] | None
+    pad_id: int
+
+    def run(self, *, quiet: bool) -> TrainResult:
+        """Train into the folder; this is the first that is written there."""
+        out = self.options.out
+        out.mkdir(parents=True, exist_ok=True)
+        with JsonLines(out / "log.jsonl") as log, progress_display(quiet=quiet) as display:
+            result = train(
+                self.peft,
+                self.train_set,
+                self.eval_set,
+                self.config,
+                pad_id=self.pad_id,
+                out=out,
+                save=self.peft.save_pretrained,
+                observers=[log, display, _plugin_observer(self.peft.host)],
+            )
+        write_metrics(out / "metrics.json", self.config, result, job=self._described())
+        return result
+
+    def _described(self) -> dict[str, object]:
+        return {
+            "model": self.options.model,
+            "train": self.options.train_data,
+            "eval": self.options.eval_data,
+            "task": self.options.task,
+            "methods": list(self.options.methods),
+            "labels": list(self.peft.config.label_names),
+        }
 
 
-def _give_head(
-    model: Transformer, train_set: Sequence[Example], options: FinetuneOptions
-) -> tuple[str, ...]:
-    """Put a head for the task on the model; return the labels' names, none for causal LM.
+def _give_head(model: Transformer, train_set: Examples, options: FinetuneOptions) -> None:
+    """Put a head for the task on the model.
 
     Raises DataError for data with one label only, and ConfigError for an encoder without a
     language-model head.
     """
     if options.task == "causal-lm":
         if model.lm_head is None:
-            raise ConfigError(f"{options.model} has no language-model head: no causal-lm with it")
-        return ()
-    labels = label_names([e for e in train_set if isinstance(e, ClassificationExample)])
+            raise ConfigError(
+                f"{options.model} has no language-model head, which --task causal-lm needs; "
+                "for an encoder there is --task sequence-classification"
+            )
+        return
+    labels = label_names([e for e in train_set.rows if isinstance(e, ClassificationExample)])
     if len(labels) < 2:
-        raise DataError(f"{options.train_data}: every example has the label {labels[0]!r}")
+        raise DataError(
+            f"{train_set.path}: every example has the label {labels[0]!r}, expected two or more"
+        )
     if model.classifier is None or set(model.config.label_names) != set(labels):
         model.with_classifier(labels, pooling=options.pooling, seed=options.seed)
-    return model.config.label_names
 
 
 def _with_saved_head(config: PeftConfig, model: Transformer) -> PeftConfig:
@@ -135,15 +161,6 @@ def _with_saved_head(config: PeftConfig, model: Transformer) -> PeftConfig:
     if head in config.modules_to_save:
         return config
     return dataclasses.replace(config, modules_to_save=(*config.modules_to_save, head))
-
-
-def _encoded(
-    examples: Sequence[Example],
-    tokenizer: Tokenizer,
-    options: FinetuneOptions,
-    labels: Sequence[str],
-) -> list[Encoded]:
-    return encode_examples(examples, tokenizer, options.max_length, labels)
 
 
 def _plugin_observer(host: Host) -> Observer:
@@ -178,6 +195,10 @@ def _report(
         ("seconds", f"{result.seconds:.1f}"),
         ("trainable", f"{trainable:,} of {total:,} ({100 * trainable / total:.3f} %)"),
     ]
+    if result.interrupted:
+        rows.insert(0, ("outcome", "interrupted"))
+    if result.losses:
+        rows.append(("last training loss", f"{result.losses[-1]:.4f}"))
     if best is not None:
         rows.append(("evaluation loss", f"{best.loss:.4f}"))
         if best.accuracy is not None:

@@ -1,15 +1,17 @@
 """`tinygrad-peft generate`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tinygrad_peft.cli.fetching import model_path
-from tinygrad_peft.cli.loading import load_adapted
+from tinygrad_peft.cli.loading import check_tokens, load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models.tokenizer import Tokenizer, load_tokenizer
+from tinygrad_peft.train.data import prompt_ids
 
 __all__ = ["Sampling", "generate_text"]
 
@@ -31,23 +33,32 @@ def generate_text(
     tokenizer = load_tokenizer(model_path(model))
     adapted = load_adapted(model, adapter)
     if adapted.config.head != "lm":
-        raise ConfigError("only a causal language model generates text")
-    ids = np.array([tokenizer.encode(prompt)])
-    if not ids.size:
+        kind = "a bare encoder" if adapted.config.head == "none" else "a sequence classifier"
+        raise ConfigError(f"{model} is {kind}, and only a causal language model generates text")
+    given = prompt_ids(prompt, tokenizer)
+    if not given:
         raise ConfigError("the prompt is empty")
+    check_tokens(given, tokenizer, adapted.config)
     stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     output = adapted.generate(
-        ids,
+        np.array([given]),
         max_new_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
         stop_ids=stop,
     )
-    new = [int(i) for i in output[0, ids.shape[1] :]]
-    text = tokenizer.decode(new)
+    new = [int(token) for token in output[0, len(given) :]]
+    text = _completion(tokenizer, given, new)
     emit(
         {"prompt": prompt, "completion": text, "new_tokens": len(new)},
         [prompt + text],
         as_json=as_json,
     )
+
+
+def _completion(tokenizer: Tokenizer, given: Sequence[int], new: Sequence[int]) -> str:
+    """The text of the new tokens; alone, some tokenizers would leave out its first space."""
+    start = tokenizer.decode(given)
+    whole = tokenizer.decode([*given, *new])
+    return whole.removeprefix(start) if whole.startswith(start) else tokenizer.decode(new)

@@ -1,16 +1,72 @@
-"""Models with their adapters, as commands name them."""
+"""Models with their adapters, and data for them, as commands name them."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tinygrad_peft.cli.fetching import model_path
-from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.cli.fetching import data_path, model_path
+from tinygrad_peft.errors import ConfigError, DataError, TokenError
 from tinygrad_peft.models import load_model
-from tinygrad_peft.nn import Transformer
+from tinygrad_peft.models.tokenizer import Tokenizer
+from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.checkpoint import read_head
-from tinygrad_peft.train.data import Task
+from tinygrad_peft.peft.checkpoint import Head, check_base, read_head
+from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
-__all__ = ["load_adapted", "load_base", "task_of"]
+__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a data file holds."""
+
+    path: Path
+    rows: Sequence[Example]
+
+    @classmethod
+    def read(cls, data: str, part: str, task: Task) -> "Examples":
+        """The examples of a path, or of a part ("train", "test") of a fetched data set."""
+        path = data_path(data, part)
+        return cls(path, read_examples(path, task))
+
+    def encoded(
+        self, tokenizer: Tokenizer, max_length: int, model: TransformerConfig
+    ) -> list[Encoded]:
+        """The examples as token ids and labels.
+
+        Raises, with the file's path:
+            DataError: labels that the model does not know, and texts without a token.
+            TokenError: more tokens than the model takes, or tokens that it does not have.
+        """
+        try:
+            encoded = encode_examples(self.rows, tokenizer, max_length, model.label_names)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        self._check_lengths(encoded, model.max_position_embeddings)
+        tokens = {token for row in encoded for token in row.input_ids}
+        check_tokens(tokens, tokenizer, model, where=f"{self.path}: ")
+        return encoded
+
+    def _check_lengths(self, encoded: Sequence[Encoded], limit: int) -> None:
+        long = sum(len(row.input_ids) > limit for row in encoded)
+        if long:
+            raise TokenError(
+                f"{self.path}: {long} of {len(encoded)} examples have more tokens than the "
+                f"model's {limit} positions: use --max-length {limit}"
+            )
+
+
+def check_tokens(
+    tokens: Collection[int], tokenizer: Tokenizer, model: TransformerConfig, where: str = ""
+) -> None:
+    """Raise TokenError for tokens that the model does not have."""
+    largest, size = max(tokens, default=0), model.vocab_size
+    if largest >= size:
+        raise TokenError(
+            f"{where}the tokenizer gives token {largest}, and the model has {size} tokens "
+            f"(0..{size - 1}): the tokenizer ({tokenizer.vocab_size} tokens) belongs to another "
+            "model"
+        )
 
 
 def load_base(model: str) -> Transformer:
@@ -25,10 +81,18 @@ def load_adapted(
     base = load_base(model)
     if adapter is None:
         return base
+    check_base(base, adapter)
     head = read_head(adapter)
-    if head is not None and base.classifier is None:
+    if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
     return PeftModel.from_pretrained(base, adapter, host=host)
+
+
+def _head_of(model: Transformer) -> Head | None:
+    config = model.config
+    if model.classifier is None:
+        return None
+    return Head(config.num_labels, config.pooling, config.label_names)
 
 
 def task_of(model: Transformer | PeftModel) -> Task:

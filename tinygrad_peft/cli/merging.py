@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tinygrad_peft.cli.fetching import model_path
+from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.loading import load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
@@ -17,7 +18,8 @@ def merge_adapter(model: str, adapter: Path, out: Path, dtype: SaveDtype, *, as_
     """Write the merged model, and the tokenizer beside it, into `out`."""
     source = model_path(model)
     if out.exists() and source.exists() and out.samefile(source):
-        raise ConfigError(f"{out} is the model itself: merge into another folder")
+        raise ConfigError(f"--out {out} is the model itself: merge into another folder")
+    check_output(out, refused=("adapter_config.json", "recipe.json"))
     adapted = load_adapted(model, adapter)
     assert not isinstance(adapted, Transformer)
     save_model(adapted.merge_and_unload(), out, dtype=dtype)

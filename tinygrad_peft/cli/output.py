@@ -1,29 +1,29 @@
 """What commands print: a table or lines for people, or one JSON object for programs."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 __all__ = ["columns", "emit"]
 
 
 def emit(values: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
-    """Print `values` as JSON, or else `lines`."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) if as_json else "\n".join(lines)
+    """Print `values` as JSON, or else `lines`; numbers that are not finite become null."""
+    text = "\n".join(lines)
+    if as_json:
+        text = msgspec.json.format(msgspec.json.encode(values), indent=2).decode()
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with their columns aligned; numbers to the right."""
-    if not rows:
-        return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(_cell(c, w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    """Rows as lines with their columns aligned; columns of numbers to the right."""
+    aligned = [_aligned(column) for column in zip(*rows, strict=True)]
+    return ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
 
 
-def _cell(text: str, width: int) -> str:
-    is_number = text[:1].isdigit() or text[:1] == "-"
-    return text.rjust(width) if is_number else text.ljust(width)
+def _aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    right = all(cell.lstrip("-")[:1].isdigit() for cell in column)
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in column]

@@ -42,7 +42,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float3
 
 
 def load_config(path: str | os.PathLike[str]) -> TransformerConfig:
-    """The config of a checkpoint, as `load_model` sees it; no weight is read.
+    """The config of a checkpoint, as `load_model` sees it; no weight is read, and none needed.
 
     Raises what `load_model` raises, but for what the weights alone can show.
     """

@@ -10,6 +10,7 @@ Row: TypeAlias = dict[str, str]
 
 LEAST_RATING = 0.5  # on a scale of -4 to 4; below it a review is neither praise nor complaint
 ENTRY_LIMIT = 320  # characters; entries are shorter
+_TITLE = "The Devil's Dictionary"  # says what kind of definition is asked for
 
 _WORD = r"[A-Z][A-Z'-]*"
 _ENTRY = re.compile(
@@ -35,7 +36,7 @@ def movie_reviews(raw: bytes) -> list[Row]:
 
 
 def devils_dictionary(raw: bytes) -> list[Row]:
-    """Prompts such as "WORD, n." with the definition as completion, each once, by md5.
+    """Prompts of the title and "WORD, n.", with the definition as completion, each once, by md5.
 
     `raw` is the text of the dictionary. Of an entry the prose counts, not the verse after it.
     Entries that only introduce their verse, or reach ENTRY_LIMIT characters, are left out.
@@ -44,9 +45,10 @@ def devils_dictionary(raw: bytes) -> list[Row]:
     for paragraph in re.split(r"\n[ \t]*\n", raw.decode("utf-8")):
         match = _ENTRY.fullmatch(paragraph.rstrip())
         if match:
-            prompt = f"{match['headword']}, {match['part_of_speech']}"
+            entry = f"{match['headword']}, {match['part_of_speech']}"
             completion = " " + _plain(match["definition"])
-            entries[prompt + completion] = {"prompt": prompt, "completion": completion}
+            row = {"prompt": f"{_TITLE}\n\n{entry}", "completion": completion}
+            entries[entry + completion] = row
     short = [text for text in entries if len(text) < ENTRY_LIMIT and not _introduces_verse(text)]
     return [entries[text] for text in _by_md5(short)]
 

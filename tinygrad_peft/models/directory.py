@@ -1,6 +1,7 @@
 """A checkpoint in Hugging Face layout: config.json beside model.safetensors or its shards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,8 +25,11 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_config(path: Path) -> TransformerConfig:
-    """The config of the checkpoint in the folder `path`; no weight is read."""
-    return _open(path)[1]
+    """The config of the checkpoint in the folder `path`; no weight is read, and none needed."""
+    if any((path / name).exists() for name in (_WEIGHTS, _INDEX)):
+        return _open(path)[1]
+    with _naming(path / _CONFIG):
+        return config_from_json(read_json_object(path / _CONFIG))
 
 
 def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
@@ -63,13 +67,20 @@ def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
 def _open(path: Path) -> tuple[Family, TransformerConfig, dict[str, StoredTensor]]:
     """The family, the config, and the stored tensors by name without the family's prefix."""
     raw = read_json_object(path / _CONFIG)
-    try:
+    with _naming(path / _CONFIG):
         known = family(raw.get("model_type"))
         stored = _bare(path, known, _stored(path))
         config = config_from_json(raw, {name: tensor.shape for name, tensor in stored.items()})
-    except ConfigError as error:
-        raise ConfigError(f"{path / _CONFIG}: {error}") from error
     return known, config, stored
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's path before what is wrong with the settings in it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _stored(path: Path) -> dict[str, StoredTensor]:

@@ -4,6 +4,7 @@ It orders the rows of q and k otherwise than Hugging Face does: there rows 2i an
 turn together, here rows i and i + D/2.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -168,20 +169,32 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
             "gguf is not installed: pip install 'tinygrad-peft[gguf]'"
         ) from None
     out = np.empty(info.shape, np.float32)
+    flat = out.reshape(-1)
     try:
         kind = GGMLQuantizationType(info.ggml_type)
         block, size = GGML_QUANT_SIZES[kind]
-        stored = data[info.offset : info.offset + out.size // block * size]
-        if len(stored) * block < out.size * size:
-            raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
-        flat = out.reshape(-1)
-        step = BLOCKS_AT_ONCE * block
-        for start in range(0, out.size, step):
-            part = stored[start // block * size : (start + step) // block * size]
-            flat[start : start + step] = quants.dequantize(part[None], kind)[0]
+        stored = _stored(path, data, info, block, size)
+        for start in range(0, len(stored), BLOCKS_AT_ONCE):
+            part = quants.dequantize(stored[start : start + BLOCKS_AT_ONCE].reshape(1, -1), kind)
+            flat[start * block : (start + BLOCKS_AT_ONCE) * block] = part[0]
+    except CheckpointError:
+        raise
     except (NotImplementedError, ValueError) as error:
         raise CheckpointError(f"{path}: {info.name} cannot be dequantised: {error}") from error
     return out
+
+
+def _stored(path: Path, data: AnyArray, info: TensorInfo, block: int, size: int) -> AnyArray:
+    """The tensor's bytes, a row for each block of `block` numbers: (blocks, size)."""
+    if info.shape[-1] % block:
+        raise CheckpointError(
+            f"{path}: {info.name} has rows of {info.shape[-1]} numbers in blocks of {block}"
+        )
+    count = math.prod(info.shape) // block
+    found = data[info.offset : info.offset + count * size]
+    if len(found) < count * size:
+        raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
+    return found.reshape(count, size)
 
 
 def _heads(config: TransformerConfig, path: str) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.errors import ShapeError
+from tinygrad_peft.errors import GraphError, ShapeError
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["LayerCache"]
@@ -21,8 +21,13 @@ class LayerCache:
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, T, K, D) and return all of them: (B, length, K, D).
 
-        Raises ShapeError past the capacity.
+        Raises ShapeError past the capacity, and GraphError where a gradient is wanted, since none
+        goes back through what is stored.
         """
+        if keys.requires_grad or values.requires_grad:
+            raise GraphError(
+                "a cache is for generation, without gradients: use it within no_grad()"
+            )
         end = self.length + keys.shape[1]
         if end > self.capacity:
             raise ShapeError(f"a cache for {self.capacity} tokens cannot take {end}")

@@ -1,9 +1,10 @@
 """The settings that make one Transformer GPT-2, Llama or BERT."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
-from tinygrad_peft.errors import ConfigError, listed
+from tinygrad_peft.errors import ConfigError, listed, nearest
 
 __all__ = ["RopeScaling", "TransformerConfig"]
 
@@ -14,6 +15,8 @@ class RopeScaling:
 
     "linear" divides all by `factor`; "llama3" only the low ones, with a smooth passage between
     wavelengths of context / high_freq_factor and context / low_freq_factor (Llama 3, section 3.2).
+
+    Raises ConfigError that lists all that does not fit.
     """
 
     rope_type: Literal["linear", "llama3"]
@@ -21,6 +24,20 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        rules = {
+            "factor must be above 0": self.factor > 0,
+            "high_freq_factor must be above low_freq_factor": (
+                self.high_freq_factor > self.low_freq_factor
+            ),
+            "original_max_position_embeddings must be at least 1": (
+                self.original_max_position_embeddings >= 1
+            ),
+        }
+        problems = [*_unknown_choices(self), *(rule for rule, holds in rules.items() if not holds)]
+        if problems:
+            raise ConfigError(f"this rope scaling cannot be:\n{listed(problems)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +86,7 @@ class TransformerConfig:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if not self.head_dim and self.num_attention_heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        problems = list(self._problems())
+        problems = [*_unknown_choices(self), *self._problems()]
         if problems:
             raise ConfigError(f"this transformer cannot be:\n{listed(problems)}")
 
@@ -83,6 +100,16 @@ class TransformerConfig:
             **{f"{name} must be at least 1": getattr(self, name) >= 1 for name in sizes},
             f"{heads} attention heads are no multiple of {kv_heads} key/value heads": (
                 kv_heads < 1 or heads % kv_heads == 0
+            ),
+            f"hidden_size {self.hidden_size} is no multiple of {heads} attention heads": (
+                heads < 1
+                or self.hidden_size % heads == 0
+                or self.head_dim != self.hidden_size // heads  # another one was given
+            ),
+            "type_vocab_size must be at least 0": self.type_vocab_size >= 0,
+            "norm_eps and rope_theta must be above 0": self.norm_eps > 0 and self.rope_theta > 0,
+            "rope_scaling needs rotary positions": (
+                self.rope_scaling is None or self.positions == "rotary"
             ),
             "rotary positions need an even head_dim": (
                 self.positions != "rotary" or self.head_dim % 2 == 0
@@ -104,3 +131,12 @@ class TransformerConfig:
             ),
         }
         return [problem for problem, holds in rules.items() if not holds]
+
+
+def _unknown_choices(config: RopeScaling | TransformerConfig) -> Iterator[str]:
+    """A sentence for each setting that is none of the values that its type allows."""
+    for field in fields(config):
+        value, choices = getattr(config, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in choices:
+            known = ", ".join(map(repr, choices)) + nearest(str(value), choices)
+            yield f"{field.name} is {value!r}, expected one of {known}"

@@ -148,7 +148,9 @@ class Transformer(Module):
         padding. `positions` (T,) or (B, T) count on from the cache by default.
 
         Raises:
-            TokenError: an id outside the vocabulary, or more tokens than positions.
+            TokenError: ids that are no matrix or outside the vocabulary, more tokens than
+                positions, or a row to be averaged that is all padding.
+            ShapeError: a mask of another shape.
         """
         hidden = self.hidden_states(
             input_ids,
@@ -158,7 +160,8 @@ class Transformer(Module):
             cache=cache,
         )
         if self.classifier is not None:
-            return self.classifier(self.dropout(self.pool(hidden, attention_mask)))
+            pooled = self.pool(hidden, attention_mask, tokens=input_ids.shape[1])
+            return self.classifier(self.dropout(pooled))
         return hidden if self.lm_head is None else self.lm_head(hidden)
 
     def hidden_states(
@@ -171,8 +174,11 @@ class Transformer(Module):
         cache: Sequence[LayerCache] | None = None,
     ) -> Tensor:
         """What the last block (and the final norm) gives, before any head: (B, T, D)."""
+        if input_ids.ndim != 2:
+            raise TokenError(f"token ids of shape {input_ids.shape}, expected (batch, tokens)")
         x = self.embed_tokens(input_ids)
-        keys = _padding(attention_mask, virtual=x.shape[1] - input_ids.shape[1])
+        virtual = x.shape[1] - input_ids.shape[1]
+        keys = _padding(attention_mask, virtual=virtual)
         if positions is None:
             start = cache[0].length if cache else 0
             positions = np.arange(start, start + x.shape[1])
@@ -180,7 +186,9 @@ class Transformer(Module):
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         if self.embed_types is not None:
-            types = np.zeros(1, np.int64) if token_type_ids is None else token_type_ids
+            types = np.zeros((1, 1), np.int64) if token_type_ids is None else token_type_ids
+            if virtual and types.shape[1] > 1:
+                types = np.pad(types, ((0, 0), (virtual, 0)))
             x = x + self.embed_types(types)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
@@ -191,17 +199,27 @@ class Transformer(Module):
             x = block(x, dataclasses.replace(context, cache=cache[i]) if cache else context)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def pool(self, hidden: Tensor, attention_mask: BoolArray | IntArray | None) -> Tensor:
-        """One vector a row, (B, T, D) -> (B, D): tanh(pooler(first token)), or the mean."""
+    def pool(
+        self, hidden: Tensor, attention_mask: BoolArray | IntArray | None, *, tokens: int
+    ) -> Tensor:
+        """One vector a row, (B, P + T, D) -> (B, D): tanh(pooler(first position)), or the mean.
+
+        The mean is over the last `tokens` positions, without padding and virtual tokens.
+
+        Raises TokenError where a row is all padding.
+        """
         if self.config.pooling == "cls":
             first = hidden[:, 0]
             return first if self.pooler is None else self.pooler(first).tanh()
+        if hidden.shape[1] != tokens:
+            hidden = hidden[:, hidden.shape[1] - tokens :]
         keys = _padding(attention_mask, virtual=0)
         if keys is None:
             return hidden.mean(axis=1)
-        if hidden.shape[1] != keys.shape[1]:  # virtual tokens in front
-            hidden = hidden[:, hidden.shape[1] - keys.shape[1] :]
-        weights = keys / keys.sum(axis=1, keepdims=True)
+        counts = keys.sum(axis=1, keepdims=True)
+        if not counts.all():
+            raise TokenError(f"row {int(counts.argmin())} of the attention mask is all padding")
+        weights = keys / counts
         return (hidden * Tensor(weights[:, :, None].astype(hidden.dtype))).sum(axis=1)
 
     def loss(

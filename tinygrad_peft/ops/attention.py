@@ -75,6 +75,7 @@ def attention(
         length = len(prefix_k)
         k, v = _prepend(prefix_k, k), _prepend(prefix_v, v)
         keys = None if keys is None else np.pad(keys, ((0, 0), (length, 0)), constant_values=True)
+    _check_mask(keys, k)
     mask = Mask(causal=causal, keys=keys, keep=keep, rate=rate)
     out = np.empty(q.shape, q.dtype)
     probs = _forward(q, k, v, out, mask, keep_probs=any(needs))
@@ -117,8 +118,11 @@ def attention_packed(
     The gradient is written straight into one array of the input's shape.
     """
     batch, tokens, width = qkv.shape
+    if width % (3 * heads):
+        raise ShapeError(f"attention: a width of {width} is no multiple of 3 x {heads} heads")
     parts = qkv.reshape(batch, tokens, 3, heads, width // (3 * heads))  # (B, T, 3, H, D)
     q, k, v = parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+    _check_mask(keys, k)
     mask = Mask(causal=causal, keys=keys, keep=keep, rate=rate)
     out = np.empty(q.shape, q.dtype)
     probs = _forward(q, k, v, out, mask, keep_probs=any(needs))
@@ -160,6 +164,14 @@ def _check(q: Array, k: Array, v: Array) -> None:
         raise ShapeError(f"attention: {q.shape[1]} queries and no key to look at")
     if q.shape[2] % k.shape[2]:
         raise ShapeError(f"attention: {q.shape[2]} query heads on {k.shape[2]} key/value heads")
+
+
+def _check_mask(keys: BoolArray | None, k: Array) -> None:
+    if keys is not None and keys.shape != k.shape[:2]:
+        raise ShapeError(
+            f"attention: a padding mask of shape {keys.shape}, "
+            f"expected {k.shape[:2]} for {k.shape[0]} rows of {k.shape[1]} keys"
+        )
 
 
 def _prepend(prefix: Array, x: Array) -> Array:

@@ -7,7 +7,7 @@ dL/dlogits = (p - q) / n.
 
 import numpy as np
 
-from tinygrad_peft.arrays import Array, IntArray, rows
+from tinygrad_peft.arrays import Array, IntArray, blocks, rows
 from tinygrad_peft.errors import ShapeError, TokenError
 from tinygrad_peft.ops._result import FusedResult, Needs
 
@@ -119,7 +119,14 @@ def _supervised(
 def _loss_and_gradient(
     logits: Array, targets: IntArray, smoothing: float, *, wanted: bool
 ) -> tuple[float, Array | None]:
-    """Σ of the losses, and p - q in place of the logits (N, C), if wanted."""
+    """Σ of the losses, and p - q in place of the logits (N, C), if wanted; block by block."""
+    loss = 0.0
+    for block in blocks(*logits.shape):
+        loss += _block_loss(logits[block], targets[block], smoothing, wanted=wanted)
+    return loss, logits if wanted else None
+
+
+def _block_loss(logits: Array, targets: IntArray, smoothing: float, *, wanted: bool) -> float:
     index = np.arange(len(targets))
     logits -= logits.max(axis=1, keepdims=True)
     picked = float(logits[index, targets].sum(dtype=np.float64))
@@ -127,11 +134,9 @@ def _loss_and_gradient(
     np.exp(logits, out=logits)
     total = logits.sum(axis=1, keepdims=True)
     loss = float(np.log(total).sum(dtype=np.float64))
-    loss -= (1 - smoothing) * picked + smoothing * uniform
-    if not wanted:
-        return loss, None
-    logits *= 1 / total
-    if smoothing:
-        logits -= smoothing / logits.shape[1]
-    logits[index, targets] -= 1 - smoothing
-    return loss, logits
+    if wanted:
+        logits *= 1 / total
+        if smoothing:
+            logits -= smoothing / logits.shape[1]
+        logits[index, targets] -= 1 - smoothing
+    return loss - (1 - smoothing) * picked - smoothing * uniform

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygrad_peft.arrays import Array, blocks, rows
+from tinygrad_peft.arrays import Array, block_rows, blocks, rows
 from tinygrad_peft.ops._result import FusedResult, Needs, Result
 
 __all__ = ["layer_norm", "log_softmax", "rms_norm", "softmax"]
@@ -51,14 +51,15 @@ def _norm(
     normed = np.empty_like(x2) if keep else None
     inverse = np.empty((len(x2), 1), x.dtype)  # 1 / √(var + eps)
     for block in blocks(*x2.shape):
-        n = x2[block] - x2[block].mean(axis=1, keepdims=True) if centred else x2[block].copy()
+        part, out = x2[block], rows(y)[block]
+        n = normed[block] if normed is not None else out
+        np.subtract(part, part.mean(axis=1, keepdims=True) if centred else 0, out=n)
         variance = np.einsum("ij,ij->i", n, n)[:, None] / n.shape[1]
         inverse[block] = 1 / np.sqrt(variance + eps)
         n *= inverse[block]
-        if normed is not None:
-            normed[block] = n
-        n *= weight
-        rows(y)[block] = n if bias is None else np.add(n, bias, out=n)
+        np.multiply(n, weight, out=out)
+        if bias is not None:
+            out += bias
 
     def pullback(g: Array) -> tuple[Array | None, ...]:
         g2 = rows(g)
@@ -78,12 +79,14 @@ def _norm_backward(
     g: Array, weight: Array, normed: Array, inverse: Array, *, centred: bool
 ) -> Array:
     """dx of both norms, block by block: (rows, D)."""
-    dx = np.empty_like(g)
+    dx = np.empty(g.shape, g.dtype)
+    scratch = np.empty((block_rows(*g.shape), g.shape[1]), g.dtype)
     for block in blocks(*g.shape):
-        h, n = g[block] * weight, normed[block]
+        h, n = dx[block], normed[block]
+        np.multiply(g[block], weight, out=h)
         along = np.einsum("ij,ij->i", h, n)[:, None] / h.shape[1]
         if centred:
             h -= h.mean(axis=1, keepdims=True)
-        h -= n * along
-        np.multiply(h, inverse[block], out=dx[block])
+        h -= np.multiply(n, along, out=scratch[: len(n)])
+        h *= inverse[block]
     return dx

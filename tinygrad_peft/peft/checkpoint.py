@@ -7,7 +7,8 @@ there is one step, in a folder of its own if there are several. A tensor is call
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,11 +26,14 @@ from tinygrad_peft.peft.composition import Record
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
 from tinygrad_peft.peft.host import Host
 
-__all__ = ["Head", "load_adapter", "read_head", "read_recipe", "save_adapter"]
+__all__ = ["Head", "check_base", "load_adapter", "read_head", "read_recipe", "save_adapter"]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
+PEFTS_HEADS = ("classifier", "score")
+# With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
+_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 FORMAT = 1
 
 
@@ -43,13 +47,17 @@ class Head:
 
 
 def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
-    """Write all steps of a record, and the recipe last, when the rest is there."""
-    folders = _folders(record.recipe)
+    """Write all steps of a record, and the recipe last, when the rest is there.
+
+    What another recipe has left in the folder is removed. Raises CheckpointError where a folder
+    cannot be made.
+    """
+    folders, left = _folders(record.recipe), _left_behind(directory)
     for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
         folder = directory / name
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         tensors = {
-            PREFIX + path: np.ascontiguousarray(p.data)
+            PREFIX + path: np.asarray(p.data, order="C")
             for path, p in sorted(record.named_parameters(step).items())
         }
         with replacing(folder / WEIGHTS) as file:
@@ -61,6 +69,9 @@ def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
         }
         _write_json(folder / CONFIG, dict(sorted(settings.items())))
     _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, "base": _base(model)})
+    for name in left:
+        if name not in folders:
+            _remove_step(directory / name)
 
 
 def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
@@ -89,6 +100,16 @@ def read_head(directory: Path) -> Head | None:
         raise CheckpointError(f"{path}: base: {error}") from None
 
 
+def check_base(model: Transformer, directory: Path) -> None:
+    """Raise CheckpointError where the folder says that its base was another kind of model.
+
+    The vocabulary may differ: a tokenizer may have gained tokens since.
+    """
+    different = _differing_base(model, directory, _KIND)
+    if different:
+        raise CheckpointError(f"{directory} was made for another model: {'; '.join(different)}")
+
+
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     """Give the record's parameters the values in a folder.
 
@@ -97,7 +118,10 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     """
     folders = _steps(directory)
     if len(folders) != len(record.recipe):
-        raise CheckpointError(f"{directory}: {len(folders)} steps for {len(record.recipe)}")
+        raise CheckpointError(
+            f"{directory} does not fit: it holds {len(folders)} steps, "
+            f"and the model's recipe has {len(record.recipe)}"
+        )
     tensors: list[tuple[Parameter, StoredTensor]] = []
     problems: list[str] = []
     for step, name in enumerate(folders):
@@ -107,7 +131,8 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
         problems += _differences(wanted, found, name)
         tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
     if problems:
-        made_for = _mismatched_base(model, directory)
+        different = _differing_base(model, directory)
+        made_for = f" it was made for a model of {'; '.join(different)}" if different else ""
         raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
     arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
     for (parameter, _), array in zip(tensors, arrays, strict=True):
@@ -118,31 +143,34 @@ def _stored(path: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
     if not path.exists() and path.with_name(PICKLE).exists():
         raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
-    return read_header(path)
+    return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
-_BASE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_BASE = (*_KIND, "vocab_size")
 _HEAD = ("head", "num_labels", "pooling", "label_names")
 
 
 def _base(model: Transformer) -> dict[str, object]:
     settings = asdict(model.config)
     kept = _BASE + (_HEAD if model.classifier is not None else ())
-    return {name: settings[name] for name in kept}
+    return {n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept}  # as in JSON
 
 
-def _mismatched_base(model: Transformer, directory: Path) -> str:
+def _differing_base(
+    model: Transformer, directory: Path, names: Collection[str] | None = None
+) -> list[str]:
     """What the adapter's base had other than `model`, where the folder says."""
     if not (directory / RECIPE).exists():
-        return ""
+        return []
     base = read_json_object(directory / RECIPE).get("base")
     if not isinstance(base, dict):
-        return ""
-    own = _base(model)
-    different = [
-        f"{k} {base.get(k)!r}, and this is {v!r}" for k, v in own.items() if base.get(k) != v
+        return []
+    return [
+        f"{name} {base.get(name)!r}, and this is {own!r}"
+        for name, own in _base(model).items()
+        if base.get(name) != own and (names is None or name in names)
     ]
-    return f" it was made for a model of {'; '.join(different)}" if different else ""
 
 
 def _task_type(model: Transformer) -> str | None:
@@ -173,24 +201,64 @@ def _steps(directory: Path) -> list[str]:
     steps = recipe.get("steps")
     if not isinstance(steps, list) or not steps or not all(_is_plain_name(s) for s in steps):
         raise CheckpointError(f"{directory / RECIPE}: steps must be a list of folder names")
+    if len(set(steps)) < len(steps):
+        raise CheckpointError(f"{directory / RECIPE}: steps must be folders of their own")
     return steps
 
 
 def _is_plain_name(name: object) -> bool:
-    """Whether a step's folder is the folder itself or one directly in it."""
-    return isinstance(name, str) and (name == "." or (name == Path(name).name and name != ".."))
+    """Whether a step's folder is the folder itself or one directly in it, on any system."""
+    return isinstance(name, str) and re.fullmatch(r"\.|\w[\w-]*", name, re.ASCII) is not None
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _left_behind(directory: Path) -> list[str]:
+    """The steps of whatever adapter is in the folder already."""
+    try:
+        return _steps(directory)
+    except CheckpointError:
+        return []
+
+
+def _remove_step(folder: Path) -> None:
+    """Remove a step's files, and its folder if nothing else is in it."""
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _read_config(path: Path, host: Host) -> PeftConfig:
     values = read_json_object(path)
-    name = str(values.get("peft_type", "")).lower()
+    if not isinstance(values.get("peft_type"), str):
+        raise CheckpointError(f"{path} names no method: it has no peft_type")
+    name = str(values["peft_type"]).lower()
     methods = host.methods()
     if name not in methods:
         raise PluginError(
             f"{path}: no installed plugin provides the method {name!r}"
             f"{nearest(name, methods)} (there are: {', '.join(methods) or 'none'})"
         )
-    return config_from_dict(methods[name], values, f"{path}: ")
+    return config_from_dict(methods[name], _without_absent_heads(values, path), f"{path}: ")
+
+
+def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, object]:
+    """The settings without those heads that PEFT names for every classifier, and that it has not.
+
+    (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has.)
+    """
+    names = values.get("modules_to_save")
+    if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS") or not isinstance(names, list):
+        return values
+    stored = _stored(path.with_name(WEIGHTS))
+    kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]
+    return {**values, "modules_to_save": kept}
 
 
 def _differences(

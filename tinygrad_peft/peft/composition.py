@@ -17,24 +17,30 @@ from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import Seam, capture_seams, site_of
 from tinygrad_peft.peft.targets import Targets, find_targets
 
-__all__ = ["Record", "Rewrite", "apply_recipe"]
+__all__ = ["Record", "Rewrite", "apply_recipe", "checked_targets"]
 
 
 @dataclass(frozen=True, eq=False)
 class Rewrite:
     """One module that a step of a recipe put in the place of another.
 
-    `added` holds the parameters of `after` that `before` does not have, by their names in `after`.
-    `plain` says that `after` is the base's own kind of module with weights of its own, and no
-    method's.
+    `saved` says that `modules_to_save` asked for it. `added` holds the parameters of `after` that
+    `before` does not have, by their names in `after`.
     """
 
     step: int
     seam: Seam
     before: Module
     after: Module
-    plain: bool
+    saved: bool
     added: Mapping[str, Parameter]
+
+    @property
+    def plain(self) -> bool:
+        """Whether `after` is of the same kind as `before` with other weights, and no wrapper."""
+        return type(self.after) is type(self.before) and all(
+            module is not self.before for _, module in self.after.named_modules()
+        )
 
 
 @dataclass(eq=False)
@@ -83,49 +89,75 @@ def apply_recipe(
             nothing.
     """
     seams = capture_seams(model)
+    targets = checked_targets(model, recipe, seams, host)
     record = Record(tuple(recipe))
-    targets = _check(model, record.recipe, seams, host)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            record.unfrozen.append(parameter)
-            parameter.requires_grad = False
     try:
+        _freeze(model, record)
         for step in range(len(record.recipe)):
             _apply_step(record, step, seams, targets[step], host, seed)
+        for rewrite in record.rewrites:
+            rewrite.after.train(mode=model.training)
+        paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
+        host.each(hookspecs.recipe_applied, Applied(model, record.recipe, paths))
     except BaseException:
         record.undo()
         raise
-    for rewrite in record.rewrites:
-        rewrite.after.train(mode=model.training)
-    paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
-    host.each(hookspecs.recipe_applied, Applied(model, record.recipe, paths))
     return record
 
 
-def _check(
-    model: Module, recipe: tuple[PeftConfig, ...], seams: Sequence[Seam], host: Host
+def checked_targets(
+    model: Module, recipe: Sequence[PeftConfig], seams: Sequence[Seam], host: Host
 ) -> list[Targets]:
-    """The targets of each step, unless there is anything to object to."""
+    """The targets of each step, unless there is anything to object to.
+
+    Raises what `apply_recipe` does, but for steps that turn out to do nothing.
+    """
     if not recipe:
         raise PeftError("a recipe needs at least one step")
+    _refuse_unknown(recipe, host)
+    model_type = model.config.model_type if isinstance(model, Transformer) else ""
+    targets = [find_targets(config, seams, model_type) for config in recipe]
+    problems = [f"step {i}: {p}" for i, found in enumerate(targets) for p in found.problems]
+    if problems:
+        raise TargetError(f"the recipe does not fit the model:\n{listed(problems)}")
+    draft = Draft(model, tuple(recipe), tuple(t.paths for t in targets))
+    objections = [why for reasons in host.each(hookspecs.check_recipe, draft) for why in reasons]
+    objections += _saved_late(seams, targets)
+    if objections:
+        raise PeftError(f"the recipe is refused:\n{listed(objections)}")
+    return targets
+
+
+def _refuse_unknown(recipe: Sequence[PeftConfig], host: Host) -> None:
     methods = host.methods()
-    for config in recipe:
+    for step, config in enumerate(recipe):
+        if not isinstance(config, PeftConfig):
+            raise PeftError(f"step {step} of the recipe is no config: {config!r}")
         name = config.peft_type.lower()
         if methods.get(name) is not type(config):
             raise PluginError(
                 f"no registered plugin provides {type(config).__name__} ({name})"
                 f"{nearest(name, methods)}"
             )
-    model_type = model.config.model_type if isinstance(model, Transformer) else ""
-    targets = [find_targets(config, seams, model_type) for config in recipe]
-    absent = [f"step {i}: {p}" for i, found in enumerate(targets) for p in found.problems]
-    if absent:
-        raise TargetError(f"the recipe does not fit the model:\n{listed(absent)}")
-    draft = Draft(model, recipe, tuple(t.paths for t in targets))
-    objections = [why for reasons in host.each(hookspecs.check_recipe, draft) for why in reasons]
-    if objections:
-        raise PeftError(f"the recipe is refused:\n{listed(objections)}")
-    return targets
+
+
+def _saved_late(seams: Sequence[Seam], targets: Sequence[Targets]) -> list[str]:
+    """Modules that a step would train whole, of which an earlier step has made something else."""
+    weighty = {seam.path for seam in seams if any(True for _ in seam.module.own_parameters())}
+    return [
+        f"step {late}: modules_to_save: {path} is already taken by step {early}"
+        for late, saving in enumerate(targets)
+        for early in range(late)
+        for path in sorted(weighty & saving.saved & (targets[early].paths | targets[early].saved))
+    ]
+
+
+def _freeze(model: Module, record: Record) -> None:
+    """Let none of the base's weights be trained, and remember which were."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            record.unfrozen.append(parameter)
+            parameter.requires_grad = False
 
 
 def _apply_step(
@@ -134,21 +166,31 @@ def _apply_step(
     config, named = record.recipe[step], targets.paths
     before_step = len(record.rewrites)
     for seam in seams:
-        before = seam.module
-        if seam.path in targets.saved:
+        saved = seam.path in targets.saved
+        if saved:
             after = _trainable_copy(seam)
         else:
             site = site_of(seam, seed=seed, step=step, is_target=seam.path in named)
             after = host.one(hookspecs.adapt_module, site, config)
         if after is None:
             continue
-        old = {id(p) for p in before.parameters()}
+        _check_answer(after, seam, config)
+        old = {id(p) for p in seam.module.parameters()}
         added = {name: p for name, p in after.named_parameters() if id(p) not in old}
-        plain = seam.path in targets.saved
-        record.rewrites.append(Rewrite(step, seam, before, after, plain, added))
+        record.rewrites.append(Rewrite(step, seam, seam.module, after, saved, added))
         seam.put(after)
     done = {rewrite.seam.path for rewrite in record.rewrites[before_step:]}
     _refuse_idle(config, step, seams, targets, done)
+
+
+def _check_answer(after: object, seam: Seam, config: PeftConfig) -> None:
+    """Raise unless a plugin answered with a module of its own."""
+    if not isinstance(after, Module) or after is seam.module:
+        what = repr(after) if after is not seam.module else "what stands there"
+        raise PluginError(
+            f"{config.peft_type.lower()}: adapt_module gave {what} for {seam.path}: "
+            "a new module is expected, or None"
+        )
 
 
 def _refuse_idle(

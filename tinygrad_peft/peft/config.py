@@ -31,16 +31,17 @@ class PeftConfig:
     `peft_type` is the method's name in upper case, as Hugging Face PEFT writes it.
     `modules_to_save` names modules to be trained whole and saved beside the method, by whole
     segments of their paths.
+    `passed_over` holds what PEFT writes for features that no model here has, where that is neither
+    null nor false nor empty.
     """
 
     peft_type: ClassVar[str]
+    passed_over: ClassVar[Mapping[str, object]] = {}
     modules_to_save: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):  # so that a config can be compared and never changes
-                object.__setattr__(self, field.name, tuple(value))
+            object.__setattr__(self, field.name, _settled(getattr(self, field.name)))
         if isinstance(self.modules_to_save, str):
             raise ConfigError("modules_to_save is a list of names, and not one string")
         problems = list(self.problems())
@@ -71,7 +72,7 @@ class TargetedConfig(PeftConfig):
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
 
     def problems(self) -> list[str]:
-        """Regular expressions that do not compile, and empty lists."""
+        """Regular expressions that do not compile, and lists that are empty."""
         found = super().problems()
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -82,6 +83,8 @@ class TargetedConfig(PeftConfig):
                     found.append(f"{name}={value!r} is no regular expression: {error}")
         if self.target_modules is not None and not self.target_modules:
             found.append("target_modules is empty: leave it out for the method's usual targets")
+        if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
+            found.append("layers_to_transform is empty: leave it out for all layers")
         return found
 
 
@@ -95,20 +98,22 @@ def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "
     """Settings of a class from JSON values, strictly.
 
     A key that the class does not have is an error, unless its value asks for nothing (null, false,
-    an empty list or object), as newer versions write for features that are off.
+    an empty list or object, or what the class passes over), as is written for features that are
+    off. Null stands for an empty list.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type (with its path) or impossible.
     """
-    known = {field.name for field in dataclasses.fields(kind)}
-    extra = {key: v for key, v in values.items() if key not in known | _BOOKKEEPING}
-    asking = [key for key, v in extra.items() if not _asks_nothing(v)]
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    extra = {key: v for key, v in values.items() if key not in known.keys() | _BOOKKEEPING}
+    asking = [k for k, v in extra.items() if not _asks_nothing(v) and kind.passed_over.get(k) != v]
     if asking:
         raise ConfigError(
             f"{where}{kind.__name__} does not know:\n"
             + listed(f"{key} = {extra[key]!r}{nearest(key, known)}" for key in asking)
         )
-    return _convert(kind, {k: v for k, v in values.items() if k in known}, where, strict=True)
+    own = {k: v for k, v in values.items() if k in known and not (v is None and known[k] == ())}
+    return _convert(kind, own, where, strict=True)
 
 
 def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConfig:
@@ -133,6 +138,8 @@ def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConf
         key, equals, value = part.partition("=")
         if not equals:
             raise ConfigError(f"{where}{part!r} is no setting: write KEY=VALUE")
+        if key.strip() in values:
+            raise ConfigError(f"{where}{key.strip()} is set twice (+ joins the names of a list)")
         values[key.strip()] = _text_value(kind, key.strip(), value.strip())
     unknown = [key for key in values if key not in {f.name for f in dataclasses.fields(kind)}]
     if unknown:
@@ -141,6 +148,15 @@ def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConf
             f"{where}unknown settings:\n" + listed(k + nearest(k, known_keys) for k in unknown)
         )
     return _convert(kind, values, where, strict=False)
+
+
+def _settled(value: object) -> object:
+    """The value as one that does not change with what it was made of, and has one order."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(value))
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _asks_nothing(value: object) -> bool:

@@ -1,16 +1,18 @@
 """How many parameters a recipe trains, from sizes alone."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from tinygrad_peft.errors import PeftError, TargetError, listed
+from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Affine, Module, Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.composition import checked_targets
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import AffineShape, ModelShape, ParameterCount
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import Seam, capture_seams
-from tinygrad_peft.peft.targets import Targets, find_targets
+from tinygrad_peft.peft.targets import Targets
 
 __all__ = ["count_recipe"]
 
@@ -24,45 +26,38 @@ def count_recipe(
 
     Raises:
         TargetError: targets that the model does not have.
-        PeftError: a method whose plugin does not count.
+        PeftError: plugins object to the recipe, or do not count.
     """
     skeleton = Transformer(model, Skeleton())
     seams = capture_seams(skeleton)
-    found = [find_targets(config, seams, model.model_type) for config in recipe]
-    problems = [f"step {i}: {p}" for i, targets in enumerate(found) for p in targets.problems]
-    if problems:
-        raise TargetError(f"the recipe does not fit the model:\n{listed(problems)}")
+    targets = checked_targets(skeleton, recipe, seams, host)
     total = count_elements(skeleton.parameters())
     counts = [
-        _count(config, targets, seams, skeleton, total, host)
-        for config, targets in zip(recipe, found, strict=True)
+        _count(config, found, seams, ModelShape(model, total, (), 0), host)
+        for config, found in zip(recipe, targets, strict=True)
     ]
     return sum(c.trainable for c in counts), total + sum(c.added for c in counts)
 
 
 def _count(
-    config: PeftConfig,
-    targets: Targets,
-    seams: Sequence[Seam],
-    skeleton: Transformer,
-    total: int,
-    host: Host,
+    config: PeftConfig, targets: Targets, seams: Sequence[Seam], bare: ModelShape, host: Host
 ) -> ParameterCount:
-    shapes = tuple(
-        AffineShape(s.path, s.module.in_features, s.module.out_features, _has_bias(s.module))
+    """What the method's plugin counts, and what `modules_to_save` adds to it."""
+    affine = tuple(
+        AffineShape(s.path, s.module.in_features, s.module.out_features, _bias_size(s.module) > 0)
         for s in seams
         if s.path in targets.paths and isinstance(s.module, Affine)
     )
-    biases = sum(p.size for name, p in skeleton.named_parameters() if name.endswith("bias"))
-    shape = ModelShape(skeleton.config, total, shapes, biases)
+    biases = sum(_bias_size(s.module) for s in seams if s.path not in targets.saved)
+    shape = dataclasses.replace(bare, targets=affine, biases=biases)
     count = host.one(hookspecs.count_parameters, config, shape)
     if count is None:
         raise PeftError(f"no plugin counts the parameters of {config.peft_type.lower()}")
     saved = sum(
         p.size for s in seams if s.path in targets.saved for _, p in s.module.own_parameters()
     )
-    return ParameterCount(count.trainable + saved, count.added)
+    return ParameterCount(count.trainable + saved, count.added + saved)
 
 
-def _has_bias(module: Module) -> bool:
-    return any(name == "bias" for name, _ in module.own_parameters())
+def _bias_size(module: Module) -> int:
+    return sum(p.size for name, p in module.own_parameters() if name == "bias")

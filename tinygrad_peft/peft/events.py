@@ -27,7 +27,7 @@ class ModelShape:
         config: the transformer's settings.
         total: how many parameters the base has, shared ones once.
         targets: the affine layers that the config names.
-        biases: how many elements all biases of the model have.
+        biases: how many elements all biases have, but for those that `modules_to_save` trains.
     """
 
     config: TransformerConfig

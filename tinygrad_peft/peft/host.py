@@ -7,6 +7,7 @@ is typed by the hook's declaration, and each of these is an error.
 
 import importlib.metadata
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,9 +236,11 @@ def _provided(name: str, marks: Sequence[_Mark]) -> tuple[type[PeftConfig], ...]
                 f"plugin {name!r}: peft_methods gives a list of config classes, and not {answer!r}"
             )
         kinds += answer
-    nameless = [k.__name__ for k in kinds if not isinstance(getattr(k, "peft_type", None), str)]
+    nameless = [k.__name__ for k in kinds if not re.fullmatch(r"\w+", getattr(k, "peft_type", ""))]
     if nameless:
-        raise PluginError(f"plugin {name!r}: {', '.join(nameless)} needs a peft_type, its name")
+        raise PluginError(
+            f"plugin {name!r}: {', '.join(nameless)} needs a peft_type of letters, digits and _"
+        )
     return tuple(kinds)
 
 

@@ -44,8 +44,9 @@ def merged_modules(record: Record, host: Host) -> list[tuple[Seam, Module]]:
 
 def _fold(rewrite: Rewrite, inner: Module, host: Host) -> Module | None:
     """One rewrite folded onto `inner`, which stands for what it was wrapped around."""
-    if rewrite.plain:
-        return copy.deepcopy(rewrite.after)
+    if rewrite.plain and inner is rewrite.before:
+        frozen = {id(p): p for p in rewrite.after.parameters() if not p.requires_grad}
+        return copy.deepcopy(rewrite.after, dict[int, object](frozen))  # which share those
     after = rewrite.after
     if inner is not rewrite.before:
         after = copy.copy(after)

@@ -32,7 +32,8 @@ class PeftModel(Module):
         self.base_model = model
         self.record = record
         self.host = host
-        self._merged: list[tuple[Seam, Module]] = []
+        self._merged: dict[Seam, Module] = {}
+        self._disabled = 0
         self.training = model.training
 
     # ---------- running ----------
@@ -111,8 +112,14 @@ class PeftModel(Module):
         return [p for p in self.base_model.parameters() if p.requires_grad]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all): how many elements are trained and how many there are."""
-        return count_elements(self.trainable_parameters()), count_elements(self.parameters())
+        """(trainable, all): how many elements are trained and how many there are.
+
+        As in Hugging Face PEFT, what `modules_to_save` has copied counts beside its copy.
+        """
+        saved = [r.before for r in self.record.rewrites if r.saved]
+        originals = (p for module in saved for _, p in module.own_parameters())
+        total = count_elements(self.parameters()) + count_elements(originals)
+        return count_elements(self.trainable_parameters()), total
 
     def print_trainable_parameters(self) -> None:
         """Print both counts and their ratio, as Hugging Face PEFT does."""
@@ -127,28 +134,25 @@ class PeftModel(Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within the block the model is the base, bit for bit, merged or not."""
-        stacks = list(self.record.stacks())
-        standing = [(seam, seam.module) for seam, _ in stacks]
-        for seam, stack in stacks:
-            seam.put(stack[0].before)
+        self._disabled += 1
+        self._stand()
         try:
             yield
         finally:
-            for seam, module in standing:
-                seam.put(module)
+            self._disabled -= 1
+            self._stand()
 
     def merge_adapter(self) -> None:
         """Let plain modules with the same output stand in for the adapted ones.
 
         Raises PeftError, and changes nothing, where a method cannot be merged (all are listed) or
-        the adapter is merged already.
+        the adapter is merged or unloaded already.
         """
+        self._require_adapter()
         if self._merged:
             raise PeftError("the adapter is merged already")
-        self._merged = merged_modules(self.record, self.host)
-        for seam, module in self._merged:
-            module.train(mode=self.base_model.training)
-            seam.put(module)
+        self._merged = dict(merged_modules(self.record, self.host))
+        self._stand()
 
     def unmerge_adapter(self) -> None:
         """Put the adapted modules back, which merging has not changed.
@@ -157,26 +161,47 @@ class PeftModel(Module):
         """
         if not self._merged:
             raise PeftError("the adapter is not merged")
-        for seam, stack in self.record.stacks():
-            seam.put(stack[-1].after)
-        self._merged = []
+        self._merged = {}
+        self._stand()
 
     def merge_and_unload(self) -> Transformer:
         """The transformer with the adapter folded into its weights; this object is done with.
 
         Raises PeftError, and changes nothing, where a method cannot be merged.
         """
+        self._require_adapter()
         if not self._merged:
             self.merge_adapter()
-        self.record, self._merged = Record(()), []
-        return self.base_model
+        for seam, module in self._merged.items():
+            seam.put(module)
+        return self._let_go()
 
     def unload(self) -> Transformer:
-        """The transformer as it was before, bit for bit; this object is done with."""
+        """The transformer as it was before, bit for bit; this object is done with.
+
+        Raises PeftError if it was unloaded before.
+        """
+        self._require_adapter()
+        mode = self.base_model.training
         self.record.undo()
-        self.record, self._merged = Record(()), []
-        self.base_model.train(mode=self.training)
+        self.base_model.train(mode=mode)
+        return self._let_go()
+
+    def _stand(self) -> None:
+        """Put into each place what belongs there now: the base's, the merged or the adapted."""
+        for seam, stack in self.record.stacks():
+            adapted = self._merged.get(seam, stack[-1].after)
+            module = stack[0].before if self._disabled else adapted
+            module.train(mode=self.base_model.training)  # which it may have missed
+            seam.put(module)
+
+    def _let_go(self) -> Transformer:
+        self.record, self._merged = Record(()), {}
         return self.base_model
+
+    def _require_adapter(self) -> None:
+        if not self.record.recipe:
+            raise PeftError("there is no adapter: it was unloaded")
 
     # ---------- saving ----------
 
@@ -185,8 +210,7 @@ class PeftModel(Module):
 
         Each file is complete or not there. Raises PeftError after `unload`.
         """
-        if not self.record.recipe:
-            raise PeftError("there is no adapter to save: it was unloaded")
+        self._require_adapter()
         save_adapter(self.record, self.base_model, Path(directory))
 
     @classmethod
@@ -224,8 +248,12 @@ class PeftModel(Module):
     def load_weights(self, directory: str | Path) -> None:
         """Take the weights of a folder that `save_pretrained` wrote for the same recipe.
 
-        Raises CheckpointError, and changes nothing, unless they fit exactly.
+        Raises CheckpointError, and changes nothing, unless they fit exactly; PeftError while the
+        adapter is merged, since the merged weights would not follow.
         """
+        self._require_adapter()
+        if self._merged:
+            raise PeftError("the adapter is merged: unmerge it before loading weights into it")
         load_adapter(self.record, self.base_model, Path(directory))
 
 

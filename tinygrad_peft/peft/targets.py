@@ -1,7 +1,7 @@
 """Which places a config's targets name, and what is wrong with those that name none."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinygrad_peft.errors import nearest
@@ -11,12 +11,14 @@ from tinygrad_peft.peft.sites import Seam
 
 __all__ = ["Targets", "find_targets", "matches"]
 
+ALL_LINEAR = "all-linear"
+
 
 @dataclass(frozen=True)
 class Targets:
     """What a config names in a model.
 
-    by_entry: for each target entry, the paths that it names.
+    by_entry: for each target entry, the paths that it names and that nothing bars.
     saved: the paths of the modules that `modules_to_save` names, those below them included.
     problems: entries that name nothing, and why.
     """
@@ -41,56 +43,82 @@ def matches(path: str, pattern: str | Sequence[str]) -> bool:
 def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> Targets:
     """What `config` names among the seams, and every entry that names nothing."""
     saved, problems = _find_saved(config.modules_to_save, seams)
-    if not isinstance(config, TargetedConfig):
-        return Targets({}, saved, tuple(problems))
-    entries = _entries(config, model_type)
-    if entries is None:
-        known = ", ".join(sorted(config.usual_targets)) or "none"
-        problems.append(
-            f"target_modules is needed: the usual ones are known for {known}, "
-            f"and this model is {model_type or 'of no family'}"
-        )
-        return Targets({}, saved, tuple(problems))
-    absent_layers = _layer_problems(config, seams)
-    if absent_layers:
-        return Targets({}, saved, (*problems, *absent_layers))
-    by_entry = {name: _named(config, name, pattern, seams) for name, pattern in entries.items()}
-    problems += [_unmatched(entry, seams) for entry, paths in by_entry.items() if not paths]
+    by_entry: dict[str, frozenset[str]] = {}
+    if isinstance(config, TargetedConfig):
+        by_entry, more = _find_named(config, seams, model_type, saved)
+        problems += more
     tied = _tied_paths(seams)
     problems += [
         f"{path} shares its weight with {tied[path]}: adapting one of them alone would part them"
-        for path in sorted(set().union(saved, *by_entry.values()) & tied.keys())
+        for path in sorted(saved.union(*by_entry.values()) & tied.keys())
     ]
     return Targets(by_entry, saved, tuple(problems))
 
 
-def _entries(config: TargetedConfig, model_type: str) -> dict[str, str | Sequence[str]] | None:
-    """Each entry of the targets with what it matches by; None where the usual ones are unknown."""
-    targets = config.target_modules
-    if targets is None:
-        targets = config.usual_targets.get(model_type)
-    if targets is None:
-        return None
-    if isinstance(targets, str):
-        return {targets: targets}
-    return {name: (name,) for name in targets}
+def _find_named(
+    config: TargetedConfig, seams: Sequence[Seam], model_type: str, saved: frozenset[str]
+) -> tuple[dict[str, frozenset[str]], list[str]]:
+    """The paths that each entry of the targets names, and what is wrong with the entries."""
+    entries = _entries(config.target_modules, config.usual_targets.get(model_type))
+    if not entries:
+        known = ", ".join(sorted(config.usual_targets)) or "none"
+        family = model_type or "of no family"
+        why = f"the usual ones are known for {known}, and this model is {family}"
+        return {}, [f"target_modules is needed: {why}"]
+    absent = _absent_layers(config, seams)
+    layers = None if absent else _layers(config)
+    problems = absent + [
+        f"exclude_modules: {_unmatched(entry, pattern, seams)}"
+        for entry, pattern in _entries(config.exclude_modules, None).items()
+        if not _matching(pattern, seams)
+    ]
+    by_entry: dict[str, frozenset[str]] = {}
+    excluded: list[str] = []
+    for entry, pattern in entries.items():
+        named = _matching(pattern, seams)
+        barred = {s.path: _bar(config, entry, s, layers, saved) for s in named}
+        left = frozenset(path for path, bar in barred.items() if bar is None)
+        bars = " and ".join(sorted({str(bar) for bar in barred.values()}))
+        if left:
+            by_entry[entry] = left
+        elif not named:
+            problems.append(_unmatched(entry, pattern, seams))
+        else:
+            why = f"{entry!r}: none of its {len(named)} modules is left by {bars}"
+            (excluded if bars == "exclude_modules" else problems).append(why)
+    # To exclude all of one entry among others is no mistake: PEFT writes such for "all-linear".
+    return by_entry, problems if by_entry else problems + excluded
 
 
-def _named(
-    config: TargetedConfig, entry: str, pattern: str | Sequence[str], seams: Sequence[Seam]
-) -> frozenset[str]:
-    if pattern == "all-linear":
-        found = (s for s in seams if isinstance(s.module, Affine) and not s.is_head)
-    else:
-        found = (s for s in seams if matches(s.path, pattern))
-    return frozenset(s.path for s in found if _allowed(config, entry, s))
+def _entries(
+    names: str | Sequence[str] | None, usual: Sequence[str] | None
+) -> dict[str, str | Sequence[str]]:
+    """Each entry with what it matches by: itself as an expression, or as a list's name."""
+    names = usual if names is None else names
+    if isinstance(names, str):
+        return {names: names}
+    return {name: (name,) for name in names or ()}
 
 
-def _allowed(config: TargetedConfig, entry: str, seam: Seam) -> bool:
+def _matching(pattern: str | Sequence[str], seams: Sequence[Seam]) -> list[Seam]:
+    if pattern == ALL_LINEAR:
+        return [s for s in seams if isinstance(s.module, Affine) and not s.is_head]
+    return [s for s in seams if matches(s.path, pattern)]
+
+
+def _bar(
+    config: TargetedConfig,
+    entry: str,
+    seam: Seam,
+    layers: Sequence[int] | None,
+    saved: frozenset[str],
+) -> str | None:
+    """The setting that keeps an entry from a place that it matches, if one does."""
     if config.exclude_modules is not None and matches(seam.path, config.exclude_modules):
-        return False
-    layers = _layers(config)
-    return layers is None or seam.path == entry or seam.layer in layers
+        return "exclude_modules"
+    if layers is not None and seam.path != entry and seam.layer not in layers:
+        return "layers_to_transform"
+    return "modules_to_save" if seam.path in saved else None
 
 
 def _layers(config: TargetedConfig) -> Sequence[int] | None:
@@ -98,11 +126,12 @@ def _layers(config: TargetedConfig) -> Sequence[int] | None:
     return (layers,) if isinstance(layers, int) else layers
 
 
-def _layer_problems(config: TargetedConfig, seams: Sequence[Seam]) -> list[str]:
+def _absent_layers(config: TargetedConfig, seams: Sequence[Seam]) -> list[str]:
     there = {s.layer for s in seams} - {None}
-    absent = [n for n in _layers(config) or () if n not in there]
     return [
-        f"layers_to_transform: the model has no layer {n} (it has {len(there)})" for n in absent
+        f"layers_to_transform: the model has no layer {n} (it has {len(there)}, from 0)"
+        for n in _layers(config) or ()
+        if n not in there
     ]
 
 
@@ -110,19 +139,26 @@ def _find_saved(names: Sequence[str], seams: Sequence[Seam]) -> tuple[frozenset[
     saved: set[str] = set()
     problems = []
     for name in names:
-        roots = [s.path for s in seams if matches(s.path, [name])]
+        roots = tuple(f"{s.path}." for s in seams if matches(s.path, [name]))
+        below = [s for s in seams if f"{s.path}.".startswith(roots)]
         if not roots:
-            problems.append(f"modules_to_save: {_unmatched(name, seams)}")
-        saved |= {s.path for s in seams for r in roots if f"{s.path}.".startswith(f"{r}.")}
+            problems.append(f"modules_to_save: {_unmatched(name, [name], seams)}")
+        elif not any(True for s in below for _ in s.module.own_parameters()):
+            problems.append(f"modules_to_save: {name!r} has no weights to train")
+        saved |= {s.path for s in below}
     return frozenset(saved), problems
 
 
-def _unmatched(entry: str, seams: Iterable[Seam]) -> str:
-    """That an entry names nothing, with the nearest names there are."""
-    names = {".".join(s.path.split(".")[-n:]) for s in seams for n in (1, 2)}
-    paths = {s.path for s in seams}
-    close = nearest(entry, sorted(n for n in names if not n[0].isdigit())) or nearest(entry, paths)
-    return f"{entry!r} matches no module that may be a target{close}"
+def _unmatched(entry: str, pattern: str | Sequence[str], seams: Sequence[Seam]) -> str:
+    """That an entry names nothing, with what may have been meant."""
+    if isinstance(pattern, str) and pattern != ALL_LINEAR:
+        named = any(matches(s.path, [entry]) for s in seams)
+        hint = f"; for modules of that name write [{entry!r}]" if named else ""
+        return f"the expression {entry!r} matches no whole path{hint}"
+    length = entry.count(".") + 1
+    names = {".".join(s.path.split(".")[-length:]) for s in seams}
+    close = nearest(entry, sorted(n for n in names if not n[0].isdigit()))
+    return f"{entry!r} matches no module{close or nearest(entry, [s.path for s in seams])}"
 
 
 def _tied_paths(seams: Sequence[Seam]) -> dict[str, str]:

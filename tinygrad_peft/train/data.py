@@ -257,7 +257,7 @@ def _encode_one(example: CausalExample, tokenizer: Encoder, max_length: int | No
         ids = tuple(tokenizer.encode(example.text, max_length=max_length))
         return Encoded(ids, ids)
     # Apart, so that no token spans the boundary and generation sees the prompt that was trained.
-    prompt = _prompt_ids(example.prompt, tokenizer)
+    prompt = prompt_ids(example.prompt, tokenizer)
     completion = tokenizer.encode(example.completion, add_special_tokens=False)
     if tokenizer.eos_id is not None:
         completion.append(tokenizer.eos_id)
@@ -269,7 +269,8 @@ def _encode_one(example: CausalExample, tokenizer: Encoder, max_length: int | No
     return Encoded(ids, (IGNORED,) * len(prompt) + tuple(completion))
 
 
-def _prompt_ids(prompt: str, tokenizer: Encoder) -> list[int]:
+def prompt_ids(prompt: str, tokenizer: Encoder) -> list[int]:
+    """The ids of a text that is to be gone on from, as training sees it: without an end."""
     ids = tokenizer.encode(prompt)
     # Some tokenizers close every text: a prompt is not finished.
     closed = len(ids) > 0 and ids[-1] == tokenizer.eos_id and tokenizer.eos_id != tokenizer.bos_id

@@ -29,6 +29,7 @@ class Problems:
         self._lines: dict[str, list[int]] = {}
 
     def add(self, line: int, message: str) -> None:
+        """Note what is wrong in a line; lines with the same trouble share one message."""
         self._lines.setdefault(message, []).append(line)
 
     def raise_if_any(self) -> None:

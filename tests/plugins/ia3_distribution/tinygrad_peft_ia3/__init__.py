@@ -8,6 +8,8 @@ from tinygrad_peft import Module, Parameter, Tensor, peft
 from tinygrad_peft.nn import Affine, Init, Linear
 from tinygrad_peft.peft import hookimpl, hookspecs
 
+__all__ = ["IA3Config", "IA3Linear"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class IA3Config(peft.TargetedConfig):

@@ -1,0 +1,87 @@
+"""count: parameters from shapes alone."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from tests.cli.toys import Commands
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "trainable"),
+    [
+        ("llama-7b", "q_proj+v_proj", 4_194_304),
+        ("gpt2", "c_attn", 294_912),
+        ("roberta-base", "query+value", 294_912),
+    ],
+)
+def test_published_counts_come_out(
+    commands: Commands, shape: str, targets: str, trainable: int
+) -> None:
+    arguments = ("count", "--shape", shape, "--method", f"lora:r=8,target_modules={targets}")
+    told = commands.ok(*arguments, "--json").json
+    assert (told["shape"], told["trainable"]) == (shape, trainable)
+    assert f"{trainable:,}" in commands.ok(*arguments).out
+
+
+def test_memory_follows_from_the_counts(commands: Commands) -> None:
+    told = commands.ok("count", "--shape", "gpt2", "--method", "lora:r=8", "--json").json
+    assert told["total"] == 124_439_808 + 294_912
+    assert told["percent"] == 100 * 294_912 / (124_439_808 + 294_912)
+    assert told["bytes"] == {
+        "weights_float32": 4 * 124_734_720,
+        "weights_float16": 2 * 124_734_720,
+        "weights_nf4": round(124_734_720 * (0.5 + 4 / 64)),
+        "gradients": 4 * 294_912,
+        "optimizer": 8 * 294_912,
+    }
+
+
+def test_several_methods_add_up(commands: Commands) -> None:
+    methods = ("--method", "lora:r=8", "--method", "lora:r=4,target_modules=mlp.c_fc")
+    told = commands.ok("count", "--shape", "gpt2", *methods, "--json").json
+    assert told["trainable"] == 294_912 + 12 * 4 * (768 + 3072)
+
+
+@pytest.mark.parametrize("place", ["bert", "bert/config.json"])
+def test_a_checkpoint_is_counted_without_its_weights(
+    small_world: Path, tmp_path: Path, commands: Commands, place: str
+) -> None:
+    arguments = ("--method", "lora:r=8", "--json")
+    whole = commands.ok("count", "--config", small_world / place, *arguments).json
+    copytree(small_world / "bert", tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    told = commands.ok("count", "--config", tmp_path / place, *arguments).json
+    assert told["trainable"] == whole["trainable"] == 2 * 2 * 8 * (16 + 16)
+
+
+def test_a_config_of_an_unknown_model_type_is_told_with_its_path(
+    tmp_path: Path, commands: Commands
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "bart"}), encoding="utf-8")
+    message = commands.fails("count", "--config", tmp_path, "--method", "lora")
+    assert message == (
+        f"tinygrad-peft: {config}: unknown model_type 'bart', expected one of gpt2, llama, bert; "
+        "did you mean 'bert'?\n"
+    )
+
+
+def test_an_unknown_shape_is_told_with_the_nearest(commands: Commands) -> None:
+    message = commands.fails("count", "--shape", "lama-7b", "--method", "lora")
+    assert "unknown shape 'lama-7b'; did you mean 'llama-7b'" in message
+
+
+@pytest.mark.parametrize("arguments", [(), ("--shape", "gpt2", "--config", "somewhere")])
+def test_one_model_is_counted(commands: Commands, arguments: tuple[str, ...]) -> None:
+    message = commands.fails("count", "--method", "lora", *arguments)
+    assert message == "tinygrad-peft: give one of --shape and --config\n"
+
+
+def test_targets_of_another_family_are_told_with_the_nearest(commands: Commands) -> None:
+    method = "lora:target_modules=c_attn+q_proj"
+    message = commands.fails("count", "--shape", "gpt2", "--method", method)
+    assert "'q_proj' matches no module; did you mean 'c_proj'" in message
+    assert "'c_attn'" not in message

@@ -1,0 +1,205 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinygrad_peft.errors import CheckpointError, ConfigError
+from tinygrad_peft.models import SaveDtype, load_config, load_model, save_model
+from tinygrad_peft.nn import Linear, Transformer, TransformerConfig
+from tinygrad_peft.tensor import Tensor
+
+Golden = Callable[[str], Path]
+
+IDS = np.arange(12).reshape(2, 6)
+
+
+class Doubled(Linear):
+    """A layer with the same weights that computes something else."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2.0
+
+
+def saved_config(folder: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / "config.json").read_text())
+    return content
+
+
+# ---------- loading ----------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int64, "complex64"])
+def test_a_model_is_loaded_in_float32_or_float64_alone(golden: Golden, dtype: str) -> None:
+    with pytest.raises(ConfigError, match="a model is float32 or float64, and not "):
+        load_model(golden("gpt2"), dtype=dtype)
+
+
+def test_a_config_is_loaded_without_the_weights(golden: Golden) -> None:
+    for name in ("gpt2-sharded", "llama3-tied", "bert-classifier"):
+        assert load_config(golden(name)) == load_model(golden(name)).config
+
+
+def test_the_names_of_labels_are_kept(golden: Golden) -> None:
+    config = load_config(golden("bert-classifier"))
+    assert config.label_names == ("bad", "good", "mixed")
+    assert (config.head, config.num_labels, config.pooling) == ("classification", 3, "cls")
+
+
+# ---------- saving ----------
+
+
+@pytest.mark.parametrize(("dtype", "places"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_rounds_to_the_nearest(
+    golden: Golden, tmp_path: Path, dtype: SaveDtype, places: int
+) -> None:
+    model = load_model(golden("llama"))
+    save_model(model, tmp_path, dtype=dtype)
+    before, after = model.state_dict(), load_model(tmp_path).state_dict()
+    for name, array in before.items():
+        apart = np.abs(after[name] - array)
+        # Half a unit in the last place: nothing between would be nearer.
+        assert (apart <= np.abs(array) * 2.0**-places + 1e-7).all(), name
+    assert saved_config(tmp_path)["torch_dtype"] == dtype
+
+
+def test_a_float64_model_is_saved_as_float32(golden: Golden, tmp_path: Path) -> None:
+    save_model(load_model(golden("bert"), dtype=np.float64), tmp_path)
+    expected = load_model(golden("bert")).state_dict()
+    found = load_model(tmp_path).state_dict()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_folder_is_made_and_files_in_it_are_replaced(golden: Golden, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    save_model(load_model(golden("gpt2")), str(folder))
+    save_model(load_model(golden("llama")), folder)
+    assert load_config(folder).model_type == "llama"
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_head_put_on_a_bare_encoder_is_saved_with_its_labels(
+    golden: Golden, tmp_path: Path
+) -> None:
+    model = load_model(golden("bert"))
+    model.with_classifier(["no", "yes"], pooling="cls")
+    save_model(model, tmp_path)
+    config = saved_config(tmp_path)
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "no", "1": "yes"}
+    assert config["label2id"] == {"no": 0, "yes": 1}
+    assert "classifier_pooling" not in config, "it is transformers' own head"
+    np.testing.assert_array_equal(load_model(tmp_path)(IDS).data, model(IDS).data)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-tied", "bert-no-pooler"])
+def test_a_head_that_transformers_does_not_have_is_saved_with_its_pooling(
+    golden: Golden, tmp_path: Path, name: str, pooling: str
+) -> None:
+    model = load_model(golden(name))
+    model.with_classifier(3, pooling=pooling)
+    save_model(model, tmp_path)
+    assert saved_config(tmp_path)["classifier_pooling"] == pooling
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    np.testing.assert_array_equal(again(IDS).data, model(IDS).data)
+
+
+def test_an_adapted_model_is_refused_and_its_modules_named(golden: Golden, tmp_path: Path) -> None:
+    model = load_model(golden("gpt2"))
+    projection = model.blocks[1].mlp.get_child("up_proj")  # type: ignore[attr-defined]
+    model.blocks[1].mlp.set_child("up_proj", Doubled.of(projection.weight, projection.bias))  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError) as caught:
+        save_model(model, tmp_path)
+    assert str(caught.value).splitlines() == [
+        "only a plain model can be saved; merge or remove adapters first:",
+        "  - blocks.1.mlp.up_proj is a Doubled, expected a Linear",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_that_are_too_many_or_missing_are_refused(golden: Golden, tmp_path: Path) -> None:
+    model = load_model(golden("bert"))
+    model.lm_head = Linear(16, 60)
+    model.pooler = None
+    with pytest.raises(CheckpointError) as caught:
+        save_model(model, tmp_path)
+    assert str(caught.value).splitlines()[1:] == [
+        "  - lm_head is a Linear, expected nothing there",
+        "  - pooler is missing",
+    ]
+
+
+def test_a_model_of_no_family_is_refused(tmp_path: Path) -> None:
+    config = TransformerConfig(
+        vocab_size=5,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4,
+        max_position_embeddings=4,
+    )
+    with pytest.raises(ConfigError, match="no model_type, expected one of gpt2, llama, bert"):
+        save_model(Transformer(config), tmp_path)
+
+
+def test_a_config_that_the_family_cannot_have_is_refused(tmp_path: Path) -> None:
+    config = TransformerConfig(
+        vocab_size=5,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4,
+        max_position_embeddings=4,
+        model_type="gpt2",
+        norm="rms_norm",
+        positions="rotary",
+    )
+    with pytest.raises(ConfigError) as caught:
+        save_model(Transformer(config), tmp_path)
+    assert str(caught.value).splitlines() == [
+        "a gpt2 checkpoint cannot have:",
+        "  - norm='rms_norm' would read back as 'layer_norm'",
+        "  - positions='rotary' would read back as 'learned'",
+        "  - packed_qkv=False would read back as True",
+    ]
+
+
+def test_a_head_that_the_family_does_not_have_is_refused(tmp_path: Path) -> None:
+    config = TransformerConfig(
+        vocab_size=5,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4,
+        max_position_embeddings=4,
+        model_type="bert",
+    )
+    with pytest.raises(ConfigError, match="bert has no architecture with a head of kind 'lm'"):
+        save_model(Transformer(config), tmp_path)
+
+
+def test_an_unknown_dtype_is_refused(golden: Golden, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype is one of float32, float16, bfloat16, and not"):
+        save_model(load_model(golden("gpt2")), tmp_path, dtype="int8")  # type: ignore[arg-type]
+
+
+def test_numbers_that_are_too_large_leave_what_was_there(golden: Golden, tmp_path: Path) -> None:
+    model = load_model(golden("gpt2"))
+    save_model(model, tmp_path)
+    model.state_dict()["blocks.0.attn.qkv_proj.weight"][3, 5] = 1e6
+    with pytest.raises(
+        CheckpointError, match=r"h\.0\.attn\.c_attn\.weight has numbers that are too"
+    ):
+        save_model(model, tmp_path, dtype="float16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert saved_config(tmp_path)["torch_dtype"] == "float32"
+    assert load_model(tmp_path).state_dict()["blocks.0.attn.qkv_proj.weight"][3, 5] != 1e6
+
+
+def test_a_place_that_cannot_be_written(golden: Golden, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file cannot be written: File exists"):
+        save_model(load_model(golden("gpt2")), tmp_path / "file")

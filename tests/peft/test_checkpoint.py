@@ -1,0 +1,626 @@
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from tests.peft.small import (
+    BERT,
+    BERT_CLASSIFIER,
+    FAMILIES,
+    GPT2,
+    LLAMA,
+    ShiftConfig,
+    Snapshot,
+    logits,
+    lora_host,
+    plugin,
+    shake,
+    shift,
+    small,
+)
+from tinygrad_peft.arrays import AnyArray
+from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, PluginError, TargetError
+from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft.checkpoint import read_head, read_recipe
+from tinygrad_peft_lora import LoraConfig
+
+CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
+LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+STACK: list[PeftConfig] = [LORA, ShiftConfig(target_modules=["q_proj"]), replace(LORA, r=3)]
+
+
+def host() -> Host:
+    made = lora_host()
+    made.register(plugin(ShiftConfig, adapt=shift), "shift")
+    return made
+
+
+def adapted(
+    config: TransformerConfig = LLAMA, recipe: PeftConfig | list[PeftConfig] = LORA
+) -> PeftModel:
+    peft = get_peft_model(small(config), recipe, host=host())
+    shake(peft)
+    return peft
+
+
+def load(directory: Path, config: TransformerConfig = LLAMA) -> PeftModel:
+    return PeftModel.from_pretrained(small(config), directory, host=host())
+
+
+def saved(
+    tmp_path: Path,
+    config: TransformerConfig = LLAMA,
+    recipe: PeftConfig | list[PeftConfig] = LORA,
+) -> Path:
+    adapted(config, recipe).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    return {
+        name.removeprefix("base_model.model."): array.shape
+        for name, array in load_file(path / WEIGHTS).items()
+    }
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def edit_tensors(path: Path, changes: Mapping[str, AnyArray | None]) -> None:
+    """Replace, add or (with None) drop tensors of an adapter."""
+    tensors = {**load_file(path / WEIGHTS), **changes}
+    kept = {name: array for name, array in tensors.items() if array is not None}
+    save_file(kept, path / WEIGHTS, metadata={"format": "pt"})
+
+
+def refused(path: Path, *parts: str, kind: type[Exception] = CheckpointError) -> str:
+    """The message of loading, which leaves the model as it was."""
+    model = small()
+    before = Snapshot.of(model)
+    with pytest.raises(kind) as caught:
+        PeftModel.from_pretrained(model, path, host=host())
+    before.assert_unchanged(model)
+    for part in parts:
+        assert part in str(caught.value)
+    return str(caught.value)
+
+
+# ---------- there and back ----------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2),
+        LoraConfig(r=2, target_modules="all-linear", use_rslora=True, lora_alpha=3),
+        LoraConfig(r=2, bias="all"),
+        LoraConfig(r=2, bias="lora_only"),
+        LoraConfig(r=2, layers_to_transform=1, rank_pattern={".*": 3}),
+    ],
+)
+def test_a_loaded_adapter_gives_the_same_logits(
+    family: str, config: LoraConfig, tmp_path: Path
+) -> None:
+    peft = adapted(FAMILIES[family], config)
+    peft.save_pretrained(tmp_path)
+    loaded = load(tmp_path, FAMILIES[family])
+    assert loaded.recipe == (config,)
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_a_stack_of_steps_is_loaded_in_its_order(tmp_path: Path) -> None:
+    peft = adapted(LLAMA, STACK)
+    peft.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.recipe == tuple(STACK)
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_saved_modules_are_loaded_as_well(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, modules_to_save=["classifier", "pooler.dense"])
+    peft = adapted(BERT_CLASSIFIER, config)
+    peft.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(logits(load(tmp_path, BERT_CLASSIFIER)), logits(peft))
+
+
+def test_a_merged_adapter_is_saved_as_the_adapter(tmp_path: Path) -> None:
+    peft = adapted()
+    expected = logits(peft)
+    peft.merge_adapter()
+    peft.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(logits(load(tmp_path)), expected)
+
+
+def test_a_loaded_adapter_is_frozen_unless_it_shall_be_trained(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert load(tmp_path).trainable_parameters() == []
+    trainable = PeftModel.from_pretrained(small(), tmp_path, is_trainable=True, host=host())
+    assert len(trainable.trainable_parameters()) == 3 * 2 * 2
+    model = small()
+    PeftModel.from_pretrained(model, tmp_path, host=host()).unload()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_weights_are_loaded_into_the_dtype_of_the_model(tmp_path: Path) -> None:
+    saved(tmp_path)
+    loaded = PeftModel.from_pretrained(small(LLAMA, np.float64), tmp_path, host=host())
+    assert {p.dtype for p in loaded.parameters()} == {np.dtype(np.float64)}
+
+
+def test_installed_plugins_read_an_adapter(tmp_path: Path) -> None:
+    peft = adapted()
+    peft.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(small(), str(tmp_path))
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_the_weights_of_a_folder_can_be_loaded_again(tmp_path: Path) -> None:
+    peft = adapted()
+    peft.save_pretrained(tmp_path)
+    expected = logits(peft)
+    shake(peft, seed=5)
+    assert not np.array_equal(logits(peft), expected)
+    peft.load_weights(tmp_path)
+    np.testing.assert_array_equal(logits(peft), expected)
+
+
+def test_weights_are_not_loaded_into_a_merged_model(tmp_path: Path) -> None:
+    peft = adapted()
+    peft.save_pretrained(tmp_path)
+    peft.merge_adapter()
+    with pytest.raises(PeftError, match="the adapter is merged: unmerge it before"):
+        peft.load_weights(tmp_path)
+
+
+def test_a_parameter_without_axes_keeps_its_shape(tmp_path: Path) -> None:
+    saved(tmp_path, LLAMA, ShiftConfig(target_modules=["o_proj"]))
+    assert set(shapes(tmp_path).values()) == {()}
+    load(tmp_path)
+
+
+def test_the_order_of_patterns_survives(tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=4,
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"v_proj": 2, ".*_proj": 3},
+        alpha_pattern={"v_proj": 1.0, ".*_proj": 8.0},
+    )
+    peft = adapted(LLAMA, config)
+    peft.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    (read,) = loaded.recipe
+    assert isinstance(read, LoraConfig)
+    assert list(read.alpha_pattern) == ["v_proj", ".*_proj"]
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+# ---------- what is on disk ----------
+
+
+def test_one_step_lies_in_the_folder_itself_as_peft_has_it(tmp_path: Path) -> None:
+    saved(tmp_path / "new" / "folder")
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == [
+        CONFIG,
+        WEIGHTS,
+        RECIPE,
+    ]
+
+
+def test_several_steps_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    saved(tmp_path, LLAMA, STACK)
+    names = ["0-lora", "1-shift", "2-lora"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*names, RECIPE]
+    for name in names:
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == [CONFIG, WEIGHTS]
+    recipe = json.loads((tmp_path / RECIPE).read_text())
+    assert recipe["steps"] == names
+    assert recipe["base"]["model_type"] == "llama"
+
+
+def test_saving_over_another_recipe_leaves_nothing_of_it(tmp_path: Path) -> None:
+    saved(tmp_path)
+    saved(tmp_path, LLAMA, STACK)
+    assert not (tmp_path / WEIGHTS).exists()
+    assert not (tmp_path / CONFIG).exists()
+    assert load(tmp_path).recipe == tuple(STACK)
+    saved(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS, RECIPE]
+    assert load(tmp_path).recipe == (LORA,)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "0-notes").mkdir()
+    saved(tmp_path, LLAMA, STACK)
+    saved(tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+    assert (tmp_path / "0-notes").is_dir()
+
+
+def test_keys_and_shapes_are_pefts_for_llama(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert shapes(tmp_path) == {
+        f"model.layers.{n}.self_attn.{name}": shape
+        for n in range(3)
+        for name, shape in {
+            "q_proj.lora_A.weight": (2, 16),
+            "q_proj.lora_B.weight": (16, 2),
+            "v_proj.lora_A.weight": (2, 16),
+            "v_proj.lora_B.weight": (8, 2),
+        }.items()
+    }
+
+
+def test_keys_and_shapes_are_pefts_for_gpt2_with_all_biases(tmp_path: Path) -> None:
+    saved(tmp_path, GPT2, LoraConfig(r=4, bias="all"))
+    of_layer = {
+        "attn.c_attn.base_layer.bias": (48,),
+        "attn.c_attn.lora_A.weight": (4, 16),
+        "attn.c_attn.lora_B.weight": (48, 4),
+        "attn.c_proj.bias": (16,),
+        "ln_1.bias": (16,),
+        "ln_2.bias": (16,),
+        "mlp.c_fc.bias": (32,),
+        "mlp.c_proj.bias": (16,),
+    }
+    expected = {f"transformer.h.{n}.{k}": s for n in (0, 1) for k, s in of_layer.items()}
+    assert shapes(tmp_path) == {**expected, "transformer.ln_f.bias": (16,)}
+
+
+def test_keys_and_shapes_are_pefts_for_bert_with_biases_and_saved_modules(tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=2, target_modules=["query"], bias="lora_only", modules_to_save=["classifier"]
+    )
+    saved(tmp_path, BERT_CLASSIFIER, config)
+    of_query = {"base_layer.bias": (16,), "lora_A.weight": (2, 16), "lora_B.weight": (16, 2)}
+    assert shapes(tmp_path) == {
+        **{
+            f"bert.encoder.layer.{n}.attention.self.query.{name}": shape
+            for n in (0, 1)
+            for name, shape in of_query.items()
+        },
+        "classifier.weight": (3, 16),
+        "classifier.bias": (3,),
+    }
+
+
+def test_a_bare_encoder_has_no_prefix(tmp_path: Path) -> None:
+    saved(tmp_path, BERT, LoraConfig(r=2))
+    assert all(name.startswith("encoder.layer.") for name in shapes(tmp_path))
+
+
+def test_the_metadata_is_pefts(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with safe_open(tmp_path / WEIGHTS, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [(LLAMA, "CAUSAL_LM"), (BERT_CLASSIFIER, "SEQ_CLS"), (BERT, "FEATURE_EXTRACTION")],
+)
+def test_the_config_says_what_the_model_is_for(
+    config: TransformerConfig, task: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, config, LoraConfig())
+    values = json.loads((tmp_path / CONFIG).read_text())
+    assert values["task_type"] == task
+    assert values["inference_mode"] is True
+    assert values["peft_type"] == "LORA"
+    assert list(values) == sorted(values)
+
+
+@pytest.mark.parametrize("recipe", [LORA, STACK])
+def test_saving_twice_gives_the_same_bytes(
+    recipe: PeftConfig | list[PeftConfig], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        saved(tmp_path / name, LLAMA, recipe)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) in (3, 7)
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_head_of_a_classifier_is_kept(tmp_path: Path) -> None:
+    config = replace(BERT_CLASSIFIER, pooling="mean", label_names=("a", "b", "c"))
+    saved(tmp_path, config, LoraConfig())
+    head = read_head(tmp_path)
+    assert head is not None
+    assert (head.num_labels, head.pooling, head.label_names) == (3, "mean", ("a", "b", "c"))
+
+
+def test_a_model_without_a_classifier_has_no_head_to_keep(tmp_path: Path) -> None:
+    assert read_head(saved(tmp_path)) is None
+    (tmp_path / RECIPE).unlink()
+    assert read_head(tmp_path) is None
+
+
+# ---------- writes that fail ----------
+
+
+def test_a_write_that_fails_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = adapted()
+    peft.save_pretrained(tmp_path)
+    expected = logits(peft)
+    shake(peft, seed=3)
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        peft.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS, RECIPE]
+    np.testing.assert_array_equal(logits(load(tmp_path)), expected)
+
+
+# ---------- folders that PEFT wrote ----------
+
+
+def test_a_folder_without_a_recipe_is_read_as_peft_writes_it(tmp_path: Path) -> None:
+    peft = adapted()
+    peft.save_pretrained(tmp_path)
+    (tmp_path / RECIPE).unlink()
+    edit_json(
+        tmp_path / CONFIG, modules_to_save=None, megatron_core="megatron.core", peft_version="0.21"
+    )
+    loaded = load(tmp_path)
+    assert loaded.recipe == (LORA,)
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_heads_that_peft_names_for_every_classifier_are_read_where_they_are(
+    tmp_path: Path,
+) -> None:
+    config = LoraConfig(r=2, modules_to_save=["classifier"])
+    peft = adapted(BERT_CLASSIFIER, config)
+    peft.save_pretrained(tmp_path)
+    edit_json(tmp_path / CONFIG, modules_to_save=["classifier", "score"])
+    loaded = load(tmp_path, BERT_CLASSIFIER)
+    assert loaded.recipe == (config,)
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+    edit_json(tmp_path / CONFIG, modules_to_save=["classifier", "scorn"])
+    with pytest.raises(TargetError, match="'scorn' matches no module"):
+        load(tmp_path, BERT_CLASSIFIER)
+
+
+def test_the_biases_that_peft_writes_twice_more_are_passed_over(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, bias="all", modules_to_save=["classifier"])
+    peft = adapted(BERT_CLASSIFIER, config)
+    peft.save_pretrained(tmp_path)
+    place = "base_model.model.classifier"
+    edit_tensors(
+        tmp_path,
+        {f"{place}.{w}.bias": np.ones(3) for w in ("modules_to_save", "original_module")},
+    )
+    np.testing.assert_array_equal(logits(load(tmp_path, BERT_CLASSIFIER)), logits(peft))
+
+
+@pytest.mark.parametrize(("code", "dtype"), [("F16", np.float16), ("F64", np.float64)])
+def test_tensors_of_other_float_types_are_read(
+    code: str, dtype: type[np.floating], tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    edit_tensors(tmp_path, {name: array.astype(dtype) for name, array in tensors.items()})
+    for name, parameter in load(tmp_path).record.named_parameters(0).items():
+        stored = tensors[f"base_model.model.{name}"].astype(dtype)
+        np.testing.assert_array_equal(parameter.data, stored.astype(np.float32))
+
+
+def test_bfloat16_tensors_are_read(tmp_path: Path) -> None:
+    saved(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    write_bfloat16(tmp_path / WEIGHTS, tensors)
+    for name, parameter in load(tmp_path).record.named_parameters(0).items():
+        upper = tensors[f"base_model.model.{name}"].view("<u4") & 0xFFFF0000
+        np.testing.assert_array_equal(parameter.data, upper.view("<f4"))
+
+
+def write_bfloat16(path: Path, tensors: Mapping[str, AnyArray]) -> None:
+    """A safetensors file of the upper halves of float32 arrays."""
+    header, content = {}, b""
+    for name, array in tensors.items():
+        half = (array.view("<u4") >> 16).astype("<u2").tobytes()
+        offsets = [len(content), len(content) + len(half)]
+        header[name] = {"dtype": "BF16", "shape": array.shape, "data_offsets": offsets}
+        content += half
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+# ---------- what does not fit ----------
+
+
+def test_everything_that_is_wrong_with_the_tensors_is_one_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    place = "base_model.model.model.layers.{}.self_attn.{}"
+    edit_tensors(
+        tmp_path,
+        {
+            place.format(0, "q_proj.lora_A.weight"): None,
+            place.format(0, "q_porj.lora_A.weight"): np.zeros((2, 16), np.float32),
+            place.format(1, "q_proj.lora_A.weight"): np.zeros((3, 16), np.float32),
+            place.format(2, "v_proj.lora_B.weight"): np.zeros((8, 2), np.int64),
+        },
+    )
+    refused(
+        tmp_path,
+        "missing: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight (2, 16)",
+        "unexpected: base_model.model.model.layers.0.self_attn.q_porj.lora_A.weight (2, 16)",
+        "layers.1.self_attn.q_proj.lora_A.weight is (3, 16), expected (2, 16)",
+        "wrong dtype: base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight is I64",
+    )
+
+
+def test_the_step_of_a_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    saved(tmp_path, LLAMA, STACK)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.shift"
+    edit_tensors(tmp_path / "1-shift", {name: None})
+    refused(tmp_path, f"1-shift: missing: {name} ()")
+
+
+def test_an_adapter_of_another_model_says_which_it_was_made_for(tmp_path: Path) -> None:
+    saved(tmp_path, replace(LLAMA, hidden_size=32, head_dim=8, num_hidden_layers=3))
+    message = refused(tmp_path, "it was made for a model of hidden_size 32, and this is 16")
+    assert "model_type" not in message
+
+
+def test_the_same_head_is_not_called_another(tmp_path: Path) -> None:
+    config = replace(BERT_CLASSIFIER, label_names=("a", "b", "c"))
+    saved(tmp_path, config, LoraConfig(r=2))
+    name = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
+    edit_tensors(tmp_path, {name: None})
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path, config)
+    assert "made for" not in str(caught.value)
+
+
+def test_targets_that_the_model_does_not_have_are_an_error(tmp_path: Path) -> None:
+    saved(tmp_path, GPT2, LoraConfig(target_modules=["c_attn"]))
+    refused(tmp_path, "step 0: 'c_attn' matches no module", kind=TargetError)
+
+
+def test_unknown_settings_are_all_named_with_the_file(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit_json(tmp_path / CONFIG, use_dora=True, lora_alhpa=3, use_qalora=False)
+    message = refused(tmp_path, str(tmp_path / CONFIG), "use_dora = True", kind=ConfigError)
+    assert "lora_alhpa = 3; did you mean 'lora_alpha'" in message
+    assert "use_qalora" not in message
+
+
+def test_a_method_of_no_plugin_is_named_with_the_nearest(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit_json(tmp_path / CONFIG, peft_type="LORE")
+    refused(tmp_path, CONFIG, "the method 'lore'; did you mean 'lora'?", kind=PluginError)
+    with pytest.raises(PluginError, match="there are: none"):
+        PeftModel.from_pretrained(small(), tmp_path, host=Host())
+
+
+def test_a_config_without_a_method_is_an_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    values = json.loads((tmp_path / CONFIG).read_text())
+    del values["peft_type"]
+    (tmp_path / CONFIG).write_text(json.dumps(values))
+    refused(tmp_path, CONFIG, "peft_type", kind=CheckpointError)
+
+
+def test_loading_weights_of_another_recipe_is_an_error(tmp_path: Path) -> None:
+    saved(tmp_path, LLAMA, STACK)
+    peft = adapted()
+    before = Snapshot.of(peft)
+    with pytest.raises(CheckpointError, match="it holds 3 steps, and the model's recipe has 1"):
+        peft.load_weights(tmp_path)
+    before.assert_unchanged(peft)
+
+
+# ---------- broken files ----------
+
+
+@pytest.mark.parametrize("name", [CONFIG, RECIPE])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"a": 1} x']
+)
+def test_json_that_cannot_be_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (saved(tmp_path) / name).write_bytes(content)
+    refused(tmp_path, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, -1])
+def test_weights_that_are_cut_off_are_named(length: int, tmp_path: Path) -> None:
+    path = saved(tmp_path) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:length])
+    refused(tmp_path, str(path), "truncated")
+
+
+def test_weights_that_are_no_safetensors_are_named(tmp_path: Path) -> None:
+    (saved(tmp_path) / WEIGHTS).write_bytes(b"PK\x03\x04 a zip file, as torch.save writes")
+    refused(tmp_path, str(tmp_path / WEIGHTS))
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", f"{tmp_path / 'nowhere'}: no such folder")
+    refused(tmp_path, f"neither {RECIPE} nor {CONFIG}")
+    saved(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    refused(tmp_path, str(tmp_path / WEIGHTS), "does not exist")
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    refused(tmp_path, "adapter_model.bin is a pickle: none is ever read")
+    (tmp_path / CONFIG).unlink()
+    refused(tmp_path, str(tmp_path / CONFIG))
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "no such folder")
+    with pytest.raises(CheckpointError, match="file"):
+        adapted().save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        None,
+        [],
+        "0-lora",
+        {"0": "lora"},
+        [1],
+        [""],
+        [".."],
+        ["../elsewhere"],
+        ["/etc"],
+        ["a/b"],
+        ["a/.."],
+        [".", "a/"],
+        ["a\\b"],
+        ["C:a"],
+        ["nul\0"],
+        [".", "."],
+    ],
+)
+def test_steps_that_are_no_folders_of_the_folder_are_refused(steps: object, tmp_path: Path) -> None:
+    edit_json(saved(tmp_path) / RECIPE, steps=steps)
+    refused(tmp_path, f"{tmp_path / RECIPE}: steps")
+
+
+@pytest.mark.parametrize("number", [None, 0, 2, "1"])
+def test_another_format_is_refused(number: object, tmp_path: Path) -> None:
+    edit_json(saved(tmp_path) / RECIPE, format=number)
+    refused(tmp_path, f"format {number!r} is not 1")
+
+
+@pytest.mark.parametrize("base", [None, [], "llama", {}, {"hidden_size": []}])
+def test_a_broken_note_of_the_base_matters_to_nobody(base: object, tmp_path: Path) -> None:
+    edit_json(saved(tmp_path) / RECIPE, base=base)
+    load(tmp_path)
+    assert read_head(tmp_path) is None
+    edit_tensors(tmp_path, {"extra": np.zeros(1, np.float32)})
+    refused(tmp_path, "unexpected: extra (1,)")
+
+
+@pytest.mark.parametrize(
+    "base", [{"head": "classification"}, {"head": "classification", "num_labels": "3"}]
+)
+def test_a_head_that_is_broken_is_an_error(base: dict[str, object], tmp_path: Path) -> None:
+    edit_json(saved(tmp_path) / RECIPE, base=base)
+    with pytest.raises(CheckpointError, match=r"recipe\.json: base: "):
+        read_head(tmp_path)
+
+
+def test_a_recipe_is_read_without_a_model(tmp_path: Path) -> None:
+    saved(tmp_path, LLAMA, STACK)
+    assert read_recipe(tmp_path, host()) == tuple(STACK)

@@ -1,0 +1,251 @@
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.peft.small import ShiftConfig
+from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.peft import PeftConfig, config_from_dict, config_to_dict, parse_method
+from tinygrad_peft_lora import LoraConfig
+
+METHODS: Mapping[str, type[PeftConfig]] = {"lora": LoraConfig, "shift": ShiftConfig}
+
+# adapter_config.json as PEFT 0.21 writes it for GPT-2.
+WRITTEN_BY_PEFT = """{
+  "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+  "base_model_name_or_path": "gpt2", "bias": "none", "corda_config": null,
+  "ensure_weight_tying": false, "eva_config": null, "exclude_modules": null,
+  "fan_in_fan_out": true, "inference_mode": true, "init_lora_weights": true, "kasa_config": null,
+  "layer_replication": null, "layers_pattern": null, "layers_to_transform": null,
+  "loftq_config": {}, "lora_alpha": 16, "lora_bias": false, "lora_dropout": 0.1,
+  "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core",
+  "modules_to_save": null, "monteclora_config": null, "peft_type": "LORA",
+  "peft_version": "0.21.2", "qalora_group_size": 16, "r": 4, "rank_pattern": {},
+  "revision": null, "target_modules": ["c_attn"], "target_parameters": null,
+  "task_type": "CAUSAL_LM", "trainable_token_indices": null, "use_bdlora": null,
+  "use_dora": false, "use_qalora": false, "use_rslora": false, "velora_config": null
+}"""
+
+
+# ---------- what a config is ----------
+
+
+def test_a_config_is_frozen_and_lists_in_it_become_tuples() -> None:
+    names = ["q_proj", "v_proj"]
+    config = LoraConfig(target_modules=names)
+    names.append("k_proj")
+    assert config.target_modules == ("q_proj", "v_proj")
+    assert config == LoraConfig(target_modules=("q_proj", "v_proj"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.r = 4  # type: ignore[misc]
+
+
+def test_a_config_does_not_change_with_the_mapping_that_it_was_made_of() -> None:
+    ranks = {"q_proj": 2}
+    config = LoraConfig(r=4, rank_pattern=ranks)
+    ranks["q_proj"] = 0
+    assert config.rank("layer.q_proj") == 2
+
+
+def test_a_set_of_targets_has_one_order_whatever_the_hash_seed() -> None:
+    config = LoraConfig(target_modules={"v_proj", "q_proj", "k_proj"})  # type: ignore[arg-type]
+    assert config.target_modules == ("k_proj", "q_proj", "v_proj")
+
+
+def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(r=0, lora_dropout=1.0, target_modules="(", rank_pattern={"[": 3, "q": -1})
+    message = str(caught.value)
+    assert message.startswith("LoraConfig cannot be:")
+    for problem in (
+        "the rank r=0 must be at least 1",
+        "the rank q=-1 must be at least 1",
+        "lora_dropout=1.0 must be at least 0 and below 1",
+        "target_modules='(' is no regular expression",
+        "the pattern '[' is no regular expression",
+    ):
+        assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"lora_alpha": math.nan}, "lora_alpha=nan must be a number"),
+        ({"lora_alpha": math.inf}, "lora_alpha=inf must be a number"),
+        ({"alpha_pattern": {"q": math.nan}}, "q=nan must be a number"),
+        ({"lora_dropout": math.nan}, "lora_dropout=nan"),
+        ({"bias": "some"}, "bias='some' must be 'none', 'all' or 'lora_only'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' must be"),
+        ({"target_modules": []}, "target_modules is empty"),
+        ({"target_modules": ""}, "target_modules is empty"),
+        ({"layers_to_transform": []}, "layers_to_transform is empty"),
+        ({"exclude_modules": "*"}, "exclude_modules='*' is no regular expression"),
+        ({"modules_to_save": "classifier"}, "modules_to_save is a list of names"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(**settings)
+    assert problem in str(caught.value)
+
+
+def test_each_config_says_only_what_is_its_own_business() -> None:
+    assert PeftConfig().problems() == []
+    assert ShiftConfig(target_modules="all-linear").problems() == []
+
+
+# ---------- JSON ----------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(),
+        LoraConfig(
+            r=3,
+            lora_alpha=1.5,
+            lora_dropout=0.25,
+            use_rslora=True,
+            bias="lora_only",
+            init_lora_weights="gaussian",
+            rank_pattern={"b.*": 2, "a": 4},
+            alpha_pattern={"z": 1.0, "a|b": 2.0},
+            target_modules=["q_proj", "v_proj"],
+            exclude_modules=r".*\.0\..*",
+            layers_to_transform=[0, 2],
+            modules_to_save=["classifier"],
+        ),
+        LoraConfig(target_modules="all-linear", layers_to_transform=1),
+        LoraConfig(init_lora_weights=False),
+    ],
+)
+def test_a_config_survives_json(config: LoraConfig) -> None:
+    text = json.dumps(config_to_dict(config))
+    read = config_from_dict(LoraConfig, json.loads(text))
+    assert read == config
+    assert list(read.rank_pattern) == list(config.rank_pattern)
+
+
+def test_the_method_stands_first_in_json() -> None:
+    assert next(iter(config_to_dict(LoraConfig()).items())) == ("peft_type", "LORA")
+
+
+def test_what_peft_writes_is_read() -> None:
+    read = config_from_dict(LoraConfig, json.loads(WRITTEN_BY_PEFT))
+    assert read == LoraConfig(r=4, lora_alpha=16, lora_dropout=0.1, target_modules=["c_attn"])
+
+
+@pytest.mark.parametrize("value", [None, False, [], {}])
+def test_a_feature_that_is_off_may_be_named_whatever_it_is(value: object) -> None:
+    assert config_from_dict(LoraConfig, {"use_the_next_thing": value}) == LoraConfig()
+
+
+@pytest.mark.parametrize("value", [True, 0, 1, "x", ["x"], {"a": None}])
+def test_a_feature_that_is_asked_for_is_an_error_if_it_is_unknown(value: object) -> None:
+    with pytest.raises(ConfigError, match="LoraConfig does not know:\n  - use_the_next_thing ="):
+        config_from_dict(LoraConfig, {"use_the_next_thing": value})
+
+
+def test_features_of_peft_that_are_not_supported_are_all_named_at_once() -> None:
+    asked = json.loads(WRITTEN_BY_PEFT) | {"use_dora": True, "qalora_group_size": 8}
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(LoraConfig, asked)
+    assert "use_dora = True" in str(caught.value)
+    assert "qalora_group_size = 8" in str(caught.value)
+    assert "megatron_core" not in str(caught.value)
+
+
+def test_an_unknown_key_comes_with_the_nearest_one_and_with_the_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(LoraConfig, {"lora_alhpa": 16, "rang": 3}, "here.json: ")
+    message = str(caught.value)
+    assert message.startswith("here.json: LoraConfig does not know:")
+    assert "lora_alhpa = 16; did you mean 'lora_alpha' or 'lora_dropout'?" in message
+    assert "rang = 3" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"r": "8"}, r"\$\.r"),
+        ({"r": 8.5}, r"\$\.r"),
+        ({"r": True}, r"\$\.r"),
+        ({"use_rslora": 1}, r"\$\.use_rslora"),
+        ({"target_modules": ["q", 3]}, r"\$\.target_modules\[1\]"),
+        ({"rank_pattern": {"q": "4"}}, r"\$\.rank_pattern\[\.\.\.\]"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_error_with_its_path(
+    values: dict[str, object], place: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"here.json: .*{place}"):
+        config_from_dict(LoraConfig, values, "here.json: ")
+
+
+def test_a_value_that_cannot_be_is_an_error_with_the_place() -> None:
+    with pytest.raises(ConfigError, match=r"here\.json: LoraConfig cannot be:\n  - the rank r=0"):
+        config_from_dict(LoraConfig, {"r": 0}, "here.json: ")
+
+
+# ---------- the command line ----------
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("lora", LoraConfig()),
+        ("LoRA:", LoraConfig()),
+        ("lora:r=4", LoraConfig(r=4)),
+        (
+            "lora:r=4,lora_alpha=16,target_modules=query+value",
+            LoraConfig(r=4, lora_alpha=16, target_modules=["query", "value"]),
+        ),
+        ("lora: r = 4 , use_rslora = true", LoraConfig(r=4, use_rslora=True)),
+        ("lora:use_rslora=False", LoraConfig(use_rslora=False)),
+        ("lora:target_modules=all-linear", LoraConfig(target_modules="all-linear")),
+        ("lora:target_modules=query", LoraConfig(target_modules=["query"])),
+        ("lora:layers_to_transform=1", LoraConfig(layers_to_transform=[1])),
+        ("lora:layers_to_transform=0+2", LoraConfig(layers_to_transform=[0, 2])),
+        ("lora:init_lora_weights=gaussian", LoraConfig(init_lora_weights="gaussian")),
+        ("lora:init_lora_weights=false", LoraConfig(init_lora_weights=False)),
+        ("lora:lora_dropout=1e-1", LoraConfig(lora_dropout=0.1)),
+        ('lora:{"r": 4, "rank_pattern": {"q,v": 2}}', LoraConfig(r=4, rank_pattern={"q,v": 2})),
+        ('lora: {"target_modules": ".*[qv]"}', LoraConfig(target_modules=".*[qv]")),
+        ("shift:start=0.5,modules_to_save=a+b", ShiftConfig(start=0.5, modules_to_save=["a", "b"])),
+    ],
+)
+def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -> None:
+    assert parse_method(text, METHODS) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lroa:r=4", "no method is called 'lroa'; did you mean 'lora'?"),
+        ("", "no method is called ''; there are lora, shift"),
+        ("adalora9000", "no method is called 'adalora9000'"),
+        ("lora:r", "lora: 'r' is no setting: write KEY=VALUE"),
+        ("lora:rank=4", "lora: unknown settings:\n  - rank"),
+        ("lora:lora_alhpa=4,usersl=1", "lora_alhpa; did you mean 'lora_alpha' or 'lora_dropout'?"),
+        ("lora:r=four", "lora: Expected `int`, got `str` - at `$.r`"),
+        ("lora:r=true", "`$.r`"),
+        ("lora:r=", "`$.r`"),
+        ("lora:r=0", "lora: LoraConfig cannot be:\n  - the rank r=0"),
+        ("lora:r=4,r=8", "lora: r is set twice"),
+        ("lora:{r=4}", "lora: not JSON: "),
+        ("lora:{} 3", "lora: not JSON: "),
+        ('lora:{"rr": 4}', "LoraConfig does not know:\n  - rr = 4"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_said(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_method(text, METHODS)
+    assert message in str(caught.value)
+
+
+def test_without_any_plugin_the_message_says_so() -> None:
+    with pytest.raises(ConfigError, match="there are none: no plugin is installed"):
+        parse_method("lora", {})

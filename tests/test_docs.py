@@ -1,0 +1,62 @@
+"""The documents say what the code says."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tinygrad_peft.peft import hookspecs
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [*sorted(ROOT.glob("tinygrad_peft/**/*.py")), *sorted(ROOT.glob("plugins/**/*.py"))]
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "docs").is_dir(), reason="these tests were copied away from the documents"
+)
+
+
+def test_every_hook_has_a_heading_and_every_heading_of_a_hook_is_one() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    headings = re.findall(r"^### (\w+)$", text, flags=re.MULTILINE)
+    assert sorted(headings) == hookspecs.__all__
+
+
+def test_the_method_on_the_plugins_page_is_the_one_that_is_installed() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    shown = re.search(r"<!-- (\S+) -->\n```python\n(.*?)```\n", text, flags=re.DOTALL)
+    assert shown is not None
+    assert shown[2] == (ROOT / shown[1]).read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", ["index", "guide", "cli", "plugins", "files", "design"])
+def test_every_page_is_there_and_its_links_lead_somewhere(page: str) -> None:
+    path = ROOT / "docs" / f"{page}.md"
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_functions_and_methods_have_docstrings(path: Path) -> None:
+    undocumented = [
+        f"{node.name} (line {node.lineno})"
+        for owner in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(owner, ast.Module | ast.ClassDef) and not owner_is_private(owner)
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+        and ast.unparse(node.body[0]) != "..."  # a protocol tells what it asks for
+        and not any(is_overload(d) for d in node.decorator_list)
+    ]
+    assert undocumented == []
+
+
+def owner_is_private(owner: ast.Module | ast.ClassDef) -> bool:
+    return isinstance(owner, ast.ClassDef) and owner.name.startswith("_")
+
+
+def is_overload(decorator: ast.expr) -> bool:
+    names = {n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)}
+    attributes = {n.attr for n in ast.walk(decorator) if isinstance(n, ast.Attribute)}
+    return bool({"overload", "setter"} & (names | attributes))
