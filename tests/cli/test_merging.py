@@ -1,0 +1,83 @@
+"""merge: a plain checkpoint that says the same."""
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from safetensors import safe_open
+
+from tests.cli.toys import Commands
+
+TASKS = {
+    "bert": ("sequence-classification", "reviews"),
+    "gpt2": ("causal-lm", "definitions"),
+    "llama": ("causal-lm", "definitions"),
+}
+
+
+def finetuned(commands: Commands, world: Path, model: str, out: Path, *methods: str) -> Path:
+    task, data = TASKS[model]
+    commands.ok(
+        *("finetune", "--model", world / model, "--task", task, "--quiet"),
+        *("--train", world / f"{data}.jsonl", "--lr", "0.01", "--batch-size", "8", "--out", out),
+        *(argument for method in methods for argument in ("--method", method)),
+    )
+    return out
+
+
+@pytest.mark.parametrize("model", list(TASKS))
+def test_the_merged_model_evaluates_to_the_same(
+    small_world: Path, tmp_path: Path, commands: Commands, model: str
+) -> None:
+    methods = ("lora:r=4", "lora:r=2,target_modules=all-linear")
+    adapter = finetuned(commands, small_world, model, tmp_path / "adapter", *methods)
+    merged = tmp_path / "merged"
+    arguments = ("merge", "--model", small_world / model, "--adapter", adapter, "--out", merged)
+    assert commands.ok(*arguments).out == f"merged into {merged}\n"
+    data = ("--data", small_world / f"more-{TASKS[model][1]}.jsonl", "--json")
+    with_adapter = ("--model", small_world / model, "--adapter", adapter)
+    expected = commands.ok("evaluate", *with_adapter, *data).json
+    got = commands.ok("evaluate", "--model", merged, *data).json
+    assert got["accuracy"] == expected["accuracy"]
+    assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("float16", "F16"), ("bfloat16", "BF16")])
+def test_weights_are_stored_in_the_dtype_that_is_asked_for(
+    small_world: Path, tmp_path: Path, commands: Commands, dtype: str, code: str
+) -> None:
+    adapter = finetuned(commands, small_world, "llama", tmp_path / "adapter", "lora:r=4")
+    merged = tmp_path / "merged"
+    arguments = ("merge", "--model", small_world / "llama", "--adapter", adapter)
+    told = commands.ok(*arguments, "--out", merged, "--dtype", dtype, "--json").json
+    assert told == {"out": str(merged), "dtype": dtype}
+    with safe_open(merged / "model.safetensors", framework="numpy") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {code}  # noqa: SIM118
+    data = ("--data", small_world / "more-definitions.jsonl", "--json")
+    exact = commands.ok("evaluate", "--model", small_world / "llama", "--adapter", adapter, *data)
+    rounded = commands.ok("evaluate", "--model", merged, *data)
+    assert rounded.json["loss"] == pytest.approx(exact.json["loss"], rel=1e-2)
+
+
+def test_neither_the_model_nor_the_adapter_is_written_over(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    model = copytree(small_world / "llama", tmp_path / "model")
+    adapter = finetuned(commands, small_world, "llama", tmp_path / "adapter", "lora:r=4")
+    before = (model / "model.safetensors").read_bytes()
+    arguments = ("merge", "--model", model, "--adapter", adapter, "--out")
+    message = commands.fails(*arguments, tmp_path / "adapter" / ".." / "model")
+    assert "is the model itself: merge into another folder" in message
+    assert (model / "model.safetensors").read_bytes() == before
+    message = commands.fails(*arguments, adapter)
+    assert f"--out {adapter}: there is an adapter in it (adapter_config.json)" in message
+    assert not (adapter / "config.json").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ("merge", "--model", small_world / "llama", "--adapter", tmp_path / "nowhere")
+    message = commands.fails(*arguments, "--out", tmp_path / "file")
+    assert message.endswith(f"{tmp_path / 'file'} is a file, expected a folder\n")
