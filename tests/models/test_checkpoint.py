@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,15 @@ def test_a_model_is_loaded_in_float32_or_float64_alone(golden: Golden, dtype: st
 def test_a_config_is_loaded_without_the_weights(golden: Golden) -> None:
     for name in ("gpt2-sharded", "llama3-tied", "bert-classifier"):
         assert load_config(golden(name)) == load_model(golden(name)).config
+
+
+def test_the_special_tokens_are_kept(golden: Golden, tmp_path: Path) -> None:
+    model = load_model(golden("llama"))
+    model.config = dataclasses.replace(model.config, eos_token_id=(2, 7), pad_token_id=0)
+    save_model(model, tmp_path)
+    written = saved_config(tmp_path)
+    assert (written["eos_token_id"], written["pad_token_id"]) == ([2, 7], 0)
+    assert load_config(tmp_path) == model.config
 
 
 def test_the_names_of_labels_are_kept(golden: Golden) -> None:

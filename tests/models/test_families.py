@@ -101,7 +101,12 @@ def test_what_is_not_said_is_what_transformers_takes() -> None:
 
 
 def test_keys_that_keep_books_are_passed_over() -> None:
-    more = {"transformers_version": "4.8.2", "use_cache": True, "bos_token_id": 7, "_x": [1]}
+    more = {
+        "transformers_version": "4.8.2",
+        "use_cache": True,
+        "initializer_range": 0.02,
+        "_x": [1],
+    }
     assert config_from_json(GPT2 | more) == config_from_json(GPT2)
 
 

@@ -1,5 +1,6 @@
 """Models from GGUF files that the test writes from golden checkpoints, as llama.cpp would."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,10 @@ def test_a_gguf_file_gives_the_model_that_it_was_made_from(
         assert array.flags.c_contiguous
         assert array.flags.writeable
     if name == "llama":
-        assert found.config == model.config
+        # This file has no tokenizer, and so no special tokens.
+        assert found.config == dataclasses.replace(
+            model.config, bos_token_id=None, eos_token_id=None, pad_token_id=None
+        )
         np.testing.assert_array_equal(found(IDS).data, model(IDS).data)
 
 

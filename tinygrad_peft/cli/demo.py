@@ -24,13 +24,13 @@ __all__ = ["main", "run_demo"]
 TRAIN, TEST = 1_500, 600
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], *, sizes: "OfflineSizes | None" = None) -> int:
     """Run the demo and return its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     # With a handler of the program's own, Ctrl-C stops at once: here is nothing to be saved first.
     before = signal.signal(signal.SIGINT, _stop)
     try:
-        run_demo(options.out, offline=options.offline)
+        run_demo(options.out, offline=options.offline, sizes=sizes)
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
     except TinygradPeftError as error:
@@ -48,6 +48,7 @@ def run_demo(out: Path, *, offline: bool = False, sizes: "OfflineSizes | None" =
     from tinygrad_peft.cli.demo_job import run_job
     from tinygrad_peft.cli.demo_report import print_outcome
 
+    out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told now, not in a minute
     job = _job(offline=offline, sizes=sizes)
     print_outcome(run_job(job, out, _say))
 

@@ -42,7 +42,7 @@ def closing_lines(outcome: Outcome) -> list[str]:
     """How the merged model compares with the adapted one, and where both are."""
     same = f"{outcome.equal:,} of {outcome.tested:,} predictions are the adapted model's"
     return [
-        f"merged model: {same}; no logit differs by more than {outcome.largest_difference:.1e}",
+        f"merged model: {same}; no logit is more than {outcome.largest_difference:.1e} away",
         f"written: the adapter in {outcome.adapter}, the merged model in {outcome.merged}",
     ]
 

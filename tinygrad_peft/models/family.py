@@ -13,6 +13,7 @@ from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = ["Family", "Tensors", "head_json", "with_head"]
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Tensors = Mapping[str, Shape]  # by name without the family's prefix
 
 
@@ -65,10 +66,12 @@ class Family:
 def with_head(
     config: TransformerConfig, settings: Settings, head: Head, tensors: Tensors | None, weight: str
 ) -> TransformerConfig:
-    """`config` with the head and, for a classifier, the labels that config.json names.
+    """`config` with the special tokens, the head and, for a classifier, config.json's labels.
 
     Where it names none, the classifier's tensor `weight` says how many there are.
     """
+    tokens = {name: getattr(settings, name) for name in SPECIAL_TOKENS}
+    config = dataclasses.replace(config, **tokens)
     if head != "classification":
         return dataclasses.replace(config, head=head)
     stored = (tensors or {}).get(weight, (2,))
@@ -100,6 +103,8 @@ def head_json(
     if name is None:
         raise ConfigError(f"{model_type} has no architecture with a head of kind {config.head!r}")
     common: dict[str, object] = {"model_type": model_type, "architectures": [name]}
+    tokens = {name: getattr(config, name) for name in SPECIAL_TOKENS}
+    common |= {name: token for name, token in tokens.items() if token is not None}
     if config.head != "classification":
         return common
     names = config.label_names or tuple(f"LABEL_{i}" for i in range(config.num_labels))

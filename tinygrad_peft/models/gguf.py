@@ -86,6 +86,11 @@ class _Metadata:
             return float(str(np.float32(value)))
         return self._problem(key, value, "a positive number")
 
+    def token(self, name: str) -> int | None:
+        """The id of a special token, if the file's tokenizer has it."""
+        value = self.values.get(f"tokenizer.ggml.{name}_token_id")
+        return value if isinstance(value, int) else None
+
     def same(self, key: str, expected: int) -> None:
         """It is a problem if the key is there and says anything else."""
         value = self.values.get(_LLAMA + key, expected)
@@ -142,6 +147,9 @@ def _llama(values: _Metadata, shapes: Mapping[str, Shape]) -> TransformerConfig:
         attention_bias=False,
         mlp_bias=False,
         tie_word_embeddings="output.weight" not in shapes,
+        bos_token_id=values.token("bos"),
+        eos_token_id=values.token("eos"),
+        pad_token_id=values.token("padding"),
     )
 
 

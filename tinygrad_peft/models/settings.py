@@ -49,6 +49,9 @@ class Settings:
     id2label: dict[int, str] | None = None
     num_labels: int | None = None
     classifier_pooling: Literal["mean", "cls"] | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
 
     @property
     def label_names(self) -> tuple[str, ...]:

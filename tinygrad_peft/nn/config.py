@@ -78,6 +78,10 @@ class TransformerConfig:
     pooler: bool = False  # a dense layer and tanh on the first token
     pooling: Literal["cls", "mean"] = "cls"
 
+    bos_token_id: int | None = None  # what generation and padding use; no part of the computation
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
 
