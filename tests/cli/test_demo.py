@@ -44,10 +44,10 @@ OUTCOME = Outcome(
     merged=Path("demo-output/merged"),
 )
 TABLE = """
-                          frozen probe  LoRA
-accuracy on the test set       76.33 %  81.75 %
-trained parameters                 770   74,498
-seconds to train                  12.3     45.7
+                          frozen probe      LoRA
+accuracy on the test set       76.33 %   81.75 %
+trained parameters                 770    74,498
+seconds to train                  12.3      45.7
 
 merged model: 999 of 1,000 predictions are the adapted model's; no logit is more than 2.4e-06 away
 written: the adapter in demo-output/adapter, the merged model in demo-output/merged
@@ -219,7 +219,7 @@ def test_a_part_that_cannot_be_written_is_told_in_a_line(
     (tmp_path / "adapter").touch()
     assert main(["--offline", "--out", str(tmp_path)], sizes=TINY) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"tinygrad-peft demo: {tmp_path / 'adapter'}: File exists"
+    assert last == f"tinygrad-peft demo: {tmp_path / 'adapter'} cannot be made: File exists"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
