@@ -44,10 +44,10 @@ OUTCOME = Outcome(
     merged=Path("demo-output/merged"),
 )
 TABLE = """
-                          frozen probe     LoRA
-accuracy on the test set       76.33 %  81.75 %
-trained parameters                 770   74,498
-seconds to train                  12.3     45.7
+                          frozen probe      LoRA
+accuracy on the test set       76.33 %   81.75 %
+trained parameters                 770    74,498
+seconds to train                  12.3      45.7
 
 merged model: 999 of 1,000 predictions are the adapted model's; no logit is more than 2.4e-06 away
 written: the adapter in demo-output/adapter, the merged model in demo-output/merged

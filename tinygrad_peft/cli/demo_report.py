@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from tinygrad_peft.cli.demo_job import Outcome
-from tinygrad_peft.cli.output import columns
 
 __all__ = ["closing_lines", "print_outcome", "rows"]
 
@@ -23,7 +22,7 @@ def print_outcome(outcome: Outcome, *, rich: bool | None = None) -> None:
     if rich:
         _draw(rows(outcome))
     else:
-        print("\n".join(["", *columns([HEADER, *rows(outcome)]), ""]))
+        print("\n".join(["", *_plain([HEADER, *rows(outcome)]), ""]))
     print("\n".join(closing_lines(outcome)), flush=True)
 
 
@@ -45,6 +44,10 @@ def closing_lines(outcome: Outcome) -> list[str]:
         f"merged model: {same}; no logit is more than {outcome.largest_difference:.1e} away",
         f"written: the adapter in {outcome.adapter}, the merged model in {outcome.merged}",
     ]
+
+
+def _plain(lines: Sequence[tuple[str, str, str]]) -> list[str]:
+    return [f"{name:24}  {before:>12}  {after:>8}" for name, before, after in lines]
 
 
 def _draw(lines: Sequence[tuple[str, str, str]]) -> None:
