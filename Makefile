@@ -27,7 +27,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## fine-tune a real model on real data, in about two minutes
-	@$(VENV)/bin/python -m tinygrad_peft.cli.demo
+	@$(MEASURE) $(VENV)/bin/python -m tinygrad_peft.cli.demo
 
 test: format-check lint types imports unit ## everything that a change must pass
 

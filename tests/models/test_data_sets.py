@@ -5,6 +5,8 @@ import json
 
 from tinygrad_peft.models.data_sets import devils_dictionary, movie_reviews, split
 
+TITLE = "The Devil's Dictionary\n\n"
+
 REVIEWS = (
     "1\t2.26\tA splash.\r\n"
     "2\t-0.5\tCafé of clichés.\r\n"
@@ -72,9 +74,15 @@ def test_reviews_are_ordered_by_md5() -> None:
     assert digests == sorted(digests)
 
 
+def test_every_prompt_of_the_dictionary_begins_with_its_title() -> None:
+    rows = devils_dictionary((DICTIONARY % "Boredom.").encode())
+    assert rows
+    assert all(row["prompt"].startswith(TITLE) for row in rows)
+
+
 def test_dictionary_entries_become_prompts_and_completions() -> None:
     rows = devils_dictionary((DICTIONARY % "Boredom.").encode())
-    assert {row["prompt"]: row["completion"] for row in rows} == {
+    assert {row["prompt"].removeprefix(TITLE): row["completion"] for row in rows} == {
         "ABDICATION, n.": " An act whereby a sovereign attests his sense of the high temperature "
         "of the throne.",
         "ACADEMY, n.": " [from ACADEME] A modern school where football is taught.",
@@ -91,7 +99,7 @@ def test_long_entries_are_left_out() -> None:
     def has_tedium(length: int) -> bool:
         definition = "x" * (length - len("TEDIUM, n. "))
         rows = devils_dictionary((DICTIONARY % definition).encode())
-        return any(row["prompt"] == "TEDIUM, n." for row in rows)
+        return any(row["prompt"] == TITLE + "TEDIUM, n." for row in rows)
 
     assert has_tedium(319)
     assert not has_tedium(320)

@@ -124,6 +124,16 @@ def test_merged_weights_are_not_those_of_the_adapter() -> None:
     np.testing.assert_array_equal(logits(peft), merged)
 
 
+def test_merging_copies_no_weight_that_it_does_not_change() -> None:
+    peft = adapted("bert", "all biases")
+    key = peft.base_model.blocks[0].attn.get_child("k_proj")  # type: ignore[attr-defined]
+    peft.merge_adapter()
+    merged = peft.base_model.blocks[0].attn.get_child("k_proj")  # type: ignore[attr-defined]
+    assert merged is not key
+    assert merged.weight is key.weight
+    assert merged.bias is not key.bias
+
+
 def test_merging_twice_and_unmerging_what_is_not_merged_are_errors() -> None:
     peft = adapted()
     with pytest.raises(PeftError, match="the adapter is not merged"):

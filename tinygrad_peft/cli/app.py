@@ -106,6 +106,22 @@ def _method(command: F) -> F:
     )(command)
 
 
+def _seed(command: F) -> F:
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, help="The same seed, the same result."
+    )(command)
+
+
+def _batches(command: F) -> F:
+    size = click.option(
+        "--batch-size", type=int, default=32, show_default=True, help="Examples at a time."
+    )
+    length = click.option(
+        "--max-length", type=int, default=128, show_default=True, help="Tokens of an example."
+    )
+    return size(length(command))
+
+
 @cli.command()
 @_as_json
 def methods(*, as_json: bool) -> None:
@@ -133,14 +149,18 @@ def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
 @_model
 @click.option("--train", "train_data", required=True, help="JSON lines or CSV to train on.")
 @click.option("--eval", "eval_data", help="JSON lines or CSV to evaluate on.")
-@click.option("--task", type=click.Choice(["causal-lm", "sequence-classification"]), required=True)
+@click.option(
+    "--task",
+    type=click.Choice(["causal-lm", "sequence-classification"]),
+    required=True,
+    help="The data has text and label to classify; text, or prompt and completion, to go on with.",
+)
 @_method
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
-@click.option("--epochs", type=int, default=1, show_default=True)
+@click.option("--epochs", type=int, default=1, show_default=True, help="Passes over the data.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="The peak learning rate.")
-@click.option("--batch-size", type=int, default=32, show_default=True)
+@_batches
 @click.option("--accumulation", type=int, default=1, show_default=True, help="Batches a step.")
-@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens at most.")
 @click.option("--max-steps", type=int, help="Stop after so many steps.")
 @click.option("--eval-every", type=int, default=0, help="Steps between evaluations; 0: an epoch.")
 @click.option("--warmup", type=float, default=0.06, show_default=True, help="Share of all steps.")
@@ -149,20 +169,31 @@ def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
     type=click.Choice(["linear", "cosine", "constant"]),
     default="linear",
     show_default=True,
+    help="How the learning rate goes on after the warm-up.",
 )
 @click.option(
-    "--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True
+    "--optimizer",
+    type=click.Choice(["adamw", "sgd"]),
+    default="adamw",
+    show_default=True,
+    help="What takes the steps.",
 )
-@click.option("--weight-decay", type=float, default=0.0, show_default=True)
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Decoupled.")
 @click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="0: no clipping.")
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--label-smoothing",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of the other labels.",
+)
+@_seed
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls"]),
     default="mean",
     show_default=True,
-    help="What a new classification head sees.",
+    help="What a new classification head sees: the tokens' mean, or the first.",
 )
 @click.option("--quiet", is_flag=True, help="No progress display.")
 @_as_json
@@ -182,8 +213,7 @@ def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> int:  # noqa: AN
 @_model
 @_adapter(required=False)
 @click.option("--data", required=True, help="JSON lines or CSV.")
-@click.option("--batch-size", type=int, default=32, show_default=True)
-@click.option("--max-length", type=int, default=128, show_default=True, help="Tokens at most.")
+@_batches
 @_as_json
 def evaluate(
     *,
@@ -204,10 +234,12 @@ def evaluate(
 @_model
 @_adapter(required=False)
 @click.option("--prompt", required=True, help="The text to go on from.")
-@click.option("--max-new-tokens", type=int, default=50, show_default=True)
+@click.option("--max-new-tokens", type=int, default=50, show_default=True, help="At most.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest share."
+)
+@_seed
 @_as_json
 def generate(
     *,
@@ -236,6 +268,7 @@ def generate(
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
+    help="How the weights are stored.",
 )
 @_as_json
 def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: bool) -> None:

@@ -60,7 +60,7 @@ def _job(*, offline: bool, sizes: "OfflineSizes | None") -> "Job":
             return _online_job()
         except FetchError as error:
             reason = str(error).splitlines()[0]
-            _say(f"{reason}\nSo here is the same job on a small model that is trained on the spot.")
+            _say(f"offline, so with a small model that is trained on the spot: {reason}")
     return offline_job(sizes or OfflineSizes(), _say)
 
 

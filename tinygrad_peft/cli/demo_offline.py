@@ -1,12 +1,14 @@
 """The demo without a network: a made-up language of reviews, and a model that learns it here.
 
-The model learns from plain statements which part of a film is spoken of, and in which tone. There
-"not" stands in asides alone, where it means nothing. The job is then to tell good reviews from bad
-ones, half of whose opinions are negated: the words are known, and how they act on each other is new.
+The model learns from plain statements how good or bad they are, and how strongly: "very" and
+"quite" act on the word that follows, and "not" stands in asides, where it means nothing. Then it is
+to tell good reviews from bad ones, in some of which "not" turns the opinion round: its words are
+known, and what they do to each other is new.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -26,7 +28,9 @@ OPINIONS = {
     "positive": ("good", "great", "lovely", "brilliant", "moving", "funny", "clever", "fresh"),
     "negative": ("bad", "awful", "dull", "weak", "boring", "silly", "clumsy", "stale"),
 }
-DEGREES = ("", "", "very", "really", "quite")
+DEGREES = {"strongly": ("very", "really", "so"), "mildly": ("quite", "rather", "fairly")}
+ANY_DEGREE = ("", "", *DEGREES["strongly"], *DEGREES["mildly"])
+NEGATED = 0.3  # the share of reviews; without them all, words alone would do
 ASIDES = (
     *("i saw it on monday", "we went with friends", "it is two hours long"),
     *("i had not read the book", "it was not raining", "we did not sit in the front"),
@@ -45,7 +49,7 @@ class OfflineSizes:
     statement_epochs: int = 3
     train: int = 1_500
     test: int = 600
-    epochs: int = 3
+    epochs: int = 5
 
 
 def offline_job(sizes: OfflineSizes, say: Say) -> Job:
@@ -64,7 +68,7 @@ def offline_job(sizes: OfflineSizes, say: Say) -> Job:
         tokenizer=tokenizer,
         train_set=made[: sizes.train],
         test_set=made[sizes.train :],
-        config=TrainConfig(epochs=sizes.epochs, batch_size=16, lr=2e-3, max_length=MAX_LENGTH),
+        config=TrainConfig(epochs=sizes.epochs, batch_size=16, lr=8e-3, max_length=MAX_LENGTH),
     )
 
 
@@ -72,44 +76,40 @@ def offline_job(sizes: OfflineSizes, say: Say) -> Job:
 
 
 def plain_statements(count: int, *, seed: int) -> list[ClassificationExample]:
-    """One opinion each, never negated, labelled with what it is about and its tone."""
+    """Opinions that are never negated, each labelled with its degree and its tone."""
     rng = np.random.default_rng(seed)
     return [_statement(rng) for _ in range(count)]
 
 
 def reviews(count: int, *, seed: int) -> list[ClassificationExample]:
-    """Two opinions of one tone each, half of them negated, labelled with the tone."""
+    """Opinions, some of them negated, each labelled with its tone."""
     rng = np.random.default_rng(seed)
     return [_review(rng) for _ in range(count)]
 
 
 def _statement(rng: np.random.Generator) -> ClassificationExample:
-    part, tone = _one(PARTS, rng), _one(TONES, rng)
-    opinion = f"the {part} was {_one(DEGREES, rng)} {_one(OPINIONS[tone], rng)}"
-    return ClassificationExample(_shuffled([opinion, _one(ASIDES, rng)], rng), f"{part} {tone}")
+    degree, tone = _one(tuple(DEGREES), rng), _one(TONES, rng)
+    words = [_one(DEGREES[degree], rng), _one(OPINIONS[tone], rng)]
+    return ClassificationExample(_text(words, rng), f"{degree} {tone}")
 
 
 def _review(rng: np.random.Generator) -> ClassificationExample:
     tone = _one(TONES, rng)
-    clauses = [_opinion(tone, rng), _opinion(tone, rng), _one(ASIDES, rng)]
-    return ClassificationExample(_shuffled(clauses, rng), tone)
+    negated = rng.random() < NEGATED
+    said = TONES[1 - TONES.index(tone)] if negated else tone
+    words = ["not" if negated else "", _one(ANY_DEGREE, rng), _one(OPINIONS[said], rng)]
+    return ClassificationExample(_text(words, rng), tone)
 
 
-def _opinion(tone: str, rng: np.random.Generator) -> str:
-    start = f"the {_one(PARTS, rng)} was"
-    if rng.random() < 0.5:
-        return f"{start} {_one(DEGREES, rng)} {_one(OPINIONS[tone], rng)}"
-    opposite = TONES[tone == TONES[0]]
-    return f"{start} not {_one(DEGREES, rng)} {_one(OPINIONS[opposite], rng)}"
-
-
-def _shuffled(clauses: list[str], rng: np.random.Generator) -> str:
-    rng.shuffle(clauses)
-    return " , ".join(" ".join(clause.split()) for clause in clauses)
+def _text(opinion: Sequence[str], rng: np.random.Generator) -> str:
+    """An opinion of some part of the film, and an aside, in any order."""
+    clauses = [" ".join(["the", _one(PARTS, rng), "was", *filter(None, opinion)])]
+    clauses.insert(int(rng.integers(2)), _one(ASIDES, rng))
+    return " , ".join(clauses)
 
 
 def _one(choices: Sequence[str], rng: np.random.Generator) -> str:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 # ---------- the model ----------
@@ -125,7 +125,7 @@ def word_tokenizer() -> Tokenizer:
             "tokenizers is not installed: pip install 'tinygrad-peft[text]'"
         ) from None
     vocabulary = {word: place for place, word in enumerate((*SPECIAL, *_words()))}
-    backend = Backend(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend = Backend(models.WordLevel(vocabulary, unk_token=SPECIAL[1]))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -136,7 +136,7 @@ def word_tokenizer() -> Tokenizer:
 
 
 def _words() -> list[str]:
-    phrases = ["the was not ,", *PARTS, *DEGREES, *ASIDES, *sum(OPINIONS.values(), ())]
+    phrases = ["the was not ,", *PARTS, *ANY_DEGREE, *ASIDES, *chain(*OPINIONS.values())]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 

@@ -40,11 +40,10 @@ def rows(outcome: Outcome) -> list[tuple[str, str, str]]:
 
 def closing_lines(outcome: Outcome) -> list[str]:
     """How the merged model compares with the adapted one, and where both are."""
+    same = f"{outcome.equal:,} of {outcome.tested:,} predictions are the adapted model's"
     return [
-        f"The merged model predicts the same for {outcome.equal:,} of {outcome.tested:,} examples; "
-        f"the largest difference in a logit is {outcome.largest_difference:.1e}.",
-        f"adapter: {outcome.adapter}",
-        f"merged model, which transformers can load: {outcome.merged}",
+        f"merged model: {same}; no logit differs by more than {outcome.largest_difference:.1e}",
+        f"written: the adapter in {outcome.adapter}, the merged model in {outcome.merged}",
     ]
 
 

@@ -195,6 +195,10 @@ def _report(
         ("seconds", f"{result.seconds:.1f}"),
         ("trainable", f"{trainable:,} of {total:,} ({100 * trainable / total:.3f} %)"),
     ]
+    if result.interrupted:
+        rows.insert(0, ("outcome", "interrupted"))
+    if result.losses:
+        rows.append(("last training loss", f"{result.losses[-1]:.4f}"))
     if best is not None:
         rows.append(("evaluation loss", f"{best.loss:.4f}"))
         if best.accuracy is not None:

@@ -240,18 +240,18 @@ ARTIFACTS: tuple[Artifact, ...] = (
             files=(
                 File(
                     "train.jsonl",
-                    63_365,
-                    "a23bdf3d4fe43216180aef4f1f68905f10c3e5962f2036e848a3988987063c30",
+                    73_765,
+                    "44ee32ef6f0a018416774df52f33458f142c2886f2e63bbc067856f9451af07c",
                 ),
                 File(
                     "test.jsonl",
-                    16_434,
-                    "457ec97ad5ea4edb6036ecf8c523b2140b7b6bf1923ff31341e7b1496edee2a4",
+                    19_034,
+                    "17f34990af384bd70e872b2b232db6efb0d96c19e42edd254881049b46e458c2",
                 ),
                 File(
                     "all.jsonl",
-                    117_001,
-                    "77f1c5a6a9656132365478729dcb33e4f345a87b13ea1553af4e2e33d5701924",
+                    136_267,
+                    "a510ca2f84d7ecebd3df678d85ed02fdd8cb8c37ea2f226df155a22fb62bc355",
                 ),
             ),
             read=devils_dictionary,
