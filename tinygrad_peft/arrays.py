@@ -1,6 +1,8 @@
 """What an array is here: the dtypes that the library works in, and helpers that every op uses."""
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -16,6 +18,7 @@ __all__ = [
     "as_float",
     "block_rows",
     "blocks",
+    "keep_freed_memory",
     "rows",
     "unbroadcast",
 ]
@@ -29,6 +32,8 @@ Shape: TypeAlias = tuple[int, ...]
 # Half of a 512 KiB second-level cache in float32, so that a chain of element-wise steps over one
 # block reads and writes the cache and not the memory.
 BLOCK_ELEMENTS = 65_536
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers of these settings, from malloc.h
 
 
 def as_float(data: npt.ArrayLike) -> Array:
@@ -65,3 +70,18 @@ def blocks(count: int, width: int) -> Iterator[slice]:
     """Slices of `block_rows` rows."""
     step = block_rows(count, width)
     return (slice(start, min(count, start + step)) for start in range(0, count, step))
+
+
+def keep_freed_memory() -> None:
+    """Let each step of a training run have the memory that the one before it freed.
+
+    By default glibc hands large freed blocks back to the system, and the next arrays are paid for
+    with a page fault every 4 KiB: a good part of all time that is not matrix products. The setting
+    is for the whole process, whose peak stays what it was. Elsewhere than on glibc nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)

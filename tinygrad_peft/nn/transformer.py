@@ -200,18 +200,23 @@ class Transformer(Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def pool(
-        self, hidden: Tensor, attention_mask: BoolArray | IntArray | None, *, tokens: int
+        self,
+        hidden: Tensor,
+        attention_mask: BoolArray | IntArray | None,
+        *,
+        tokens: int | None = None,
     ) -> Tensor:
         """One vector a row, (B, P + T, D) -> (B, D): tanh(pooler(first position)), or the mean.
 
-        The mean is over the last `tokens` positions, without padding and virtual tokens.
+        The mean is over the last `tokens` positions, which leaves out virtual tokens, or over all,
+        and without padding.
 
         Raises TokenError where a row is all padding.
         """
         if self.config.pooling == "cls":
             first = hidden[:, 0]
             return first if self.pooler is None else self.pooler(first).tanh()
-        if hidden.shape[1] != tokens:
+        if tokens is not None and tokens != hidden.shape[1]:
             hidden = hidden[:, hidden.shape[1] - tokens :]
         keys = _padding(attention_mask, virtual=0)
         if keys is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinygrad_peft.arrays import keep_freed_memory
 from tinygrad_peft.errors import ConfigError, TrainingError
 from tinygrad_peft.nn.layers import seed_dropout
 from tinygrad_peft.nn.module import count_elements
@@ -83,6 +84,7 @@ def train(
         keeper=Keeper(optimizer.parameters, out, save),
         observers=observers,
     )
+    keep_freed_memory()
     # What overflows is found and told by the run itself, with the step that it happened in.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return run.fit()
