@@ -1,6 +1,7 @@
 """The settings of a training run."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -70,6 +71,11 @@ def test_the_optimizer_takes_its_settings_from_the_config() -> None:
 def test_a_model_with_nothing_to_train_is_an_error() -> None:
     with pytest.raises(TrainingError, match="nothing to train: of 1 parameters"):
         make_optimizer(TrainConfig(), [Parameter(np.ones(2), requires_grad=False)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_run_of_one_step_has_a_rate(schedule: Literal["linear", "cosine", "constant"]) -> None:
+    assert make_schedule(TrainConfig(schedule=schedule), 1)(0) == 1.0
 
 
 @pytest.mark.parametrize(

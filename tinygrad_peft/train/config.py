@@ -85,7 +85,8 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Parameter]) -> Opti
 
 def make_schedule(config: TrainConfig, total: int) -> Schedule:
     """The multiplier of the learning rate for a run of `total` steps."""
-    warmup = math.ceil(config.warmup * total)
+    # A warm-up begins at rate 0, and a run of one step would be nothing else.
+    warmup = min(math.ceil(config.warmup * total), total - 1)
     if config.schedule == "cosine":
         return cosine_decay(total, warmup)
     return constant(warmup) if config.schedule == "constant" else linear_decay(total, warmup)
