@@ -1,7 +1,6 @@
 """The settings of a training run."""
 
 import math
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from tinygrad_peft.errors import ConfigError, TrainingError
 from tinygrad_peft.nn import SGD, AdamW, Parameter
 from tinygrad_peft.train import TrainConfig
-from tinygrad_peft.train.config import make_optimizer, make_schedule
+from tinygrad_peft.train.config import ScheduleName, make_optimizer, make_schedule
 
 
 def test_every_setting_that_cannot_be_is_listed_at_once() -> None:
@@ -74,7 +73,7 @@ def test_a_model_with_nothing_to_train_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_a_run_of_one_step_has_a_rate(schedule: Literal["linear", "cosine", "constant"]) -> None:
+def test_a_run_of_one_step_has_a_rate(schedule: ScheduleName) -> None:
     assert make_schedule(TrainConfig(schedule=schedule), 1)(0) == 1.0
 
 

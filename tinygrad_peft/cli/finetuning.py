@@ -16,6 +16,7 @@ from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, parse_method
 from tinygrad_peft.train import TrainConfig, TrainResult, train
+from tinygrad_peft.train.config import OptimizerName, ScheduleName
 from tinygrad_peft.train.data import (
     ClassificationExample,
     Encoded,
@@ -46,8 +47,8 @@ class FinetuneOptions:
     max_steps: int | None
     eval_every: int
     warmup: float
-    schedule: Literal["linear", "cosine", "constant"]
-    optimizer: Literal["adamw", "sgd"]
+    schedule: ScheduleName
+    optimizer: OptimizerName
     weight_decay: float
     max_grad_norm: float
     label_smoothing: float
