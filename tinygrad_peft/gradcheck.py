@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tinygrad_peft.arrays import Array
 from tinygrad_peft.tensor import Tensor, no_grad
 
 __all__ = ["check_gradients"]
@@ -70,8 +71,8 @@ def _difference(
     function: Callable[..., Tensor],
     inputs: Sequence[Tensor],
     index: int,
-    v: np.ndarray,
-    u: np.ndarray,
+    v: Array,
+    u: Array,
     step: float,
 ) -> float:
     """⟨u, f(x + hv) - f(x - hv)⟩ / 2h along v of one input, which is put back after."""

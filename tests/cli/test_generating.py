@@ -1,5 +1,6 @@
 """generate: what a model makes of a prompt."""
 
+import json
 from pathlib import Path
 from shutil import copytree
 
@@ -58,6 +59,19 @@ def test_greedy_tokens_are_those_of_the_highest_logits(
         ids.append(int(model(np.array([ids])).data[0, -1].argmax()))
     told = commands.ok(*generate(small_world / "gpt2", "--json")).json
     assert told["completion"] == tokenizer.decode(ids[start:])
+
+
+def test_generation_stops_at_each_of_the_ends_that_the_config_names(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    model = copytree(small_world / "gpt2", tmp_path / "model")
+    prompt = np.array([OwnTokenizer.from_directory(model).encode(PROMPT)])
+    said = load_model(model).generate(prompt, max_new_tokens=8)[0, prompt.shape[1] :].tolist()
+    settings = json.loads((model / "config.json").read_bytes())
+    ends = {"eos_token_id": [0, said[2]]}
+    (model / "config.json").write_text(json.dumps(settings | ends), encoding="utf-8")
+    told = commands.ok(*generate(model, "--json")).json
+    assert told["new_tokens"] == said.index(said[2]) + 1
 
 
 def test_an_adapter_changes_what_is_said(

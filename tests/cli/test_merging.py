@@ -81,3 +81,15 @@ def test_a_file_in_the_place_of_the_folder_is_told(
     arguments = ("merge", "--model", small_world / "llama", "--adapter", tmp_path / "nowhere")
     message = commands.fails(*arguments, "--out", tmp_path / "file")
     assert message.endswith(f"{tmp_path / 'file'} is a file, expected a folder\n")
+
+
+def test_nothing_is_written_for_a_model_without_a_tokenizer(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    adapter = finetuned(commands, small_world, "llama", tmp_path / "adapter", "lora:r=4")
+    model = copytree(small_world / "llama", tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    out = tmp_path / "merged"
+    message = commands.fails("merge", "--model", model, "--adapter", adapter, "--out", out)
+    assert message.startswith(f"tinygrad-peft: no tokenizer in {model}")
+    assert not out.exists()

@@ -119,6 +119,7 @@ def test_a_gguf_file_gives_the_model_that_it_was_made_from(
     found = load_model(file)
     assert found.config.tie_word_embeddings == (name == "llama-tied")
     assert load_config(file) == found.config
+    assert load_config(file.rename(tmp_path / "M.GGUF")) == found.config
     expected = model.state_dict()
     for path, array in found.state_dict().items():
         source = "lm_head.weight" if (name, path) == ("llama-tied", "embed_tokens.weight") else path

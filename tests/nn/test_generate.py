@@ -153,8 +153,9 @@ def test_the_same_seed_draws_the_same_and_another_does_not(gpt2: Transformer) ->
     assert (first != other).any()
 
 
-def test_a_temperature_near_zero_is_greedy(gpt2: Transformer) -> None:
-    cold = generate(gpt2, PROMPT, max_new_tokens=6, temperature=1e-4)
+@pytest.mark.parametrize("temperature", [1e-4, 1e-310])
+def test_a_temperature_near_zero_is_greedy(gpt2: Transformer, temperature: float) -> None:
+    cold = generate(gpt2, PROMPT, max_new_tokens=6, temperature=temperature)
     np.testing.assert_array_equal(cold, generate(gpt2, PROMPT, max_new_tokens=6))
 
 

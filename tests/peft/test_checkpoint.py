@@ -1,8 +1,10 @@
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -476,8 +478,35 @@ def test_the_step_of_a_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None
 
 def test_an_adapter_of_another_model_says_which_it_was_made_for(tmp_path: Path) -> None:
     saved(tmp_path, replace(LLAMA, hidden_size=32, head_dim=8, num_hidden_layers=3))
-    message = refused(tmp_path, "it was made for a model of hidden_size 32, and this is 16")
+    message = refused(tmp_path, "was made for another model: hidden_size 32, and this is 16")
     assert "model_type" not in message
+
+
+def test_weights_that_fit_a_model_with_other_heads_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path, replace(LLAMA, num_attention_heads=8, num_key_value_heads=4, head_dim=2))
+    refused(tmp_path, "was made for another model: num_attention_heads 8, and this is 4")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"pooling": "mean"}, "pooling 'mean', and this is 'cls'"),
+        (
+            {"label_names": ("c", "b", "a")},
+            "label_names ['c', 'b', 'a'], and this is ['a', 'b', 'c']",
+        ),
+    ],
+)
+def test_weights_that_fit_a_head_that_does_otherwise_are_refused(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    config = replace(BERT_CLASSIFIER, label_names=("a", "b", "c"))
+    saved(tmp_path, replace(config, **change), LoraConfig(r=2))
+    model = small(config)
+    before = Snapshot.of(model)
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        PeftModel.from_pretrained(model, tmp_path, host=host())
+    before.assert_unchanged(model)
 
 
 def test_the_same_head_is_not_called_another(tmp_path: Path) -> None:
@@ -492,6 +521,7 @@ def test_the_same_head_is_not_called_another(tmp_path: Path) -> None:
 
 def test_targets_that_the_model_does_not_have_are_an_error(tmp_path: Path) -> None:
     saved(tmp_path, GPT2, LoraConfig(target_modules=["c_attn"]))
+    (tmp_path / RECIPE).unlink()  # which would tell that it is of another kind of model
     refused(tmp_path, "step 0: 'c_attn' matches no module", kind=TargetError)
 
 
@@ -603,7 +633,7 @@ def test_another_format_is_refused(number: object, tmp_path: Path) -> None:
     refused(tmp_path, f"format {number!r} is not 1")
 
 
-@pytest.mark.parametrize("base", [None, [], "llama", {}, {"hidden_size": []}])
+@pytest.mark.parametrize("base", [None, [], "llama", {}])
 def test_a_broken_note_of_the_base_matters_to_nobody(base: object, tmp_path: Path) -> None:
     edit_json(saved(tmp_path) / RECIPE, base=base)
     load(tmp_path)

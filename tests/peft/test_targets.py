@@ -165,6 +165,11 @@ def test_a_name_that_was_written_as_an_expression_is_explained() -> None:
     )
 
 
+def test_all_linear_excludes_what_it_names_as_a_target() -> None:
+    config = LoraConfig(target_modules=["q_proj"], exclude_modules="all-linear")
+    assert problem(config) == "'q_proj': none of its 3 modules is left by exclude_modules"
+
+
 def test_targets_of_which_all_are_excluded_say_so() -> None:
     config = LoraConfig(target_modules=["q_proj"], exclude_modules=["q_proj"])
     assert problem(config) == "'q_proj': none of its 3 modules is left by exclude_modules"

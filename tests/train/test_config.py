@@ -8,7 +8,7 @@ import pytest
 from tinygrad_peft.errors import ConfigError, TrainingError
 from tinygrad_peft.nn import SGD, AdamW, Parameter
 from tinygrad_peft.train import TrainConfig
-from tinygrad_peft.train.config import make_optimizer, make_schedule
+from tinygrad_peft.train.config import ScheduleName, make_optimizer, make_schedule
 
 
 def test_every_setting_that_cannot_be_is_listed_at_once() -> None:
@@ -70,6 +70,11 @@ def test_the_optimizer_takes_its_settings_from_the_config() -> None:
 def test_a_model_with_nothing_to_train_is_an_error() -> None:
     with pytest.raises(TrainingError, match="nothing to train: of 1 parameters"):
         make_optimizer(TrainConfig(), [Parameter(np.ones(2), requires_grad=False)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_run_of_one_step_has_a_rate(schedule: ScheduleName) -> None:
+    assert make_schedule(TrainConfig(schedule=schedule), 1)(0) == 1.0
 
 
 @pytest.mark.parametrize(

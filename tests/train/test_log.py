@@ -117,6 +117,21 @@ def test_versions_name_what_numbers_depend_on() -> None:
     assert found["blas"]
 
 
+@pytest.mark.parametrize(
+    ("known", "blas"),
+    [
+        ({}, "unknown"),
+        ({"Build Dependencies": {}}, "unknown"),
+        ({"Build Dependencies": {"blas": {"name": "accelerate"}}}, "accelerate"),
+    ],
+)
+def test_a_numpy_that_does_not_know_its_blas_costs_no_metrics(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, object], blas: str
+) -> None:
+    monkeypatch.setattr(np, "show_config", lambda mode: known)  # noqa: ARG005 - NumPy's name
+    assert versions()["blas"] == blas
+
+
 def test_observers_of_any_kind_fit() -> None:
     def observe(_event: Event) -> None: ...
 

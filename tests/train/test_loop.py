@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.train.toys import (
 )
 from tinygrad_peft.errors import ConfigError, DataError, TokenError, TrainingError
 from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import Host, get_peft_model, hookimpl, hookspecs
 from tinygrad_peft.train import (
     Evaluated,
     Event,
@@ -33,6 +35,7 @@ from tinygrad_peft.train import (
     train,
 )
 from tinygrad_peft.train.data import Encoded
+from tinygrad_peft_lora import LoraConfig
 
 SHORT = TrainConfig(batch_size=4, epochs=2, lr=1e-2)
 
@@ -179,8 +182,8 @@ def test_gradients_are_clipped_and_told_as_they_were() -> None:
 
 def test_label_smoothing_is_for_training_and_not_for_evaluation() -> None:
     model = classifier()
-    config = TrainConfig(batch_size=8, max_steps=1, warmup=0.5, label_smoothing=0.5)
-    result = train(model, needles(8), needles(8), config, pad_id=0)  # the first step has rate 0
+    config = TrainConfig(batch_size=8, max_steps=1, lr=1e-12, label_smoothing=0.5)  # and stands
+    result = train(model, needles(8), needles(8), config, pad_id=0)
     plain = evaluate(model, needles(8), batch_size=8, pad_id=0).loss
     assert result.final is not None
     assert result.final.loss == plain
@@ -280,6 +283,20 @@ def test_observers_are_told_in_order_what_happens() -> None:
     assert [e.step for e in steps] == list(range(1, 13))
     assert [e.loss for e in steps] == list(result.losses)
     assert sum(e.tokens for e in steps) == result.tokens
+
+
+def test_plugins_hear_of_each_step_of_an_adapted_model() -> None:
+    heard: list[int] = []
+
+    def step_ended(event: StepEnded) -> None:
+        heard.append(event.step)
+
+    host = Host.installed()
+    ear = SimpleNamespace(step_ended=hookimpl(hookspecs.step_ended)(step_ended))
+    host.register(ear, "ear")
+    peft = get_peft_model(classifier(), LoraConfig(target_modules=["q_proj"]), host=host)
+    train(peft, needles(24), None, SHORT, pad_id=0)
+    assert heard == list(range(1, 13))
 
 
 def test_the_result_counts_what_was_done() -> None:

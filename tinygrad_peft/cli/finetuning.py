@@ -14,15 +14,15 @@ from tinygrad_peft.errors import ConfigError, DataError
 from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, hookspecs, parse_method
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, parse_method
 from tinygrad_peft.train import TrainConfig, TrainResult, train
+from tinygrad_peft.train.config import OptimizerName, ScheduleName
 from tinygrad_peft.train.data import (
     ClassificationExample,
     Encoded,
     Task,
     label_names,
 )
-from tinygrad_peft.train.events import Event, Observer, StepEnded
 from tinygrad_peft.train.log import JsonLines, write_metrics
 from tinygrad_peft.train.progress import progress_display
 
@@ -47,8 +47,8 @@ class FinetuneOptions:
     max_steps: int | None
     eval_every: int
     warmup: float
-    schedule: Literal["linear", "cosine", "constant"]
-    optimizer: Literal["adamw", "sgd"]
+    schedule: ScheduleName
+    optimizer: OptimizerName
     weight_decay: float
     max_grad_norm: float
     label_smoothing: float
@@ -117,7 +117,7 @@ class _Job:
                 pad_id=self.pad_id,
                 out=out,
                 save=self.peft.save_pretrained,
-                observers=[log, display, _plugin_observer(self.peft.host)],
+                observers=[log, display],
             )
         write_metrics(out / "metrics.json", self.config, result, job=self._described())
         return result
@@ -161,16 +161,6 @@ def _with_saved_head(config: PeftConfig, model: Transformer) -> PeftConfig:
     if head in config.modules_to_save:
         return config
     return dataclasses.replace(config, modules_to_save=(*config.modules_to_save, head))
-
-
-def _plugin_observer(host: Host) -> Observer:
-    """Tells plugins of each step."""
-
-    def observe(event: Event) -> None:
-        if isinstance(event, StepEnded):
-            host.each(hookspecs.step_ended, event)
-
-    return observe
 
 
 def _report(

@@ -11,6 +11,7 @@ from tinygrad_peft.cli.loading import check_tokens, load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models.tokenizer import Tokenizer, load_tokenizer
+from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.train.data import prompt_ids
 
 __all__ = ["Sampling", "generate_text"]
@@ -39,14 +40,13 @@ def generate_text(
     if not given:
         raise ConfigError("the prompt is empty")
     check_tokens(given, tokenizer, adapted.config)
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     output = adapted.generate(
         np.array([given]),
         max_new_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
-        stop_ids=stop,
+        stop_ids=_stop_ids(tokenizer, adapted.config),
     )
     new = [int(token) for token in output[0, len(given) :]]
     text = _completion(tokenizer, given, new)
@@ -55,6 +55,13 @@ def generate_text(
         [prompt + text],
         as_json=as_json,
     )
+
+
+def _stop_ids(tokenizer: Tokenizer, config: TransformerConfig) -> set[int]:
+    """The tokens that end a text, of which a checkpoint's config may name several."""
+    named = config.eos_token_id
+    ends = {tokenizer.eos_id, *(named if isinstance(named, tuple) else (named,))}
+    return {token for token in ends if token is not None}
 
 
 def _completion(tokenizer: Tokenizer, given: Sequence[int], new: Sequence[int]) -> str:

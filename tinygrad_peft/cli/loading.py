@@ -10,7 +10,7 @@ from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.checkpoint import Head, check_base, read_head
+from tinygrad_peft.peft.checkpoint import Head, read_head
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
 __all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]
@@ -81,7 +81,6 @@ def load_adapted(
     base = load_base(model)
     if adapter is None:
         return base
-    check_base(base, adapter)
     head = read_head(adapter)
     if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)

@@ -20,8 +20,9 @@ def merge_adapter(model: str, adapter: Path, out: Path, dtype: SaveDtype, *, as_
     if out.exists() and source.exists() and out.samefile(source):
         raise ConfigError(f"--out {out} is the model itself: merge into another folder")
     check_output(out, refused=("adapter_config.json", "recipe.json"))
+    tokenizer = load_tokenizer(source)  # before anything is written
     adapted = load_adapted(model, adapter)
     assert not isinstance(adapted, Transformer)
     save_model(adapted.merge_and_unload(), out, dtype=dtype)
-    load_tokenizer(source).save(out)
+    tokenizer.save(out)
     emit({"out": str(out), "dtype": dtype}, [f"merged into {out}"], as_json=as_json)

@@ -78,7 +78,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     if not place.exists():
         raise CheckpointError(f"{place} does not exist: expected a folder or a .gguf file")
-    if place.is_file() and place.suffix != ".gguf":
+    if place.is_file() and place.suffix.lower() != ".gguf":
         raise CheckpointError(
             f"{place} is a file: expected the folder with it and config.json, or a .gguf file"
         )

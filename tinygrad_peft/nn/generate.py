@@ -129,8 +129,10 @@ class _Picker:
         """Logits (B, V) -> tokens (B,)."""
         if self.temperature == 0:
             return np.asarray(logits.argmax(axis=1))
-        scaled = logits.astype(np.float64) / self.temperature
-        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        scores = logits.astype(np.float64)
+        scores -= scores.max(axis=1, keepdims=True)  # first, or a small temperature overflows
+        with np.errstate(over="ignore"):
+            weights = np.exp(scores / self.temperature)
         weights = _nucleus(weights / weights.sum(axis=1, keepdims=True), self.top_p)
         heights = weights.cumsum(axis=1)
         drawn = self.rng.random((len(logits), 1)) * heights[:, -1:]

@@ -103,9 +103,11 @@ def read_head(directory: Path) -> Head | None:
 def check_base(model: Transformer, directory: Path) -> None:
     """Raise CheckpointError where the folder says that its base was another kind of model.
 
-    The vocabulary may differ: a tokenizer may have gained tokens since.
+    Its weights may fit all the same, and would mean something else: other numbers of heads, another
+    pooling, other names of the classes. The vocabulary may differ, for a tokenizer may have gained
+    tokens since.
     """
-    different = _differing_base(model, directory, _KIND)
+    different = _differing_base(model, directory, _KIND) + _differing_head(model, directory)
     if different:
         raise CheckpointError(f"{directory} was made for another model: {'; '.join(different)}")
 
@@ -169,8 +171,22 @@ def _differing_base(
     return [
         f"{name} {base.get(name)!r}, and this is {own!r}"
         for name, own in _base(model).items()
-        if base.get(name) != own and (names is None or name in names)
+        if base.get(name, own) != own and (names is None or name in names)
     ]
+
+
+def _differing_head(model: Transformer, directory: Path) -> list[str]:
+    """What the adapter's classification head does otherwise than the model's, if both have one."""
+    head, config = read_head(directory), model.config
+    if head is None or model.classifier is None:
+        return []
+    different = []
+    if head.pooling != config.pooling:
+        different.append(f"pooling {head.pooling!r}, and this is {config.pooling!r}")
+    if head.label_names and config.label_names and head.label_names != config.label_names:
+        names = (list(head.label_names), list(config.label_names))
+        different.append("label_names {}, and this is {}".format(*names))
+    return different
 
 
 def _task_type(model: Transformer) -> str | None:

@@ -8,7 +8,7 @@ from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import LayerCache, Module, Parameter, Transformer, TransformerConfig
 from tinygrad_peft.nn.module import count_elements
-from tinygrad_peft.peft.checkpoint import load_adapter, read_recipe, save_adapter
+from tinygrad_peft.peft.checkpoint import check_base, load_adapter, read_recipe, save_adapter
 from tinygrad_peft.peft.composition import Record, apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.host import Host
@@ -227,13 +227,15 @@ class PeftModel(Module):
         The weights are frozen, as in Hugging Face PEFT, unless `is_trainable`.
 
         Raises:
-            CheckpointError: every tensor that is missing, unexpected or of another shape.
+            CheckpointError: the folder was made for another kind of model or head; or every tensor
+                that is missing, unexpected or of another shape.
             PluginError: no plugin provides a step's method.
             TargetError: the model does not have the targets.
         On any of them the model is what it was.
         """
         host = host or Host.installed()
         recipe = read_recipe(Path(directory), host)
+        check_base(model, Path(directory))
         record = apply_recipe(model, recipe, host)
         try:
             load_adapter(record, model, Path(directory))

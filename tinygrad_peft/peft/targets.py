@@ -1,7 +1,7 @@
 """Which places a config's targets name, and what is wrong with those that name none."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tinygrad_peft.errors import nearest
@@ -67,16 +67,19 @@ def _find_named(
         return {}, [f"target_modules is needed: {why}"]
     absent = _absent_layers(config, seams)
     layers = None if absent else _layers(config)
+    unwanted = _entries(config.exclude_modules, None)
+    unwanted_paths = {e: {s.path for s in _matching(p, seams)} for e, p in unwanted.items()}
     problems = absent + [
         f"exclude_modules: {_unmatched(entry, pattern, seams)}"
-        for entry, pattern in _entries(config.exclude_modules, None).items()
-        if not _matching(pattern, seams)
+        for entry, pattern in unwanted.items()
+        if not unwanted_paths[entry]
     ]
+    excluded_paths = frozenset().union(*unwanted_paths.values())
     by_entry: dict[str, frozenset[str]] = {}
     excluded: list[str] = []
     for entry, pattern in entries.items():
         named = _matching(pattern, seams)
-        barred = {s.path: _bar(config, entry, s, layers, saved) for s in named}
+        barred = {s.path: _bar(entry, s, excluded_paths, layers, saved) for s in named}
         left = frozenset(path for path, bar in barred.items() if bar is None)
         bars = " and ".join(sorted({str(bar) for bar in barred.values()}))
         if left:
@@ -107,14 +110,14 @@ def _matching(pattern: str | Sequence[str], seams: Sequence[Seam]) -> list[Seam]
 
 
 def _bar(
-    config: TargetedConfig,
     entry: str,
     seam: Seam,
+    excluded: Collection[str],
     layers: Sequence[int] | None,
     saved: frozenset[str],
 ) -> str | None:
     """The setting that keeps an entry from a place that it matches, if one does."""
-    if config.exclude_modules is not None and matches(seam.path, config.exclude_modules):
+    if seam.path in excluded:
         return "exclude_modules"
     if layers is not None and seam.path != entry and seam.layer not in layers:
         return "layers_to_transform"

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
 from tinygrad_peft.nn.module import Parameter
 from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer
 from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
 
-__all__ = ["TrainConfig", "make_optimizer", "make_schedule"]
+__all__ = ["OptimizerName", "ScheduleName", "TrainConfig", "make_optimizer", "make_schedule"]
 
-OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("linear", "cosine", "constant")
+OptimizerName: TypeAlias = Literal["adamw", "sgd"]
+ScheduleName: TypeAlias = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class TrainConfig:
     max_steps: int | None = None  # an end before the epochs' own
     max_length: int | None = None  # tokens an example has at most
     lr: float = 1e-3
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: ScheduleName = "linear"
     warmup: float = 0.06  # the share of all steps in which the learning rate rises from 0
     max_grad_norm: float | None = 1.0  # None: gradients are not clipped
     label_smoothing: float = 0.0
@@ -41,7 +41,7 @@ class TrainConfig:
             raise ConfigError(f"training cannot be set up like this:\n{listed(problems)}")
 
     def _choices(self) -> list[str]:
-        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        choices = {"optimizer": get_args(OptimizerName), "schedule": get_args(ScheduleName)}
         return [
             f"{name}: expected one of {', '.join(map(repr, known))}, "
             f"got {getattr(self, name)!r}{nearest(str(getattr(self, name)), known, 1)}"
@@ -85,7 +85,8 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Parameter]) -> Opti
 
 def make_schedule(config: TrainConfig, total: int) -> Schedule:
     """The multiplier of the learning rate for a run of `total` steps."""
-    warmup = math.ceil(config.warmup * total)
+    # A warm-up begins at rate 0, and a run of one step would be nothing else.
+    warmup = min(math.ceil(config.warmup * total), total - 1)
     if config.schedule == "cosine":
         return cosine_decay(total, warmup)
     return constant(warmup) if config.schedule == "constant" else linear_decay(total, warmup)

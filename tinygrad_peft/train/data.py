@@ -14,9 +14,10 @@ from typing import Literal, Protocol, TypeAlias, overload
 import msgspec
 
 from tinygrad_peft.errors import DataError, nearest
+from tinygrad_peft.ops.loss import IGNORE_INDEX
 from tinygrad_peft.train.rows import Fields, Problems, RowError, read_rows
 
-IGNORED = -100  # the label of a token that the loss leaves out
+IGNORED = IGNORE_INDEX  # the label of a token that the loss leaves out
 
 Task: TypeAlias = Literal["causal-lm", "sequence-classification"]
 

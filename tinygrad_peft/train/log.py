@@ -94,12 +94,13 @@ _NUMBERS = (
 
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on, besides the run: name and version of each."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    # NumPy leaves out of its configuration what its build did not know.
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {
         "tinygrad_peft": _own_version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
+        "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".rstrip(),
     }
 
 

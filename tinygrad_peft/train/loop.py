@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tinygrad_peft.errors import ConfigError, TrainingError
 from tinygrad_peft.nn.layers import seed_dropout
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.nn.optim import Optimizer, clip_grad_norm
+from tinygrad_peft.peft import PeftModel, hookspecs
 from tinygrad_peft.train.checks import check_examples
 from tinygrad_peft.train.config import TrainConfig, make_optimizer, make_schedule
 from tinygrad_peft.train.data import Encoded
@@ -61,6 +62,9 @@ def train(
     in them: what one batch of all of them would give, and not a mean of the batches' means. The
     model is left in evaluation mode.
 
+    After the observers, the plugins of an adapted model hear of each step by their hook
+    `step_ended`.
+
     Raises:
         DataError: examples that cannot be used.
         ConfigError: only one of `out` and `save` is given.
@@ -82,7 +86,7 @@ def train(
         pad_id=pad_id,
         optimizer=optimizer,
         keeper=Keeper(optimizer.parameters, out, save),
-        observers=observers,
+        observers=[*observers, *_plugin_observers(model)],
     )
     keep_freed_memory()
     # What overflows is found and told by the run itself, with the step that it happened in.
@@ -295,6 +299,19 @@ class _Run:
     def _emit(self, event: Event) -> None:
         for observer in self.observers:
             observer(event)
+
+
+def _plugin_observers(model: Trainable) -> Iterator[Observer]:
+    """What tells the plugins of an adapted model of each step."""
+    if not isinstance(model, PeftModel):
+        return
+    host = model.host
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StepEnded):
+            host.each(hookspecs.step_ended, event)
+
+    yield observe
 
 
 def _score(measured: Metrics | Evaluated) -> tuple[float, float]:
