@@ -8,6 +8,7 @@ import resource
 import statistics
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -19,7 +20,8 @@ from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft_lora import LoraConfig
 
 SHAPES = {
-    "gpt2": named_shape("gpt2"),
+    # The peer's dropout is off as well.
+    "gpt2": replace(named_shape("gpt2"), hidden_dropout=0.0, attention_dropout=0.0),
     "llama": named_shape("smollm2-135m"),
     "tiny": TransformerConfig(
         model_type="gpt2",
