@@ -411,3 +411,34 @@ def test_a_peft_model_is_called_as_the_transformer_is() -> None:
     assert not np.array_equal(own.data, peft(IDS).data)
     assert peft.config is peft.base_model.config
     assert peft.recipe == tuple(RECIPES["one"])
+
+
+# ---------- one adapter at a time ----------
+
+
+def test_a_model_that_is_adapted_is_refused_until_its_adapter_is_off() -> None:
+    peft = adapted()
+    before = logits(peft)
+    with pytest.raises(PeftError, match="adapted already: unload or merge that adapter first"):
+        get_peft_model(peft.base_model, LoraConfig(r=2), host=lora_host())
+    np.testing.assert_array_equal(logits(peft), before)
+    model = peft.unload()
+    assert get_peft_model(model, LoraConfig(r=2), host=lora_host()).unload() is model
+    merged = get_peft_model(model, LoraConfig(r=2), host=lora_host()).merge_and_unload()
+    assert get_peft_model(merged, LoraConfig(r=2), host=lora_host()).trainable_parameters()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_counts_are_of_the_adapter_also_while_it_is_merged_or_disabled(recipe: str) -> None:
+    peft = adapted("gpt2", recipe)
+    expected, output = peft.get_nb_trainable_parameters(), logits(peft)
+    with peft.disable_adapter():
+        base = logits(peft)
+        assert peft.get_nb_trainable_parameters() == expected
+        np.testing.assert_array_equal(logits(peft), base)
+    peft.merge_adapter()
+    merged = logits(peft)
+    assert peft.get_nb_trainable_parameters() == expected
+    np.testing.assert_array_equal(logits(peft), merged)
+    peft.unmerge_adapter()
+    np.testing.assert_array_equal(logits(peft), output)

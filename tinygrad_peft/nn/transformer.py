@@ -104,6 +104,8 @@ class Transformer(Module):
     classifier: Affine | None
     lm_head: Affine | None
 
+    adapted: bool = False  # a recipe was applied to it and not taken off again
+
     def __init__(self, config: TransformerConfig, init: Init | None = None) -> None:
         init = init or Init()
         width, post = config.hidden_size, config.norm_position == "post"

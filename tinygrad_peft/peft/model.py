@@ -35,6 +35,7 @@ class PeftModel(Module):
         self._merged: dict[Seam, Module] = {}
         self._disabled = 0
         self.training = model.training
+        model.adapted = True
 
     # ---------- running ----------
 
@@ -108,18 +109,20 @@ class PeftModel(Module):
     # ---------- counting ----------
 
     def trainable_parameters(self) -> list[Parameter]:
-        """The weights that training changes."""
+        """The weights that training would change now: none while the adapter is merged."""
         return [p for p in self.base_model.parameters() if p.requires_grad]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all): how many elements are trained and how many there are.
+        """(trainable, all): how many elements the adapter trains and how many there are.
 
-        As in Hugging Face PEFT, what `modules_to_save` has copied counts beside its copy.
+        They are the adapter's also while it is merged or disabled. As in Hugging Face PEFT, what
+        `modules_to_save` has copied counts beside its copy.
         """
         saved = [r.before for r in self.record.rewrites if r.saved]
         originals = (p for module in saved for _, p in module.own_parameters())
-        total = count_elements(self.parameters()) + count_elements(originals)
-        return count_elements(self.trainable_parameters()), total
+        with self._adapted():
+            total = count_elements(self.parameters()) + count_elements(originals)
+            return count_elements(self.trainable_parameters()), total
 
     def print_trainable_parameters(self) -> None:
         """Print both counts and their ratio, as Hugging Face PEFT does."""
@@ -195,8 +198,21 @@ class PeftModel(Module):
             module.train(mode=self.base_model.training)  # which it may have missed
             seam.put(module)
 
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        """Within the block the adapted modules stand, merged or disabled or not."""
+        merged, disabled = self._merged, self._disabled
+        self._merged, self._disabled = {}, 0
+        self._stand()
+        try:
+            yield
+        finally:
+            self._merged, self._disabled = merged, disabled
+            self._stand()
+
     def _let_go(self) -> Transformer:
         self.record, self._merged = Record(()), {}
+        self.base_model.adapted = False
         return self.base_model
 
     def _require_adapter(self) -> None:
@@ -233,6 +249,7 @@ class PeftModel(Module):
             TargetError: the model does not have the targets.
         On any of them the model is what it was.
         """
+        _refuse_adapted(model)
         host = host or Host.installed()
         recipe = read_recipe(Path(directory), host)
         check_base(model, Path(directory))
@@ -279,7 +296,7 @@ def get_peft_model(
 
     Raises:
         TargetError: targets that the model does not have; all of them, with the nearest names.
-        PeftError: plugins object, or a method has nothing to do.
+        PeftError: plugins object, a method has nothing to do, or the model is adapted already.
     On any error the model is what it was.
 
     >>> from tinygrad_peft.nn import Transformer, TransformerConfig
@@ -292,6 +309,16 @@ def get_peft_model(
     >>> peft.get_nb_trainable_parameters()
     (512, 20800)
     """
+    _refuse_adapted(model)
     host = host or Host.installed()
     steps = (recipe,) if isinstance(recipe, PeftConfig) else tuple(recipe)
     return PeftModel(model, apply_recipe(model, steps, host, seed=seed), host)
+
+
+def _refuse_adapted(model: Transformer) -> None:
+    """A second recipe would freeze the first one's weights, and each would save only its own."""
+    if model.adapted:
+        raise PeftError(
+            "the model is adapted already: unload or merge that adapter first, "
+            "or give all steps as one recipe"
+        )
