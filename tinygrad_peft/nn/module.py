@@ -32,6 +32,7 @@ class Module:
     """
 
     training: bool = True
+    packed_elements: int = 0  # how many weights it holds in another form than as Parameters
 
     # ---------- the tree ----------
 

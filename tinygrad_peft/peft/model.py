@@ -116,12 +116,14 @@ class PeftModel(Module):
         """(trainable, all): how many elements the adapter trains and how many there are.
 
         They are the adapter's also while it is merged or disabled. As in Hugging Face PEFT, what
-        `modules_to_save` has copied counts beside its copy.
+        `modules_to_save` has copied counts beside its copy, and a weight counts as one however few
+        bits it takes.
         """
         saved = [r.before for r in self.record.rewrites if r.saved]
         originals = (p for module in saved for _, p in module.own_parameters())
         with self._adapted():
-            total = count_elements(self.parameters()) + count_elements(originals)
+            packed = sum(module.packed_elements for _, module in self.named_modules())
+            total = count_elements(self.parameters()) + count_elements(originals) + packed
             return count_elements(self.trainable_parameters()), total
 
     def print_trainable_parameters(self) -> None:
