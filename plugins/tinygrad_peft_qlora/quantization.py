@@ -49,8 +49,7 @@ NF4 = np.array(
     np.float32,
 )
 _MIDPOINTS = (NF4[:-1] + NF4[1:]) / np.float32(2)
-# Where there is an odd number of weights, this fills the last byte: NF4's zero.
-_FILLER = 7
+_NF4_ZERO = 7
 _LEAST_ABSMAX = np.float32(1e-38)  # what a block of zeros is divided by
 
 # So many weights are quantised at a time, which keeps what that takes within the cache.
@@ -142,11 +141,13 @@ def quantize(
     zero_points = np.empty(scales.shape, np.uint8) if quant_type == "int4" else None
     for start, blocks in _chunks(flat, block_size):
         at = slice(start // block_size, start // block_size + len(blocks))
+        zero = _NF4_ZERO
         if zero_points is None:
             chosen, scales[at] = _encode_nf4(blocks, short=blocks.shape[1] < block_size)
         else:
             chosen, scales[at], zero_points[at] = _encode_int4(blocks)
-        codes[start // 2 : (start + blocks.size + 1) // 2] = _packed(chosen.reshape(-1))
+            zero = zero_points[at][-1]
+        codes[start // 2 : (start + blocks.size + 1) // 2] = _packed(chosen.reshape(-1), zero)
     return QuantizedWeight(
         codes,
         double_quantize(scales) if double_quant else scales,
@@ -201,9 +202,10 @@ def _encode_int4(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
     return codes.astype(np.uint8), scale, zero_point.astype(np.uint8)
 
 
-def _packed(codes: Bytes) -> Bytes:
+def _packed(codes: Bytes, zero: int) -> Bytes:
+    """Two codes a byte; the code of zero fills the last one up."""
     if codes.size % 2:
-        codes = np.append(codes, np.uint8(_FILLER))
+        codes = np.append(codes, np.uint8(zero))
     high, low = codes[::2], codes[1::2]
     return np.left_shift(high, np.uint8(4)) | low
 
