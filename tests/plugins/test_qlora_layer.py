@@ -26,12 +26,14 @@ KINDS = {
 }
 
 
-def packed(out: int, columns: int, kind: str = "nf4", dtype: type = np.float64) -> QuantizedWeight:
+def packed(
+    out: int, columns: int, kind: str = "nf4", dtype: type[np.floating] = np.float64
+) -> QuantizedWeight:
     weight = np.random.default_rng(0).normal(0, 0.5, (out, columns)).astype(dtype)
     return quantize(weight, block_size=32, **KINDS[kind])  # type: ignore[arg-type]
 
 
-def leaf(*shape: int, dtype: type = np.float64, trained: bool = True) -> Tensor:
+def leaf(*shape: int, dtype: type[np.floating] = np.float64, trained: bool = True) -> Tensor:
     data = np.random.default_rng(1).normal(size=shape).astype(dtype)
     return Tensor(data, requires_grad=trained)
 
@@ -48,7 +50,9 @@ def gradient(tensor: Tensor) -> Array:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5), (0, 5), (1, 1, 5)])
-def test_the_gradients_are_the_differences(kind: str, shape: tuple[int, ...], *, bias: bool) -> None:
+def test_the_gradients_are_the_differences(
+    kind: str, shape: tuple[int, ...], *, bias: bool
+) -> None:
     weight, x = packed(7, 5, kind), leaf(*shape)
     inputs = [x, leaf(7)] if bias else [x]
 
@@ -62,7 +66,7 @@ def test_the_gradients_are_the_differences(kind: str, shape: tuple[int, ...], *,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(300, 70), (128, 64), (129, 33), (1, 1), (5, 400)])
 def test_it_is_the_linear_layer_of_the_dequantised_weight(
-    size: tuple[int, int], kind: str, dtype: type
+    size: tuple[int, int], kind: str, dtype: type[np.floating]
 ) -> None:
     out, columns = size
     weight = packed(out, columns, kind, dtype)
@@ -70,14 +74,14 @@ def test_it_is_the_linear_layer_of_the_dequantised_weight(
     x, again = (leaf(2, 3, columns, dtype=dtype) for _ in range(2))
     bias, same = leaf(out, dtype=dtype), leaf(out, dtype=dtype)
     y, expected = applied(x, bias, weight), F.linear(again, plain, same)
-    exact = {"rtol": 1e-12, "atol": 1e-12} if dtype is np.float64 else {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(y.data, expected.data, **exact)
+    off = 1e-12 if dtype is np.float64 else 1e-5
+    np.testing.assert_allclose(y.data, expected.data, rtol=off, atol=off)
     assert y.dtype == dtype
     g = np.random.default_rng(2).normal(size=y.shape).astype(dtype)
     y.backward(g)
     expected.backward(g)
-    np.testing.assert_allclose(gradient(x), gradient(again), **exact)
-    np.testing.assert_allclose(gradient(bias), gradient(same), **exact)
+    np.testing.assert_allclose(gradient(x), gradient(again), rtol=off, atol=off)
+    np.testing.assert_allclose(gradient(bias), gradient(same), rtol=off, atol=off)
 
 
 def test_it_is_an_affine_layer_that_shares_its_bias() -> None:
@@ -197,4 +201,6 @@ def test_no_array_of_the_weights_size_is_ever_made(kind: str) -> None:
     tracemalloc.stop()
     assert peak_forward < whole / 4
     assert peak < whole / 4
-    assert held < 2 * y.data.nbytes, "beside the output, the codes alone are kept, which live anyway"
+    assert held < 2 * y.data.nbytes, (
+        "beside the output, the codes alone are kept, which live anyway"
+    )
