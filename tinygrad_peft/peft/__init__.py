@@ -1,7 +1,7 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.composition import Record, Rewrite, apply_recipe
+from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
     PeftConfig,
     TargetedConfig,
@@ -20,6 +20,7 @@ from tinygrad_peft.peft.events import (
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
+from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PeftModel",
     "PluginInfo",
     "Record",
+    "Reparameterized",
     "Rewrite",
     "Seam",
     "Site",
