@@ -1,6 +1,8 @@
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -464,3 +466,41 @@ def test_a_merged_model_is_copied_as_merged() -> None:
     np.testing.assert_array_equal(logits(twin), logits(peft))
     twin.unmerge_adapter()
     np.testing.assert_array_equal(logits(twin), adapted)
+
+
+# ---------- configs that stand for several steps, and names of their own ----------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwiceConfig(ShiftConfig):
+    """Stands for two shifts."""
+
+    peft_type: ClassVar[str] = "TWICE"
+
+    def steps(self) -> tuple[PeftConfig, ...]:
+        return (ShiftConfig(start=self.start), ShiftConfig(start=2 * self.start))
+
+
+def test_a_config_may_stand_for_several_steps() -> None:
+    host = Host()
+    host.register(plugin(ShiftConfig, TwiceConfig, adapt=shift), "shift")
+    peft = get_peft_model(small(), [TwiceConfig(start=1.0)], host=host)
+    assert peft.recipe == (ShiftConfig(start=1.0), ShiftConfig(start=2.0))
+    assert {p.data.item() for p in peft.trainable_parameters()} == {1.0, 2.0}
+
+
+def test_a_site_tells_its_slot_its_model_and_whether_weights_will_follow() -> None:
+    seen: list[Site] = []
+
+    def look(site: Site, config: PeftConfig) -> Module | None:
+        seen.append(site)
+        return shift(site, config)
+
+    host = Host()
+    host.register(plugin(ShiftConfig, adapt=look), "shift")
+    model = small()
+    apply_recipe(model, ShiftConfig(), host, loading=True)
+    slots = {site.path: site.slot for site in seen}
+    assert slots["model.layers.1.mlp"] == "mlp"
+    assert slots["model.layers.1.self_attn.o_proj"] == "o_proj"
+    assert all(site.model is model and site.loading for site in seen)

@@ -28,7 +28,9 @@ from tinygrad_peft_lora import LoraConfig
 
 raw_mark = pluggy.HookimplMarker("tinygrad_peft")
 
-SITE = Site("layer", Linear(2, 2, init=Init()), 0, is_target=True, init=Init())
+SITE = Site(
+    "layer", "layer", Linear(2, 2, init=Init()), 0, is_target=True, init=Init(), model=Linear(2, 2)
+)
 
 
 def draft() -> Draft:

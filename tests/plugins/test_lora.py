@@ -421,13 +421,17 @@ def test_a_fused_projection_gets_one_a_and_one_b() -> None:
     }
 
 
+def a_target(slot: str, module: Module) -> Site:
+    return Site(slot, slot, module, None, is_target=True, init=Init(), model=module)
+
+
 def test_an_embedding_is_left_to_other_methods() -> None:
-    site = Site("wte", Embedding(4, 3), None, is_target=True, init=Init())
+    site = a_target("wte", Embedding(4, 3))
     assert tinygrad_peft_lora.plugin.adapt_module(site, LoraConfig()) is None
 
 
 def test_configs_and_modules_of_other_methods_are_left_to_them() -> None:
-    site = Site("q", Linear(2, 2), None, is_target=True, init=Init())
+    site = a_target("q", Linear(2, 2))
     assert tinygrad_peft_lora.plugin.adapt_module(site, IA3Config()) is None
     assert tinygrad_peft_lora.plugin.merge_module(Linear(2, 2)) is None
 

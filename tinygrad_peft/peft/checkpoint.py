@@ -2,8 +2,8 @@
 
 A folder holds `recipe.json`, which lists the steps in their order, and for each step an
 `adapter_config.json` and an `adapter_model.safetensors` in Hugging Face PEFT's layout: beside it if
-there is one step, in a folder of its own if there are several. A tensor is called
-`base_model.model.`, the place in the checkpoint's names, and the parameter's own name there.
+there is one step, in a folder of its own if there are several. `PeftConfig.stored_name` says what a
+tensor is called.
 """
 
 import json
@@ -30,7 +30,6 @@ __all__ = ["Head", "check_base", "load_adapter", "read_head", "read_recipe", "sa
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 PICKLE = "adapter_model.bin"
-PREFIX = "base_model.model."
 PEFTS_HEADS = ("classifier", "score")
 # With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
@@ -57,8 +56,8 @@ def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
         folder = directory / name
         _make(folder)
         tensors = {
-            PREFIX + path: np.asarray(p.data, order="C")
-            for path, p in sorted(record.named_parameters(step).items())
+            name: np.asarray(p.data, order="C")
+            for name, p in sorted(record.stored_parameters(step).items())
         }
         with replacing(folder / WEIGHTS) as file:
             file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
@@ -128,7 +127,7 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     problems: list[str] = []
     for step, name in enumerate(folders):
         path = directory / name / WEIGHTS
-        wanted = {PREFIX + k: p for k, p in record.named_parameters(step).items()}
+        wanted = record.stored_parameters(step)
         found = _stored(path)
         problems += _differences(wanted, found, name)
         tensors += [(p, found[k]) for k, p in wanted.items() if k in found]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from tinygrad_peft.errors import PeftError, PluginError, TargetError, listed, nearest
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.config import PeftConfig, TargetedConfig
+from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, steps_of
 from tinygrad_peft.peft.events import Applied, Draft
 from tinygrad_peft.peft.host import Host
-from tinygrad_peft.peft.sites import Seam, capture_seams, site_of
+from tinygrad_peft.peft.sites import Seam, Start, capture_seams
 from tinygrad_peft.peft.targets import Targets, find_targets
 
 __all__ = ["Record", "Rewrite", "apply_recipe", "checked_targets"]
@@ -74,27 +74,46 @@ class Record:
             for name, parameter in rewrite.added.items()
         }
 
+    def stored_parameters(self, step: int) -> dict[str, Parameter]:
+        """What one step added, by its names in a file."""
+        config = self.recipe[step]
+        return {
+            PeftConfig.stored_name(config, rewrite.seam.path, name)
+            if rewrite.saved
+            else config.stored_name(rewrite.seam.path, name): parameter
+            for rewrite in self.rewrites
+            if rewrite.step == step
+            for name, parameter in rewrite.added.items()
+        }
+
 
 def apply_recipe(
-    model: Module, recipe: Sequence[PeftConfig], host: Host, *, seed: int = 0
+    model: Module,
+    recipe: PeftConfig | Sequence[PeftConfig],
+    host: Host,
+    *,
+    seed: int = 0,
+    loading: bool = False,
 ) -> Record:
     """Apply the steps of a recipe to `model` in place, the first being the innermost.
 
     All that the model had is frozen; what the steps add is trained. On any error the model is what
-    it was before.
+    it was before. `loading` says that the new weights will be overwritten by those of a folder.
 
     Raises:
         TargetError: entries that name no module, all of them, with the nearest names.
         PeftError: objections of plugins, a method that no plugin provides, or a step that did
             nothing.
     """
+    steps = steps_of(recipe)
     seams = capture_seams(model)
-    targets = checked_targets(model, recipe, seams, host)
-    record = Record(tuple(recipe))
+    targets = checked_targets(model, steps, seams, host)
+    record = Record(steps)
     try:
         _freeze(model, record)
-        for step in range(len(record.recipe)):
-            _apply_step(record, step, seams, targets[step], host, seed)
+        for step, found in enumerate(targets):
+            start = Start(model, seed, step, loading)
+            _apply_step(record, seams, found, host, start)
         for rewrite in record.rewrites:
             rewrite.after.train(mode=model.training)
         paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
@@ -112,8 +131,6 @@ def checked_targets(
 
     Raises what `apply_recipe` does, but for steps that turn out to do nothing.
     """
-    if not recipe:
-        raise PeftError("a recipe needs at least one step")
     _refuse_unknown(recipe, host)
     model_type = model.config.model_type if isinstance(model, Transformer) else ""
     targets = [find_targets(config, seams, model_type) for config in recipe]
@@ -130,9 +147,7 @@ def checked_targets(
 
 def _refuse_unknown(recipe: Sequence[PeftConfig], host: Host) -> None:
     methods = host.methods()
-    for step, config in enumerate(recipe):
-        if not isinstance(config, PeftConfig):
-            raise PeftError(f"step {step} of the recipe is no config: {config!r}")
+    for config in recipe:
         name = config.peft_type.lower()
         if methods.get(name) is not type(config):
             raise PluginError(
@@ -161,16 +176,17 @@ def _freeze(model: Module, record: Record) -> None:
 
 
 def _apply_step(
-    record: Record, step: int, seams: Sequence[Seam], targets: Targets, host: Host, seed: int
+    record: Record, seams: Sequence[Seam], targets: Targets, host: Host, start: Start
 ) -> None:
-    config, named = record.recipe[step], targets.paths
+    step, named = start.step, targets.paths
+    config = record.recipe[step]
     before_step = len(record.rewrites)
     for seam in seams:
         saved = seam.path in targets.saved
         if saved:
             after = _trainable_copy(seam)
         else:
-            site = site_of(seam, seed=seed, step=step, is_target=seam.path in named)
+            site = start.site(seam, is_target=seam.path in named)
             after = host.one(hookspecs.adapt_module, site, config)
         if after is None:
             continue

@@ -9,9 +9,16 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest
 
-__all__ = ["PeftConfig", "TargetedConfig", "config_from_dict", "config_to_dict", "parse_method"]
+__all__ = [
+    "PeftConfig",
+    "TargetedConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "parse_method",
+    "steps_of",
+]
 
 C = TypeVar("C", bound="PeftConfig")
 
@@ -52,6 +59,14 @@ class PeftConfig:
         """What is wrong with the settings: a subclass adds its own to super().problems()."""
         return []
 
+    def steps(self) -> tuple["PeftConfig", ...]:
+        """The steps that these settings stand for, the innermost first: themselves, as a rule."""
+        return (self,)
+
+    def stored_name(self, path: str, name: str) -> str:
+        """What a file calls the parameter `name` of the module that the method put at `path`."""
+        return f"base_model.model.{path}.{name}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedConfig(PeftConfig):
@@ -86,6 +101,20 @@ class TargetedConfig(PeftConfig):
         if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
             found.append("layers_to_transform is empty: leave it out for all layers")
         return found
+
+
+def steps_of(recipe: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...]:
+    """The steps of a recipe, or of one config, the innermost first.
+
+    Raises PeftError where there are none, or one is no config.
+    """
+    configs = (recipe,) if isinstance(recipe, PeftConfig) else tuple(recipe)
+    if not configs:
+        raise PeftError("a recipe needs at least one step")
+    for step, config in enumerate(configs):
+        if not isinstance(config, PeftConfig):
+            raise PeftError(f"step {step} of the recipe is no config: {config!r}")
+    return tuple(step for config in configs for step in config.steps())
 
 
 def config_to_dict(config: PeftConfig) -> dict[str, object]:

@@ -8,7 +8,7 @@ from tinygrad_peft.nn import Affine, Module, Skeleton, Transformer, TransformerC
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.composition import checked_targets
-from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.config import PeftConfig, steps_of
 from tinygrad_peft.peft.events import AffineShape, ModelShape, ParameterCount
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import Seam, capture_seams
@@ -18,7 +18,7 @@ __all__ = ["count_recipe"]
 
 
 def count_recipe(
-    model: TransformerConfig, recipe: Sequence[PeftConfig], host: Host
+    model: TransformerConfig, recipe: PeftConfig | Sequence[PeftConfig], host: Host
 ) -> tuple[int, int]:
     """(trainable, all) of a recipe on a model of that shape, as `get_nb_trainable_parameters`.
 
@@ -28,13 +28,14 @@ def count_recipe(
         TargetError: targets that the model does not have.
         PeftError: plugins object to the recipe, or do not count.
     """
+    steps = steps_of(recipe)
     skeleton = Transformer(model, Skeleton())
     seams = capture_seams(skeleton)
-    targets = checked_targets(skeleton, recipe, seams, host)
+    targets = checked_targets(skeleton, steps, seams, host)
     total = count_elements(skeleton.parameters())
     counts = [
         _count(config, found, seams, ModelShape(model, total, (), 0), host)
-        for config, found in zip(recipe, targets, strict=True)
+        for config, found in zip(steps, targets, strict=True)
     ]
     return sum(c.trainable for c in counts), total + sum(c.added for c in counts)
 

@@ -253,7 +253,7 @@ class PeftModel(Module):
         host = host or Host.installed()
         recipe = read_recipe(Path(directory), host)
         check_base(model, Path(directory))
-        record = apply_recipe(model, recipe, host)
+        record = apply_recipe(model, recipe, host, loading=True)
         try:
             load_adapter(record, model, Path(directory))
         except BaseException:
@@ -311,8 +311,7 @@ def get_peft_model(
     """
     _refuse_adapted(model)
     host = host or Host.installed()
-    steps = (recipe,) if isinstance(recipe, PeftConfig) else tuple(recipe)
-    return PeftModel(model, apply_recipe(model, steps, host, seed=seed), host)
+    return PeftModel(model, apply_recipe(model, recipe, host, seed=seed), host)
 
 
 def _refuse_adapted(model: Transformer) -> None:

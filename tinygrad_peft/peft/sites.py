@@ -10,6 +10,7 @@ import typing
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from tinygrad_peft.errors import PeftError
 from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.nn import Init, Module, Transformer
 
-__all__ = ["Seam", "Site", "capture_seams", "site_of"]
+__all__ = ["Seam", "Site", "Start", "capture_seams"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +54,23 @@ class Site:
 
     Attributes:
         path: the place in the checkpoint's names, such as "model.layers.0.self_attn.q_proj".
+        slot: the field of its owner: "q_proj", "attn", "mlp", "embed_tokens", in every family.
         module: what stands there now: the base's layer, or an earlier step's.
         layer: the number of the layer, if it is in one.
         is_target: whether the config's targets name this place.
         init: draws the weights of this place: from the seed, the step and the path alone.
+        model: the whole model, to look at and not to change.
+        loading: the weights will be read from a folder, so it does not matter where they start.
     """
 
     path: str
+    slot: str
     module: Module
     layer: int | None
     is_target: bool
     init: Init
+    model: Module = field(repr=False)
+    loading: bool = False
 
 
 def capture_seams(model: Module) -> tuple[Seam, ...]:
@@ -79,11 +86,30 @@ def capture_seams(model: Module) -> tuple[Seam, ...]:
     return tuple(seams)
 
 
-def site_of(seam: Seam, *, seed: int, step: int, is_target: bool) -> Site:
-    """The seam as step number `step` sees it."""
-    dtype = next((p.dtype for p in seam.module.parameters()), np.dtype(np.float32))
-    init = Init((seed, step, zlib.crc32(seam.path.encode())), dtype)
-    return Site(seam.path, seam.module, seam.layer, is_target, init)
+@dataclass(frozen=True)
+class Start:
+    """How one step of a recipe begins: what its sites have in common."""
+
+    model: Module
+    seed: int
+    step: int
+    loading: bool
+
+    def site(self, seam: Seam, *, is_target: bool) -> Site:
+        """The seam as this step sees it."""
+        weights = chain(seam.module.parameters(), self.model.parameters())
+        dtype = next((p.dtype for p in weights), np.dtype(np.float32))
+        init = Init((self.seed, self.step, zlib.crc32(seam.path.encode())), dtype)
+        return Site(
+            seam.path,
+            seam.name,
+            seam.module,
+            seam.layer,
+            is_target,
+            init,
+            self.model,
+            self.loading,
+        )
 
 
 def _naming(model: Module) -> Callable[[str], str]:
