@@ -71,7 +71,7 @@ class LoRAManager:
         """One adapter whose update is the weighted sum of others'; `add_adapter` keeps it.
 
         Raises:
-            ValueError: no names, as many weights as there are not names, or an unknown name.
+            ValueError: no names, not one weight for each, or an unknown name.
         """
         if not names or len(names) != len(weights):
             raise ValueError(
