@@ -19,6 +19,7 @@ from tinygrad_peft.peft.events import (
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
+from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
@@ -28,6 +29,7 @@ __all__ = [
     "Applied",
     "Draft",
     "Host",
+    "Memory",
     "ModelShape",
     "ParameterCount",
     "PeftConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "count_recipe",
+    "estimate_memory",
     "get_peft_model",
     "hookimpl",
     "hookspecs",
