@@ -1,6 +1,6 @@
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import tinygrad_peft_adapter.plugin
 from tests.peft.small import FAMILIES, IDS, LLAMA, Snapshot, logits, lora_host, shake
 from tests.peft.small import small as small_model
+from tinygrad_peft import reference
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import ConfigError, PeftError
 from tinygrad_peft.gradcheck import check_gradients
@@ -97,93 +98,68 @@ class Doubled(Module):
         return x * 2.0
 
 
-def activated(name: str, z: Array) -> tuple[Array, Array]:
-    """f(z) and f'(z)."""
-    normal = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
-    sigmoid = 1 / (1 + np.exp(-z))
-    return {
-        "relu": (np.maximum(z, 0), (z > 0).astype(z.dtype)),
-        "gelu": (z * normal, normal + z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)),
-        "silu": (z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))),
-        "tanh": (np.tanh(z), 1 - np.tanh(z) ** 2),
-    }[name]
-
-
-def normalised(x: Array) -> tuple[Array, Array]:
-    """n = (x - mean x) / √(var x + ε) of one row, and dn/dx as a matrix."""
-    deviation = math.sqrt(x.var() + 1e-5)
-    n = (x - x.mean()) / deviation
-    return n, (np.eye(len(x)) - 1 / len(x) - np.outer(n, n) / len(x)) / deviation
-
-
-def row_by_hand(
-    weights: Mapping[str, Array], config: BottleneckAdapterConfig, x: Array, g: Array, keep: Array
-) -> dict[str, Array]:
-    """One row's update u, and the gradients of x and of all weights."""
-    D, U, s = weights["adapter_down.weight"], weights["adapter_up.weight"], config.scale
-    n, jacobian = normalised(x) if config.layer_norm else (x, np.eye(len(x)))
-    w = weights.get("adapter_norm.weight", np.ones(len(x)))
-    seen = w * n + weights.get("adapter_norm.bias", 0.0)
-    f, slope = activated(config.activation, D @ seen + weights.get("adapter_down.bias", 0.0))
-    e = s * keep * slope * (U.T @ g)
-    through = D.T @ e
-    return {
-        "u": s * (U @ (keep * f) + weights.get("adapter_up.bias", 0.0)),
-        "x": jacobian.T @ (w * through),
-        "adapter_up.weight": s * np.outer(g, keep * f),
-        "adapter_up.bias": s * g,
-        "adapter_down.weight": np.outer(e, seen),
-        "adapter_down.bias": e,
-        "adapter_norm.weight": through * n,
-        "adapter_norm.bias": through,
-    }
-
-
 def by_hand(
     made: BottleneckAdapter, config: BottleneckAdapterConfig, x: Array, g: Array, keep: Array
 ) -> dict[str, Array]:
-    """The update and the gradient of x, stacked; the gradients of the weights, added up."""
+    """The update u of the reference, its gradient of x, and those of all weights.
+
+    The reference drops nothing: `keep` (m,) goes into its way up.
+    """
     weights = {name: p.data.astype(np.float64) for name, p in made.named_parameters()}
-    places = list(np.ndindex(x.shape[:-1]))
-    found = [row_by_hand(weights, config, x[i], g[i], keep[i]) for i in places]
-    stacked = {name: np.stack([row[name] for row in found]).reshape(x.shape) for name in ("u", "x")}
-    return stacked | {name: np.sum([row[name] for row in found], axis=0) for name in weights}
+    plain = reference.Adapter(16, 8, config.activation, bias=config.bias, scaling=config.scale)
+    plain.W_down = weights["adapter_down.weight"].T
+    plain.W_up = keep[:, None] * weights["adapter_up.weight"].T
+    if config.bias:
+        plain.b_down, plain.b_up = weights["adapter_down.bias"], weights["adapter_up.bias"]
+    seen, scale = x, weights.get("adapter_norm.weight")
+    if scale is not None:
+        seen = reference.layer_norm(x, scale, weights["adapter_norm.bias"])
+    found = {"u": plain.update(seen), "x": plain.update_backward(g)}
+    if scale is not None:
+        backward = reference.layer_norm_backward(found["x"], x, scale)
+        found["x"], found["adapter_norm.weight"], found["adapter_norm.bias"] = backward
+    found["adapter_down.weight"] = plain.W_down_grad.T
+    found["adapter_up.weight"] = (keep[:, None] * plain.W_up_grad).T
+    if config.bias:
+        found["adapter_down.bias"], found["adapter_up.bias"] = plain.b_down_grad, plain.b_up_grad
+    return found
 
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter of width 6 and bottleneck 3 around Doubled, with all weights drawn at random."""
+    """An adapter of width 16 and bottleneck 8 around Doubled, with all weights drawn at random."""
 
     config: BottleneckAdapterConfig
     slot: str
     dtype: type[np.floating]
 
+    def __str__(self) -> str:
+        options = [name for name in ("bias", "layer_norm", "dropout") if getattr(self.config, name)]
+        names = (self.config.placement, self.slot, self.config.activation, *options)
+        return " ".join((*names, self.dtype.__name__))
+
     def layer(self) -> AttentionAdapter | LayerAdapter:
         init = Init(0, self.dtype)
         made = (AttentionAdapter if self.slot == "attn" else LayerAdapter)(
-            Doubled(), self.config, 6, init
+            Doubled(), self.config, 16, init
         )
         for _, parameter in made.named_parameters():
             parameter.data = init.normal(*parameter.shape, std=0.5)
         return made
 
     def check(self) -> None:
-        made, draw = self.layer(), np.random.default_rng(1)
-        x, g = (draw.normal(size=(2, 3, 6)).astype(self.dtype) for _ in range(2))
+        made, draw, rate = self.layer(), np.random.default_rng(1), self.config.dropout
+        shape = (1, 16) if rate else (2, 3, 16)  # of one row, the same is dropped for all
+        x, g = (draw.normal(size=shape).astype(self.dtype) for _ in range(2))
         made.dropout.rng = np.random.default_rng(2)
-        keep = np.ones((2, 3, 3))
-        if self.config.dropout:
-            kept = np.random.default_rng(2).random((2, 3, 3), dtype=np.float32)
-            keep = (kept >= self.config.dropout) / (1 - self.config.dropout)
+        keep = (np.random.default_rng(2).random(8, dtype=np.float32) >= rate) / (1 - rate)
         tensor = Tensor(x, requires_grad=True)
         y = made(tensor, Context()) if isinstance(made, AttentionAdapter) else made(tensor)
         y.backward(g)
-        parallel = self.config.placement == "parallel"
-        seen = (x if parallel else 2 * x).astype(np.float64)
-        expected = by_hand(made, self.config, seen, g, keep)
+        inward = 1 if self.config.placement == "parallel" else 2  # d(what it sees)/dx
+        expected = by_hand(made, self.config, inward * x.astype(np.float64), g, keep)
         self.close(y.data, 2 * x + expected.pop("u"))
-        through = expected.pop("x")
-        self.close(tensor.grad, 2 * g + (through if parallel else 2 * through))
+        self.close(tensor.grad, 2 * g + inward * expected.pop("x"))
         for name, parameter in made.named_parameters():
             self.close(parameter.grad, expected.pop(name))
         assert not expected
@@ -200,7 +176,7 @@ CASES = [
         config_from_dict(
             BottleneckAdapterConfig,
             {
-                "bottleneck_dim": 3,
+                "bottleneck_dim": 8,
                 "placement": placement,
                 "activation": activation,
                 "bias": bias,
