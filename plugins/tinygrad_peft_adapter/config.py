@@ -36,6 +36,7 @@ class BottleneckAdapterConfig(PeftConfig):
     """
 
     peft_type: ClassVar[str] = "ADAPTER"
+    not_mergeable: ClassVar[str] = "a nonlinearity stands between its two maps"
 
     placement: Placement = "pfeiffer"
     bottleneck_dim: int | None = None

@@ -1,7 +1,4 @@
-"""The answers of bottleneck adapters to the hooks.
-
-There is none to merge_module: a nonlinearity stands between the adapter's two maps.
-"""
+"""The answers of bottleneck adapters to the hooks: none to merge_module."""
 
 from collections.abc import Sequence
 

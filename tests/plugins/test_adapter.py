@@ -35,7 +35,7 @@ from tinygrad_peft_adapter import (
     BottleneckAdapterConfig,
     LayerAdapter,
 )
-from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_lora import LoraConfig, LoraLinear
 
 PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
 DTYPES: tuple[type[np.floating], ...] = (np.float32, np.float64)
@@ -504,8 +504,38 @@ def test_an_adapter_cannot_be_merged_and_merging_leaves_all_as_it_was() -> None:
     before = Snapshot.of(peft)
     with pytest.raises(PeftError) as caught:
         peft.merge_and_unload()
-    assert "model.layers.2.mlp: adapter cannot be merged into what it wraps" in str(caught.value)
+    why = "adapter cannot be merged: a nonlinearity stands between its two maps"
+    assert f"model.layers.2.mlp: {why}" in str(caught.value)
     before.assert_unchanged(peft)
+
+
+def test_what_stands_within_an_adapter_can_be_merged() -> None:
+    peft = trained([LORA, HOULSBY], dtype=np.float64)
+    expected = logits(peft)
+    peft.merge_adapter(partial=True)
+    assert not any(isinstance(m, LoraLinear) for _, m in peft.named_modules())
+    assert len(adapters(peft)) == 6
+    np.testing.assert_allclose(logits(peft), expected, rtol=1e-10, atol=1e-12)
+    peft.unmerge_adapter()
+    np.testing.assert_array_equal(logits(peft), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_may_have_an_adapter_of_its_own(family: str) -> None:
+    peft = adapted(HOULSBY, family, np.float64)
+    peft.add_adapter("beside", [LORA, PARALLEL], seed=1)
+    peft.set_adapter(["default", "beside"])
+    shake(peft)
+    names = ["beside", "default"]
+    alone = []
+    for name in names:
+        peft.set_adapter(name)
+        alone.append(logits(peft))
+    with no_grad():
+        mixed = peft(IDS, adapter_names=names).data
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    for row in range(2):
+        np.testing.assert_allclose(mixed[row], alone[row][row], rtol=1e-9, atol=1e-12)
 
 
 # ---------- shapes of inputs ----------
