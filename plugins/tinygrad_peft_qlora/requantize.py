@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, PrecisionWarning
 from tinygrad_peft.nn import Linear, Transformer
-from tinygrad_peft.peft import PeftModel, Seam
+from tinygrad_peft.peft import PeftModel, Seam, capture_seams
 from tinygrad_peft_qlora.layer import QuantizedLinear
 from tinygrad_peft_qlora.quantization import QuantizedWeight, dequantize, quantize
 
@@ -80,8 +80,6 @@ def merge_requantized(peft: PeftModel) -> tuple[Transformer, RequantizeReport]:
     bits. Warns with PrecisionWarning of layers that have lost more than half of their update.
     """
     packed = _packed_layers(peft)
-    if not packed:
-        raise PeftError("no layer is at 4 bits: merge with merge_and_unload()")
     peft.merge_adapter()
     try:
         again = [_requantized(seam, layer) for seam, layer in packed]
@@ -103,13 +101,21 @@ def merge_requantized(peft: PeftModel) -> tuple[Transformer, RequantizeReport]:
 
 
 def _packed_layers(peft: PeftModel) -> list[tuple[Seam, QuantizedLinear]]:
-    """The 4-bit layer of each place that the recipe changed and that has one."""
+    """Each place that is at 4 bits, and its layer, which other steps may have wrapped.
+
+    Raises PeftError where there is none.
+    """
+    with peft.disable_adapter():
+        seams = capture_seams(peft.base_model)
+        places = [s for s in seams if isinstance(s.module, Linear | QuantizedLinear)]
     found = []
-    for seam, stack in peft.record.stacks():
-        for module in (stack[0].before, *(rewrite.after for rewrite in stack)):
-            if isinstance(module, QuantizedLinear):
-                found.append((seam, module))
-                break
+    for seam in places:
+        below = (module for _, module in seam.module.named_modules())
+        layer = next((module for module in below if isinstance(module, QuantizedLinear)), None)
+        if layer is not None:
+            found.append((seam, layer))
+    if not found:
+        raise PeftError("no layer is at 4 bits, or they are merged already: see merge_and_unload()")
     return found
 
 

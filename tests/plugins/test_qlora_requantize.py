@@ -162,12 +162,24 @@ def test_the_report_is_printed_as_a_table() -> None:
     assert [layer.path for layer in report.lost] == ["model.layers.0.q_proj"]
 
 
-def test_a_base_of_floats_has_nothing_to_quantise_again() -> None:
-    peft = adapted(LoraConfig(r=2))
+@pytest.mark.parametrize("config", [LoraConfig(r=2), QLoraConfig(r=2)])
+def test_without_a_4_bit_layer_there_is_nothing_to_quantise_again(config: LoraConfig) -> None:
+    peft = adapted(config)
+    peft.merge_adapter()
     before = logits(peft)
-    with pytest.raises(PeftError, match=r"no layer is at 4 bits: merge with merge_and_unload\(\)"):
+    with pytest.raises(PeftError, match="no layer is at 4 bits, or they are merged already"):
         merge_requantized(peft)
     np.testing.assert_array_equal(logits(peft), before)
+
+
+def test_a_released_base_is_quantised_again_as_one_that_is_held() -> None:
+    config = QLoraConfig(r=4, target_modules=["q_proj"])
+    held, released = (learnt(0.4, config, small()) for _ in range(2))
+    released.release_base()
+    (model, report), (other, same) = merge_requantized(held), merge_requantized(released)
+    assert report == same
+    np.testing.assert_array_equal(logits(model), logits(other))
+    assert packed_paths(model) == packed_paths(other)
 
 
 def test_what_cannot_be_merged_is_refused_and_nothing_changes() -> None:

@@ -1,7 +1,7 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.composition import Record, Rewrite, apply_recipe
+from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
     PeftConfig,
     TargetedConfig,
@@ -13,29 +13,39 @@ from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
     Applied,
+    Combination,
+    Combined,
     Draft,
     ModelShape,
     ParameterCount,
+    Source,
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
+from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
+from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
 
 __all__ = [
     "AffineShape",
     "Applied",
+    "Combination",
+    "Combined",
     "Draft",
     "Host",
+    "Memory",
     "ModelShape",
     "ParameterCount",
     "PeftConfig",
     "PeftModel",
     "PluginInfo",
     "Record",
+    "Reparameterized",
     "Rewrite",
     "Seam",
     "Site",
+    "Source",
     "StepEnded",
     "TargetedConfig",
     "apply_recipe",
@@ -43,6 +53,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "count_recipe",
+    "estimate_memory",
     "get_peft_model",
     "hookimpl",
     "hookspecs",
