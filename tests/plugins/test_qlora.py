@@ -22,9 +22,10 @@ from tests.peft.small import (
     small,
 )
 from tests.plugins.four_bit import adapted, host, packed_paths
+from tinygrad_peft import reference
 from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, TargetError
 from tinygrad_peft.models import save_model
-from tinygrad_peft.nn import Linear, Module, Transformer, TransformerConfig
+from tinygrad_peft.nn import Init, Linear, Module, Transformer, TransformerConfig
 from tinygrad_peft.peft import (
     Host,
     PeftConfig,
@@ -37,8 +38,9 @@ from tinygrad_peft.peft import (
     get_peft_model,
     parse_method,
 )
+from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_ia3 import IA3Config
-from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_lora import LoraConfig, LoraLinear
 from tinygrad_peft_qlora import (
     QLoraConfig,
     QuantizeConfig,
@@ -199,6 +201,31 @@ def test_qlora_is_lora_on_the_rounded_base() -> None:
         assert ours_.grad is not None
         assert theirs_.grad is not None
         np.testing.assert_allclose(ours_.grad, theirs_.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(np.float32, 1e-5), (np.float64, 1e-10)])
+def test_lora_on_a_4_bit_layer_is_that_of_the_reference(
+    dtype: type[np.floating], off: float
+) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(8, 8)).astype(np.float32)
+    plain = reference.QLoRALayer(*reference.quantize_to_4bit(weight), rank=2, alpha=3)
+    plain.lora.B = rng.normal(size=(8, 2))
+    base = QuantizedLinear(quantize(weight.astype(dtype), quant_type="int4"))
+    layer = LoraLinear(base, LoraConfig(r=2, lora_alpha=3), "layer", Init(0, dtype))
+    layer.lora_A.weight.data = plain.lora.A.astype(dtype)
+    layer.lora_B.weight.data = plain.lora.B.astype(dtype)
+    # The reference's scale is in float64, and that of a 4-bit weight never is.
+    plain.scale = float(np.asarray(base.weight.scales).item())
+    x = Tensor(rng.normal(size=(2, 3, 8)).astype(dtype), requires_grad=True)
+    y, g = layer(x), rng.normal(size=(2, 3, 8)).astype(dtype)
+    np.testing.assert_allclose(y.data, plain.forward(x.data), rtol=off, atol=off)
+    y.backward(g)
+    gradients = (x.grad, layer.lora_A.weight.grad, layer.lora_B.weight.grad)
+    expected = (plain.backward(g), plain.lora.A_grad, plain.lora.B_grad)
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert found is not None
+        np.testing.assert_allclose(found, wanted, rtol=off, atol=off * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

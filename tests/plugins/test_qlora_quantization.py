@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from tinygrad_peft import reference
 from tinygrad_peft.arrays import AnyArray, Array
 from tinygrad_peft.errors import ConfigError, PeftError, ShapeError
 from tinygrad_peft_qlora import QuantizedWeight, dequantize, quantize
@@ -61,6 +62,27 @@ def test_the_8_bit_map_and_codes_are_those_of_bitsandbytes() -> None:
 
 
 # ---------- the formulas ----------
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (9, 33), (1, 5)])
+def test_nf4_is_that_of_the_reference(shape: tuple[int, int]) -> None:
+    weight = drawn(*shape)
+    codes, absmax = reference.quantize_nf4(weight)
+    packed = quantize(weight)
+    np.testing.assert_array_equal(codes_of(packed), codes)
+    np.testing.assert_array_equal(packed.scales, absmax)
+    expected = reference.dequantize_nf4(codes, absmax, shape)
+    np.testing.assert_array_equal(dequantize(packed), expected)
+
+
+def test_int4_of_one_block_is_that_of_the_reference() -> None:
+    weight = drawn(8, 8)
+    codes, scale, zero_point = reference.quantize_to_4bit(weight)
+    packed = quantize(weight, quant_type="int4")
+    np.testing.assert_array_equal(codes_of(packed).reshape(8, 8), codes)
+    assert isinstance(packed.scales, np.ndarray)
+    assert packed.scales.item() == pytest.approx(scale, rel=1e-6)
+    np.testing.assert_array_equal(packed.zero_points, [zero_point])
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
