@@ -1,4 +1,4 @@
-"""Write nf4.safetensors beside this file: what bitsandbytes makes of weights drawn at random.
+"""Write nf4/bitsandbytes.safetensors beside this file: what bitsandbytes makes of weights drawn at random.
 
 Run it where torch and bitsandbytes are installed: `python tests/golden/make_nf4.py`. For each case
 there is a weight, the codes and the absmax that `quantize_4bit` gives, and the block size in the
@@ -50,7 +50,9 @@ def main() -> None:
     arrays |= {"scales": scales, "scales.codes": codes.numpy()}
     arrays |= {"scales.absmax": state.absmax.numpy(), "scales.map": state.code.numpy()}
     sizes = json.dumps([block_size for _, block_size in CASES])
-    save_file(arrays, Path(__file__).with_name("nf4.safetensors"), {"block_sizes": sizes})
+    folder = Path(__file__).parent / "nf4"
+    folder.mkdir(exist_ok=True)
+    save_file(arrays, folder / "bitsandbytes.safetensors", {"block_sizes": sizes})
 
 
 if __name__ == "__main__":

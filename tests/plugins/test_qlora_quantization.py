@@ -22,7 +22,7 @@ from tinygrad_peft_qlora.quantization import (
     unpack,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "nf4.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "nf4" / "bitsandbytes.safetensors"
 
 
 def golden() -> tuple[dict[str, AnyArray], list[int]]:
