@@ -136,18 +136,7 @@ def quantize(
     if not fits_in_float32(weight):
         raise PeftError("a weight with NaN, infinity or more than float32 holds has no 4-bit codes")
     flat = weight.astype(np.float32, copy=False).reshape(-1)
-    codes = np.empty(-(-flat.size // 2), np.uint8)
-    scales = np.empty(-(-flat.size // block_size), np.float32)
-    zero_points = np.empty(scales.shape, np.uint8) if quant_type == "int4" else None
-    for start, blocks in _chunks(flat, block_size):
-        at = slice(start // block_size, start // block_size + len(blocks))
-        zero = _NF4_ZERO
-        if zero_points is None:
-            chosen, scales[at] = _encode_nf4(blocks, short=blocks.shape[1] < block_size)
-        else:
-            chosen, scales[at], zero_points[at] = _encode_int4(blocks)
-            zero = zero_points[at][-1]
-        codes[start // 2 : (start + blocks.size + 1) // 2] = _packed(chosen.reshape(-1), zero)
+    codes, scales, zero_points = _encoded(flat, quant_type, block_size)
     return QuantizedWeight(
         codes,
         double_quantize(scales) if double_quant else scales,
@@ -165,6 +154,25 @@ def fits_in_float32(array: Array) -> bool:
     distinct = array[tuple(slice(None if step else 1) for step in array.strides)]
     limit = np.finfo(np.float32).max
     return bool(distinct.min(initial=0) >= -limit and distinct.max(initial=0) <= limit)
+
+
+def _encoded(
+    flat: Floats, quant_type: QuantType, block_size: int
+) -> tuple[Bytes, Floats, Bytes | None]:
+    """The packed codes of all weights, and the scales and zero points of their blocks."""
+    codes = np.empty(-(-flat.size // 2), np.uint8)
+    scales = np.empty(-(-flat.size // block_size), np.float32)
+    zero_points = np.empty(scales.shape, np.uint8) if quant_type == "int4" else None
+    for start, blocks in _chunks(flat, block_size):
+        at = slice(start // block_size, start // block_size + len(blocks))
+        zero = _NF4_ZERO
+        if zero_points is None:
+            chosen, scales[at] = _encode_nf4(blocks, short=blocks.shape[1] < block_size)
+        else:
+            chosen, scales[at], zero_points[at] = _encode_int4(blocks)
+            zero = zero_points[at][-1]
+        codes[start // 2 : (start + blocks.size + 1) // 2] = _packed(chosen.reshape(-1), zero)
+    return codes, scales, zero_points
 
 
 def _chunks(flat: Floats, block_size: int) -> Iterator[tuple[int, Floats]]:

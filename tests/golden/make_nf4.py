@@ -1,4 +1,4 @@
-"""Write nf4/bitsandbytes.safetensors beside this file: what bitsandbytes makes of weights drawn at random.
+"""Write nf4/bitsandbytes.safetensors: what bitsandbytes makes of weights drawn at random.
 
 Run it where torch and bitsandbytes are installed: `python tests/golden/make_nf4.py`. For each case
 there is a weight, the codes and the absmax that `quantize_4bit` gives, and the block size in the
