@@ -1,5 +1,6 @@
 """The answers to the hooks of 4-bit bases; LoRA's own plugin puts LoRA on top of them."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 from tinygrad_peft.errors import PeftError
@@ -42,6 +43,8 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
             double_quant=config.double_quant,
         )
         return QuantizedLinear(packed, base.bias)
+    if isinstance(base, QuantizedLinear):
+        return copy.copy(base)  # the same codes: what this adapter was trained on
     if isinstance(base, Affine):  # an earlier step's, of which no target told
         raise PeftError(f"{site.path} is a {type(base).__name__} already: quantize first")
     return None
@@ -80,8 +83,14 @@ def _problems(path: str, module: Module, draft: Draft, step: int) -> Iterator[st
             yield f"{path} is already taken by step {early}: quantize first"
         elif _is_saved(path, draft.recipe[early]):
             yield f"{path} is trained by step {early}, by modules_to_save: leave it out here"
-    if isinstance(module, QuantizedLinear):
-        yield f"{path} is at 4 bits already"
+    config = draft.recipe[step]
+    if isinstance(module, QuantizedLinear) and isinstance(config, QuantizeConfig):
+        asked, has = (
+            f"{kind.quant_type} in blocks of {kind.block_size}" + ", double" * kind.double_quant
+            for kind in (config, module.weight)
+        )
+        if asked != has:
+            yield f"{path} is at 4 bits already, as {has} and not as {asked}"
     if isinstance(module, Linear) and not fits_in_float32(module.weight.data):
         yield f"{path}.weight holds NaN, infinity or more than float32 holds: it has no 4-bit codes"
 

@@ -392,16 +392,37 @@ def test_to_quantise_twice_is_refused() -> None:
     assert told.count("is already taken by step 0: quantize first") == LLAMA.num_hidden_layers
 
 
-def test_to_quantise_what_is_at_4_bits_is_refused() -> None:
+def test_to_quantise_what_is_at_4_bits_otherwise_is_refused() -> None:
     model = small()
     for seam in capture_seams(model):
         if seam.path.endswith("1.self_attn.o_proj"):
             assert isinstance(seam.module, Linear)
             seam.put(QuantizedLinear(quantize(seam.module.weight.data)))
-    told = refused([QuantizeConfig(target_modules=["o_proj"])], model)
+    told = refused([QuantizeConfig(target_modules=["o_proj"], block_size=32)], model)
     assert told == (
-        "the recipe is refused:\n  - step 0: model.layers.1.self_attn.o_proj is at 4 bits already"
+        "the recipe is refused:\n  - step 0: model.layers.1.self_attn.o_proj is at 4 bits already, "
+        "as nf4 in blocks of 64 and not as nf4 in blocks of 32"
     )
+
+
+def test_adapters_of_one_4_bit_base_share_it(tmp_path: Path) -> None:
+    peft = get_peft_model(small(), QLoraConfig(r=2))
+    shake(peft, 1)
+    peft.save_pretrained(tmp_path)
+    expected = logits(peft)
+    peft.release_base()
+    peft.load_adapter(tmp_path, "again")
+    peft.set_adapter("again")
+    np.testing.assert_array_equal(logits(peft), expected)
+    layers = [m for _, m in peft.named_modules() if isinstance(m, QuantizedLinear)]
+    peft.set_adapter("default")
+    shared = [m for _, m in peft.named_modules() if isinstance(m, QuantizedLinear)]
+    assert all(a.weight is b.weight for a, b in zip(layers, shared, strict=True))
+    both = peft(IDS, adapter_names=["again", "default"]).data
+    np.testing.assert_allclose(both, expected, atol=1e-6)
+    plain = peft.merge_and_unload()
+    np.testing.assert_allclose(logits(plain), expected, atol=1e-5)
+    assert not any(isinstance(m, QuantizedLinear) for _, m in plain.named_modules())
 
 
 @pytest.mark.parametrize("name", ["1.mlp", "up_proj", "model.layers.0.mlp.up_proj"])
