@@ -21,6 +21,7 @@ from tinygrad_peft.peft.events import (
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
 __all__ = [
     "AffineShape",
@@ -38,6 +39,7 @@ __all__ = [
     "Site",
     "StepEnded",
     "TargetedConfig",
+    "VirtualConfig",
     "apply_recipe",
     "capture_seams",
     "config_from_dict",
@@ -47,4 +49,5 @@ __all__ = [
     "hookimpl",
     "hookspecs",
     "parse_method",
+    "virtual_objections",
 ]
