@@ -39,12 +39,13 @@ class PeftConfig:
     `modules_to_save` names modules to be trained whole and saved beside the method, by whole
     segments of their paths.
     `passed_over` holds what PEFT writes for features that no model here has, where that is neither
-    null nor false nor empty.
+    null nor false nor empty. `not_mergeable` says why the method cannot be merged, if it cannot.
     `stored_root` is what PEFT writes before the paths of the model's modules.
     """
 
     peft_type: ClassVar[str]
     passed_over: ClassVar[Mapping[str, object]] = {}
+    not_mergeable: ClassVar[str] = ""
     stored_root: ClassVar[str] = "base_model.model"
     modules_to_save: Sequence[str] = ()
 

@@ -21,7 +21,8 @@ class VirtualConfig(PeftConfig):
         given, they must be the model's.
     """
 
-    # PEFT wraps no module of the model for these, and writes its one tensor without any path.
+    not_mergeable: ClassVar[str] = "virtual tokens are no weights of the model"
+    # PEFT wraps the model once less for these methods than for others.
     stored_root: ClassVar[str] = "base_model"
 
     num_virtual_tokens: int = 20
