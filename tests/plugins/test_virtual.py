@@ -307,6 +307,46 @@ def test_a_stack_is_saved_and_loaded_in_its_order(
     np.testing.assert_array_equal(logits(again), logits(peft))
 
 
+@pytest.mark.parametrize("name", USUAL_WIDTHS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_it_is_stored_flattened_and_goes_on_as_it_was_where_it_is_stored_whole(
+    family: TransformerConfig, name: str, tmp_path: Path, *, whole: bool
+) -> None:
+    peft = adapted(family, USUAL_WIDTHS[name])
+    peft.save_pretrained(tmp_path, flatten=not whole)
+    again = PeftModel.from_pretrained(small(family), tmp_path, is_trainable=True)
+    np.testing.assert_array_equal(logits(again), logits(peft))
+    trained = again.record.named_parameters(0)
+    if not whole:
+        assert [path.rpartition(".")[2] for path in trained] == ["prompt_embeddings"]
+    else:
+        assert trained.keys() == peft.record.named_parameters(0).keys()
+        step(again)
+        step(peft)
+        np.testing.assert_array_equal(logits(again), logits(peft))
+
+
+def step(peft: PeftModel) -> None:
+    peft.loss(IDS, labels(peft.config)).backward()
+    AdamW(peft.trainable_parameters(), lr=0.01).step()
+
+
+def test_rows_may_have_prompts_and_prefixes_of_their_own(family: TransformerConfig) -> None:
+    peft = adapted(family, [PREFIX, P_TUNING])
+    recipes = {"short": [PROMPT], "long": [CONFIGS["projected prefix"], PROMPT, PROMPT]}
+    for name, recipe in recipes.items():
+        peft.add_adapter(name, recipe, seed=1)
+    ids = np.concatenate([IDS, IDS[:1]])
+    names = ["long", "default", "short"]
+    with no_grad():
+        together = peft(ids, adapter_names=names).data
+        for row, name in enumerate(names):
+            peft.set_adapter(name)
+            alone = peft(ids[row : row + 1]).data[0]
+            found = together[row, -len(alone) :] if alone.ndim == 2 else together[row]
+            np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
+
+
 # ---------- what is refused ----------
 
 
