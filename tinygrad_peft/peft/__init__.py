@@ -13,9 +13,12 @@ from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
     Applied,
+    Combination,
+    Combined,
     Draft,
     ModelShape,
     ParameterCount,
+    Source,
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
@@ -28,6 +31,8 @@ from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 __all__ = [
     "AffineShape",
     "Applied",
+    "Combination",
+    "Combined",
     "Draft",
     "Host",
     "Memory",
@@ -41,6 +46,7 @@ __all__ = [
     "Rewrite",
     "Seam",
     "Site",
+    "Source",
     "StepEnded",
     "TargetedConfig",
     "VirtualConfig",
