@@ -31,7 +31,10 @@ def test_the_method_on_the_plugins_page_is_the_one_that_is_installed() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["index", "guide", "concepts", "cli", "plugins", "files", "design", "methods/adapters"],
+    [
+        *("index", "guide", "concepts", "cli", "plugins", "files", "design"),
+        *("methods/adapters", "methods/prefix-tuning", "methods/prompt-tuning"),
+    ],
 )
 def test_every_page_is_there_and_its_links_lead_somewhere(page: str) -> None:
     path = ROOT / "docs" / f"{page}.md"

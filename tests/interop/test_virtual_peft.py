@@ -71,7 +71,7 @@ def settings(option: str) -> dict[str, Any]:
 
 def adapted(base: Path, family: str, option: str) -> PeftModel:
     kind, _ = KINDS[option.partition(",")[0]]
-    saved = {"modules_to_save": ["classifier"]} if family == "bert" else {}
+    saved: dict[str, Any] = {"modules_to_save": ["classifier"]} if family == "bert" else {}
     return shaken(get_peft_model(own(base), kind(**settings(option), **saved)))
 
 

@@ -52,7 +52,7 @@ USUAL_WIDTHS: dict[str, VirtualConfig] = {
     "p-tuning": PromptEncoderConfig(num_virtual_tokens=2),
 }
 PREFIX, PROMPT, P_TUNING = CONFIGS["prefix"], CONFIGS["prompt"], CONFIGS["p-tuning"]
-LORA = LoraConfig(r=2, target_modules="all-linear")
+LORA = LoraConfig(r=2)
 STACKS: dict[str, list[PeftConfig]] = {
     "two prefixes": [PREFIX, CONFIGS["projected prefix"]],
     "two prompts": [PROMPT, P_TUNING],
