@@ -68,7 +68,9 @@ class PromptEncoderConfig(SoftPromptConfig):
     encoder_reparameterization_type: the network: "MLP". "LSTM" is known so that prompts which it
         has computed can be read; it is not trained here.
     encoder_hidden_size: the width of the network; None, the model's.
-    encoder_num_layers, encoder_dropout: the LSTM's. (The MLP has two hidden layers, no dropout.)
+    encoder_num_layers: the hidden layers of an LSTM. The MLP always has two.
+    encoder_dropout: how much of a hidden layer is dropped in training. (Hugging Face PEFT has no
+        dropout in the MLP, whatever the file says.)
     """
 
     peft_type: ClassVar[str] = "P_TUNING"
@@ -79,10 +81,12 @@ class PromptEncoderConfig(SoftPromptConfig):
     encoder_dropout: float = 0.0
 
     def problems(self) -> list[str]:
-        """A width below one, and another network than those that there are."""
+        """A width below one, a rate outside [0, 1), another network than those that there are."""
         found = super().problems()
         if self.encoder_hidden_size is not None and self.encoder_hidden_size < 1:
             found.append(f"encoder_hidden_size={self.encoder_hidden_size} must be at least 1")
+        if not 0 <= self.encoder_dropout < 1:
+            found.append(f"encoder_dropout={self.encoder_dropout} must be at least 0 and below 1")
         if self.encoder_reparameterization_type not in _ENCODERS:
             found.append(
                 f"encoder_reparameterization_type={self.encoder_reparameterization_type!r} "
@@ -91,12 +95,9 @@ class PromptEncoderConfig(SoftPromptConfig):
         return found
 
     def untrainable(self) -> list[str]:
-        """An LSTM, and an MLP with what only an LSTM has."""
+        """An LSTM, and an MLP with as many layers as only an LSTM may have."""
         if self.encoder_reparameterization_type == "LSTM":
             return ["encoder_reparameterization_type='LSTM' is not trained here: use 'MLP'"]
-        found = []
         if self.encoder_num_layers != 2:
-            found.append(f"encoder_num_layers={self.encoder_num_layers}: the MLP always has 2")
-        if self.encoder_dropout:
-            found.append(f"encoder_dropout={self.encoder_dropout}: the MLP has none")
-        return found
+            return [f"encoder_num_layers={self.encoder_num_layers}: the MLP always has 2"]
+        return []

@@ -12,10 +12,13 @@ computed from others by a network of width h:
 A language model predicts a text's first token from the last virtual token.
 """
 
+from collections.abc import Callable
+
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.nn import Init, Linear, Module, Parameter, Prompt, VirtualTokens
+from tinygrad_peft.nn import Dropout, Init, Linear, Module, Parameter, Prompt, VirtualTokens
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor, no_grad
+from tinygrad_peft_prompt.config import PromptEncoderConfig
 
 __all__ = ["PromptEncoder", "SoftPrompt"]
 
@@ -39,7 +42,9 @@ class PromptEncoder(Module):
 
     base_layer: Prompt
 
-    def __init__(self, base: Prompt, tokens: int, size: int, hidden: int, init: Init) -> None:
+    def __init__(self, base: Prompt, config: PromptEncoderConfig, size: int, init: Init) -> None:
+        """`size` is D, the model's width."""
+        tokens, hidden = config.num_virtual_tokens, config.encoder_hidden_size or size
         self.base_layer = base
         self.embedding = Parameter(init.normal(tokens, size, std=1.0))  # (N, D)
         self.layers = [
@@ -47,14 +52,17 @@ class PromptEncoder(Module):
             Linear(hidden, hidden, init=init),
             Linear(hidden, size, init=init),
         ]
+        self.dropout = Dropout(config.encoder_dropout)
+        self.dropout.rng = init.rng
 
     def __call__(self) -> VirtualTokens:
-        return _in_front(self.states(), self.base_layer)
+        return _in_front(self.states(self.dropout), self.base_layer)
 
-    def states(self) -> Tensor:
-        """The virtual tokens that are computed: (N, D)."""
+    def states(self, drop: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> Tensor:
+        """The virtual tokens that are computed, with `drop` on both hidden layers: (N, D)."""
         first, second, last = self.layers
-        return last(F.relu(second(F.relu(first(self.embedding)))))
+        hidden = drop(F.relu(first(self.embedding)))  # (N, h)
+        return last(drop(F.relu(second(hidden))))
 
     def flattened(self) -> SoftPrompt:
         """The virtual tokens as they are now, to be trained themselves: what PEFT stores."""

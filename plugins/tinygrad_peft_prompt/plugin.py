@@ -39,8 +39,7 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
         _refuse_untrainable(config)
     init = Skeleton(dtype=site.init.dtype) if site.loading else site.init
     if isinstance(config, PromptEncoderConfig) and config.encoder_reparameterization_type == "MLP":
-        hidden = config.encoder_hidden_size or size
-        return PromptEncoder(base, config.num_virtual_tokens, size, hidden, init)
+        return PromptEncoder(base, config, size, init)
     if isinstance(config, PromptTuningConfig) and not site.loading:
         return SoftPrompt(base, first_states(config, site.model.embed_tokens, init))
     return SoftPrompt(base, init.zeros(config.num_virtual_tokens, size))

@@ -81,7 +81,8 @@ def test_it_stands_before_every_text_as_the_references_does(rng: np.random.Gener
 
 
 def test_the_encoder_is_the_references(rng: np.random.Generator) -> None:
-    encoder = PromptEncoder(NoPrompt(), 3, 6, 5, Init(0, np.float64))
+    config = PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=5)
+    encoder = PromptEncoder(NoPrompt(), config, 6, Init(0, np.float64))
     reference = Reparameterization(3, [6, 5, 5, 6], "relu")
     reference.embedding = encoder.embedding.data
     biases = [linear.bias for linear in encoder.layers if linear.bias is not None]
@@ -114,11 +115,25 @@ def test_the_last_virtual_token_predicts_the_first_of_the_text() -> None:
 
 
 def test_the_flattened_twin_is_the_same_prompt() -> None:
-    encoder = PromptEncoder(NoPrompt(), 3, 6, 5, Init(0, np.float64))
+    config = PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=5)
+    encoder = PromptEncoder(NoPrompt(), config, 6, Init(0, np.float64))
     twin = encoder.flattened()
     assert [name for name, _ in twin.named_parameters()] == ["prompt_embeddings"]
     assert twin.prompt_embeddings.requires_grad
     np.testing.assert_array_equal(twin().states.data, encoder().states.data)
+
+
+def test_dropout_acts_in_training_and_never_on_what_is_stored() -> None:
+    peft = get_peft_model(
+        small(LLAMA), PromptEncoderConfig(encoder_hidden_size=64, encoder_dropout=0.5)
+    )
+    still = [prompt_of(peft) for _ in range(2)]
+    peft.train()
+    moving = [prompt_of(peft) for _ in range(2)]
+    (stored,) = peft.record.stored_parameters(0).values()
+    np.testing.assert_array_equal(still[0], still[1])
+    np.testing.assert_array_equal(stored.data, still[0])
+    assert np.abs(moving[0] - moving[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("config", [PromptTuningConfig(), PromptEncoderConfig()])
@@ -276,7 +291,6 @@ NOT_TRAINED: dict[str, tuple[VirtualConfig, str]] = {
         "encoder_reparameterization_type='LSTM' is not trained here: use 'MLP'",
     ),
     "layers": (PromptEncoderConfig(encoder_num_layers=3), "encoder_num_layers=3: the MLP always"),
-    "dropout": (PromptEncoderConfig(encoder_dropout=0.1), "encoder_dropout=0.1: the MLP has none"),
     "a text": (
         PromptTuningConfig(prompt_tuning_init_text="good"),
         "prompt_tuning_init='RANDOM' reads no prompt_tuning_init_text: that is for 'TEXT'",
@@ -349,6 +363,11 @@ def test_what_cannot_be_is_refused_all_at_once() -> None:
     assert "prompt_tuning_init='TEXT' needs prompt_tuning_init_text" in str(caught.value)
     assert "prompt_tuning_init='TEXT' needs tokenizer_name_or_path" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
-        PromptEncoderConfig(encoder_hidden_size=0, encoder_reparameterization_type="GRU")  # type: ignore[arg-type]
+        PromptEncoderConfig(
+            encoder_hidden_size=0,
+            encoder_dropout=1.0,
+            encoder_reparameterization_type="GRU",  # type: ignore[arg-type]
+        )
     assert "encoder_hidden_size=0 must be at least 1" in str(caught.value)
+    assert "encoder_dropout=1.0 must be at least 0 and below 1" in str(caught.value)
     assert "encoder_reparameterization_type='GRU' must be 'MLP' or 'LSTM'" in str(caught.value)

@@ -195,6 +195,9 @@ def put_virtual_tokens_before_every_text(model: Transformer, init: Init, draft: 
     assert_type(prefix.flattened(), TrainedPrefix)
     model.prompt = SoftPrompt(model.prompt, init.zeros(4, 8))
     assert_type(SoftPrompt(model.prompt, init.zeros(4, 8))(), VirtualTokens)
-    trained: list[Reparameterized] = [prefix, PromptEncoder(model.prompt, 4, 8, 2, init)]
+    trained: list[Reparameterized] = [
+        prefix,
+        PromptEncoder(model.prompt, PromptEncoderConfig(), 8, init),
+    ]
     objections: list[str] = virtual_objections(draft, PrefixTuningConfig, PromptTuningConfig)
     print(trained, objections)
