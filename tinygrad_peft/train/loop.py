@@ -29,7 +29,8 @@ from tinygrad_peft.train.events import (
 )
 from tinygrad_peft.train.interrupt import Interrupts
 from tinygrad_peft.train.keep import Keeper, Save
-from tinygrad_peft.train.result import Finish, TrainResult, peak_memory
+from tinygrad_peft.train.memory import peak_memory
+from tinygrad_peft.train.result import Finish, TrainResult
 from tinygrad_peft.train.steps import Step, Tally, count_steps, steps
 from tinygrad_peft.train.trainable import Trainable
 
