@@ -78,12 +78,8 @@ def pooled_features(
     """What the model gives its head for each example, in their order: (N, D)."""
     made = batches(encoded, batch_size, pad_id=pad_id, seed=None)
     model.eval()
-    features = []
     with no_grad():
-        for batch in made:
-            hidden = model.hidden_states(batch.input_ids, batch.attention_mask)
-            tokens = batch.input_ids.shape[1]
-            features.append(model.pool(hidden, batch.attention_mask, tokens=tokens).data)
+        features = [model.pooled(batch.input_ids, batch.attention_mask).data for batch in made]
     order = np.concatenate([batch.index for batch in made])
     return np.concatenate(features)[np.argsort(order)]
 
