@@ -18,7 +18,7 @@ from tinygrad_peft.train.comparison import read_comparison
 from tinygrad_peft.train.plot import plot_comparison
 from tinygrad_peft.train.progress import progress_display
 
-__all__ = ["ProgressLines", "compare_recipes", "draw", "plot_folder"]
+__all__ = ["PLOT_FILE", "ProgressLines", "compare_recipes", "draw", "plot_folder"]
 
 PLOT_FILE = "comparison.png"
 

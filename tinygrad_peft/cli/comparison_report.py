@@ -27,13 +27,19 @@ def _cells(row: Row, *, classifies: bool) -> tuple[str, ...]:
     quality, ratio = row.accuracy if classifies else row.loss, row.ratio
     return (
         row.label + ENDINGS[row.outcome],
-        MISSING if quality is None else f"{quality:.2%}" if classifies else f"{quality:.4f}",
+        _quality(quality, classifies=classifies),
         MISSING if row.trainable is None else f"{row.trainable:,}",
-        MISSING if ratio is None else f"{ratio:.3%}",
+        MISSING if ratio is None else f"{100 * ratio:.3f} %",
         MISSING if row.seconds is None else f"{row.seconds:.1f}",
         MISSING if row.peak_memory is None else f"{row.peak_memory / 1e6:,.0f}",
         MISSING if row.lr is None else f"{row.lr:g}",
     )
+
+
+def _quality(value: float | None, *, classifies: bool) -> str:
+    if value is None:
+        return MISSING
+    return f"{100 * value:.2f} %" if classifies else f"{value:.4f}"
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:

@@ -107,7 +107,7 @@ def _misfit(model: Transformer, contender: Contender, host: Host) -> str:
     try:
         checked_targets(model, steps_of(contender.recipe), capture_seams(model), host)
     except TinygradPeftError as error:
-        return f"{contender.label}: {error}"
+        return f"{contender.label}: " + str(error).replace("\n", "\n  ")
     return ""
 
 

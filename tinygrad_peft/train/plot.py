@@ -98,7 +98,9 @@ def _draw_curves(axes: "Axes", series: Sequence[_Series]) -> None:
         steps, losses = _smoothed(s.row.losses)
         axes.plot(steps, losses, color=s.colour, linestyle=s.dash, linewidth=1.6)
         _mark(axes, steps[-1], losses[-1], s, size=8)
-    if not drawn:
+    if drawn:
+        _limit(axes, [s.row.losses[0] for s in drawn])
+    else:
         _say(axes, "no recipe has made a step")
 
 
@@ -127,12 +129,20 @@ def _draw_scatter(axes: "Axes", series: Sequence[_Series], *, classifies: bool) 
             _mark(axes, x, y, s, size=11)
     counts = [x for _, x, _ in measured if x]
     if counts:
-        axes.set_xscale("log")
-        axes.set_xlim(min(counts) / 2, max(counts) * 2)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter("")
+        _scale_by_ratio(axes, min(counts) / 2, max(counts) * 2)
     if not measured:
         _say(axes, "nothing was evaluated")
+    elif not classifies:
+        _limit(axes, [y for _, _, y in measured])
+
+
+def _scale_by_ratio(axes: "Axes", low: float, high: float) -> None:
+    """A logarithmic x axis with whole numbers, and enough of them."""
+    axes.set_xscale("log", subs=(2, 5) if high / low < 1000 else ())
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("{x:,.0f}")
+    axes.tick_params(which="minor", labelsize=8, color=GREY, length=3.5, pad=3.5)
 
 
 def _point(row: Row, *, classifies: bool) -> tuple[int | None, float | None]:
@@ -168,6 +178,13 @@ def _mark(axes: "Axes", x: float, y: float, series: _Series, *, size: float) -> 
         linestyle="none",
         zorder=3,
     )
+
+
+def _limit(axes: "Axes", losses: Sequence[float]) -> None:
+    """Cut off what is far above the usual loss: one recipe that diverged would flatten the rest."""
+    most = 2 * float(np.median(losses))
+    if axes.get_ylim()[1] > most:
+        axes.set_ylim(0, most)
 
 
 def _say(axes: "Axes", text: str) -> None:
