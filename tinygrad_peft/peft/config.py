@@ -40,13 +40,14 @@ class PeftConfig:
     `modules_to_save` names modules to be trained whole and saved beside the method, by whole
     segments of their paths.
     `passed_over` holds what PEFT writes for features that no model here has, where that is neither
-    null nor false nor empty.
+    null nor false nor empty. `not_mergeable` says why the method cannot be merged, if it cannot.
     `learning_rate` is the peak that suits the method as a rule; None, the base's, says nothing.
     """
 
     peft_type: ClassVar[str]
     learning_rate: ClassVar[float | None] = None
     passed_over: ClassVar[Mapping[str, object]] = {}
+    not_mergeable: ClassVar[str] = ""
     modules_to_save: Sequence[str] = ()
 
     def __post_init__(self) -> None:
