@@ -12,7 +12,7 @@ from tinygrad_peft.cli.preparing import TrainingOptions, prepare
 from tinygrad_peft.cli.recipes import parse_contenders
 from tinygrad_peft.errors import MissingExtraError
 from tinygrad_peft.peft import Host
-from tinygrad_peft.train import Comparison, Contender, Event, Observer, Row, Watcher, compare
+from tinygrad_peft.train import Comparison, Contender, Event, Observer, Row, Turn, Watcher, compare
 from tinygrad_peft.train.compare import COMPARISON_FILE
 from tinygrad_peft.train.comparison import read_comparison
 from tinygrad_peft.train.plot import plot_comparison
@@ -63,10 +63,10 @@ class ProgressLines(Watcher):
     def __init__(self, display: Observer) -> None:
         self.display = display
 
-    def started(self, contender: Contender, lr: float | None, place: int, count: int) -> None:
+    def started(self, turn: Turn) -> None:
         """Name the contender."""
-        rate = "" if lr is None else f", learning rate {lr:g}"
-        _say(f"{place}/{count} {contender.label}{rate}")
+        rate = "" if turn.lr is None else f", learning rate {turn.lr:g}"
+        _say(f"{turn.place}/{turn.count} {turn.contender.label}{rate}")
 
     def trained(self, event: Event) -> None:
         """Hand it on."""

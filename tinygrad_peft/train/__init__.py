@@ -15,7 +15,7 @@ from tinygrad_peft.train.events import (
 from tinygrad_peft.train.loop import train
 from tinygrad_peft.train.result import TrainResult
 from tinygrad_peft.train.trainable import Trainable
-from tinygrad_peft.train.trial import Watcher
+from tinygrad_peft.train.trial import Turn, Watcher
 
 __all__ = [
     "Comparison",
@@ -31,6 +31,7 @@ __all__ = [
     "Trainable",
     "TrainingEnded",
     "TrainingStarted",
+    "Turn",
     "Watcher",
     "compare",
     "evaluate",

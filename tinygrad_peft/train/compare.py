@@ -19,7 +19,7 @@ from tinygrad_peft.train.config import TrainConfig
 from tinygrad_peft.train.data import Encoded
 from tinygrad_peft.train.heads import with_saved_head
 from tinygrad_peft.train.log import versions
-from tinygrad_peft.train.trial import Bench, Entry, Watcher, run_trial
+from tinygrad_peft.train.trial import Bench, Turn, Watcher, run_trial
 
 __all__ = ["COMPARISON_FILE", "compare"]
 
@@ -76,11 +76,11 @@ def compare(
         job=dict(job or {}),
         watcher=watcher or Watcher(),
     )
-    entries = [
-        Entry(place, contender, _own_config(contender, config))
+    turns = [
+        Turn(place, len(ready), contender, _own_config(contender, config))
         for place, contender in enumerate(ready, start=1)
     ]
-    return _Run(bench, entries).all()
+    return _Run(bench, turns).all()
 
 
 # ---------- before ----------
@@ -130,17 +130,17 @@ class _Run:
     """One call of `compare`, and how far it is."""
 
     bench: Bench
-    entries: Sequence[Entry]
+    turns: Sequence[Turn]
     rows: list[Row] = field(default_factory=list)
     interrupted: bool = False
 
     def all(self) -> Comparison:
-        """Try one entry after another."""
+        """Give each its turn."""
         if self.bench.out is not None:
             self.bench.out.mkdir(parents=True, exist_ok=True)
         try:
-            for entry in self.entries:
-                self._add(entry)
+            for turn in self.turns:
+                self._add(turn)
                 if self.interrupted:
                     break
         except KeyboardInterrupt:
@@ -148,9 +148,9 @@ class _Run:
             self._write()
         return self._comparison()
 
-    def _add(self, entry: Entry) -> None:
-        self.bench.watcher.started(entry.contender, entry.lr, entry.place, len(self.entries))
-        row = run_trial(self.bench, entry)
+    def _add(self, turn: Turn) -> None:
+        self.bench.watcher.started(turn)
+        row = run_trial(self.bench, turn)
         self.rows.append(row)
         self.interrupted = row.outcome == "interrupted"
         self._write()
@@ -164,7 +164,7 @@ class _Run:
         settings: dict[str, object] = msgspec.to_builtins(self.bench.config)
         return Comparison(
             rows=tuple(self.rows),
-            waiting=tuple(e.contender.label for e in self.entries[len(self.rows) :]),
+            waiting=tuple(t.contender.label for t in self.turns[len(self.rows) :]),
             interrupted=self.interrupted,
             job=self.bench.job,
             config={name: value for name, value in settings.items() if name != "lr"},

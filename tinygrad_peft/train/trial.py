@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from tinygrad_peft.errors import TinygradPeftError
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.module import count_elements
-from tinygrad_peft.peft import Host, PeftModel, config_to_dict, get_peft_model
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, config_to_dict, get_peft_model
 from tinygrad_peft.train.comparison import Contender, Row
 from tinygrad_peft.train.config import TrainConfig
 from tinygrad_peft.train.data import Encoded
@@ -19,14 +21,14 @@ from tinygrad_peft.train.memory import MemoryMeter
 from tinygrad_peft.train.probe import probe
 from tinygrad_peft.train.result import TrainResult
 
-__all__ = ["Bench", "Entry", "Watcher", "run_trial"]
+__all__ = ["Bench", "Turn", "Watcher", "run_trial"]
 
 
 class Watcher:
     """Is told how a comparison goes; a subclass overrides what it wants to know."""
 
-    def started(self, contender: Contender, lr: float | None, place: int, count: int) -> None:
-        """A contender is number `place`, from 1, of `count`, and its turn has come."""
+    def started(self, turn: "Turn") -> None:
+        """A contender's turn has come."""
 
     def trained(self, event: Event) -> None:
         """What the training loop tells of the contender whose turn it is."""
@@ -51,10 +53,11 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A contender with its place, from 1, and its own settings of training."""
+class Turn:
+    """A contender with its place, from 1, among so many, and its own settings of training."""
 
     place: int
+    count: int
     contender: Contender
     config: TrainConfig
 
@@ -70,12 +73,12 @@ class Entry:
         return "-".join([str(self.place), *words.lower().split()])
 
 
-def run_trial(bench: Bench, entry: Entry) -> Row:
+def run_trial(bench: Bench, turn: Turn) -> Row:
     """The row of a contender; one that fails has a row that says why.
 
     Raises KeyboardInterrupt where Ctrl-C left nothing worth a row.
     """
-    memory, trial = MemoryMeter(), _Trial(bench, entry)
+    memory, trial = MemoryMeter(), _Trial(bench, turn)
     try:
         trial.run()
     except Exception as error:  # noqa: BLE001 - whatever a plugin does, the others have their turn
@@ -91,19 +94,21 @@ def run_trial(bench: Bench, entry: Entry) -> Row:
 class _Trial:
     """One contender's turn, and what is known of it so far."""
 
-    def __init__(self, bench: Bench, entry: Entry) -> None:
+    def __init__(self, bench: Bench, turn: Turn) -> None:
         self.bench = bench
-        self.entry = entry
-        methods = tuple(config_to_dict(step) for step in entry.contender.recipe)
+        self.turn = turn
         self.row = Row(
-            label=entry.contender.label, methods=methods, lr=entry.lr, outcome="interrupted"
+            label=turn.contender.label,
+            methods=tuple(_as_read(step) for step in turn.contender.recipe),
+            lr=turn.lr,
+            outcome="interrupted",
         )
         self.losses: list[float] = []
         self.evaluations: list[Evaluated] = []
 
     def run(self) -> None:
         """Find out what there is to know."""
-        if self.entry.contender.recipe:
+        if self.turn.contender.recipe:
             self._adapt()
         elif self.bench.model.classifier is not None:
             self._probe()
@@ -113,8 +118,8 @@ class _Trial:
     # ---------- a recipe ----------
 
     def _adapt(self) -> None:
-        bench, recipe = self.bench, self.entry.contender.recipe
-        peft = get_peft_model(bench.model, recipe, seed=self.entry.config.seed, host=bench.host)
+        bench, recipe = self.bench, self.turn.contender.recipe
+        peft = get_peft_model(bench.model, recipe, seed=self.turn.config.seed, host=bench.host)
         try:
             trainable, total = peft.get_nb_trainable_parameters()
             self.row = replace(self.row, trainable=trainable, total=total)
@@ -123,12 +128,12 @@ class _Trial:
             peft.unload()
 
     def _train(self, peft: PeftModel) -> TrainResult:
-        bench, config = self.bench, self.entry.config
+        bench, config = self.bench, self.turn.config
         data, observers = (bench.train_set, bench.eval_set), [self._observe]
         if bench.out is None:
             return train(peft, *data, config, pad_id=bench.pad_id, observers=observers)
         return train_into(
-            bench.out / self.entry.folder,
+            bench.out / self.turn.folder,
             peft,
             *data,
             config,
@@ -190,6 +195,12 @@ class _Trial:
             total=count_elements(bench.model.parameters()),
             seconds=0.0,
         )
+
+
+def _as_read(config: PeftConfig) -> dict[str, object]:
+    """The settings as a file gives them back: with lists for tuples."""
+    text = msgspec.json.encode(config_to_dict(config))
+    return msgspec.json.decode(text, type=dict[str, object])
 
 
 def _explained(error: Exception) -> str:
