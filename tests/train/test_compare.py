@@ -266,7 +266,7 @@ def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: 
     assert first.error is not None
     assert first.error.startswith("training stopped: ")
     assert first.losses
-    assert first.trainable == 256
+    assert first.trainable == 512
     assert (first.loss, first.folder) == (None, None)
 
 

@@ -60,14 +60,18 @@ def parse_contenders(
 def _parse(spec: str, methods: Mapping[str, type[PeftConfig]]) -> _Parsed:
     texts, options = _split(spec)
     recipe = tuple(parse_method(text, methods) for text in texts)
-    values = dict(_pairs(options))
+    values: dict[str, str] = {}
+    for name, value in _pairs(options):
+        if name in values:
+            raise ConfigError(f"{name} is set twice after the @")
+        values[name] = value
     unknown = [name for name in values if name not in ("lr", "label")]
     if unknown:
         raise ConfigError(
             "unknown after the @:\n" + listed(k + nearest(k, ("lr", "label")) for k in unknown)
         )
     if values.get("label") == "":
-        raise ConfigError("the label is empty")
+        raise ConfigError("the label after the @ is empty")
     return _Parsed(recipe, _rate(values.get("lr")), values.get("label"))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_comparison", "require_matplotlib"]
+__all__ = ["draw_comparison", "plot_comparison", "require_matplotlib"]
 
 Dash: TypeAlias = Literal["-", "--", "-.", ":"]
 
@@ -45,6 +45,16 @@ def require_matplotlib() -> None:
 def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Draw the rows into a PNG file, which is whole or as it was.
 
+    Raises MissingExtraError without matplotlib.
+    """
+    figure = draw_comparison(comparison)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def draw_comparison(comparison: Comparison) -> "Figure":
+    """The picture as a figure of matplotlib, which its caller may change and save.
+
     On the left the training loss by step, on the right accuracy (or loss) over the number of
     trained parameters. What was not measured is left out. Raises MissingExtraError without
     matplotlib.
@@ -62,8 +72,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     _draw_curves(curves, series)
     _draw_scatter(scatter, series, classifies=comparison.classifies)
     _draw_legend(figure, series)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return figure
 
 
 @dataclass(frozen=True)
