@@ -72,6 +72,8 @@ def test_recipes_of_the_same_methods_are_told_apart_by_their_settings() -> None:
 
 def test_recipes_of_the_same_settings_are_told_apart_by_their_rates() -> None:
     assert labels("lora @ lr=1e-3", "lora @ lr=0.01") == ["lora lr=0.001", "lora lr=0.01"]
+    assert labels("lora", "lora @ lr=0.01") == ["lora", "lora lr=0.01"]
+    assert labels("lora:r=2", "lora:r=4 @ lr=0.01") == ["lora r=2", "lora r=4"]
 
 
 def test_a_label_that_is_given_takes_no_part_in_telling_apart() -> None:

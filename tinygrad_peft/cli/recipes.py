@@ -140,7 +140,7 @@ def _told_apart(parsed: _Parsed, others: Sequence[_Parsed]) -> str:
         own, *_ = values = [config_to_dict(p.recipe[step]) for p in (parsed, *alike)]
         differing = [key for key in own if any(v[key] != own[key] for v in values)]
         parts.append(" ".join([_method_name(config), *(f"{k}={_text(own[k])}" for k in differing)]))
-    if parsed.lr is not None and any(p.lr != parsed.lr for p in alike):
+    if parsed.lr is not None and any(p.recipe == parsed.recipe for p in alike if p is not parsed):
         parts[-1] += f" lr={parsed.lr:g}"
     return " + ".join(parts)
 
