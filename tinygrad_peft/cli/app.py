@@ -226,7 +226,7 @@ def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: 
     help="An adapter's folder; give it several times.",
 )
 @click.option("--weights", required=True, help="A number for each adapter: 0.7,0.3.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
+@options.out
 @click.option("--model", help="The model; needed if the adapters do not tell which it is.")
 @click.option(
     "--type",
@@ -240,8 +240,8 @@ def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: 
 @click.option(
     "--density", type=float, default=0.5, show_default=True, help="The share of elements kept."
 )
-@_seed
-@_as_json
+@options.seed
+@options.as_json
 def combine(
     *,
     adapters: tuple[Path, ...],
