@@ -26,8 +26,13 @@ TRAIN, TEST = 1_500, 600
 # One short epoch takes higher rates than the methods' own, which are for longer runs.
 RECIPES = (
     "lora:r=8,lora_alpha=16,target_modules=query+value @ lr=3e-3",
-    "lora:r=8,lora_alpha=16,target_modules=all-linear @ lr=3e-3, label=lora everywhere",
+    "adapter:bottleneck_dim=32 @ lr=3e-3",
+    "prefix_tuning:num_virtual_tokens=20 @ lr=1e-2",
+    "prompt_tuning:num_virtual_tokens=20 @ lr=1e-2",
+    "qlora:r=8,lora_alpha=16,target_modules=query+value @ lr=3e-3",
+    "lora:r=8,lora_alpha=16,target_modules=query+value + adapter:bottleneck_dim=32 @ lr=3e-3",
 )
+
 
 
 def main(arguments: Sequence[str], *, sizes: "OfflineSizes | None" = None) -> int:
