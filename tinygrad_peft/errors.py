@@ -14,6 +14,8 @@ TinygradPeftError
 └── PeftError          applying, merging or saving a method failed
     ├── PluginError    a plugin that cannot be loaded or contradicts another
     └── TargetError    targets that the model does not have    (also a LookupError)
+
+PrecisionWarning, a UserWarning, is no error: what was asked for is done, at a price that it names.
 """
 
 import difflib
@@ -29,6 +31,7 @@ __all__ = [
     "NetworkError",
     "PeftError",
     "PluginError",
+    "PrecisionWarning",
     "ShapeError",
     "TargetError",
     "TinygradPeftError",
@@ -93,6 +96,10 @@ class PluginError(PeftError):
 
 class TargetError(PeftError, LookupError):
     """A target that the model does not have."""
+
+
+class PrecisionWarning(UserWarning):
+    """Rounding has cost much of what was learnt."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import tinygrad_peft
 import tinygrad_peft_adapter
 import tinygrad_peft_lora
+import tinygrad_peft_qlora
 from tinygrad_peft import Host, Module, Parameter, PeftModel, Tensor, Transformer, get_peft_model
 from tinygrad_peft.nn import Affine, Block, Init, Linear, MultiHeadAttention
 from tinygrad_peft.peft import (
@@ -26,11 +27,20 @@ from tinygrad_peft.peft import (
 )
 from tinygrad_peft_adapter import BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_qlora import (
+    QLoraConfig,
+    QuantizeConfig,
+    QuantizedLinear,
+    RequantizeReport,
+    merge_requantized,
+    quantize,
+)
 
 public_names: list[str] = [
     *tinygrad_peft.__all__,
     *tinygrad_peft_adapter.__all__,
     *tinygrad_peft_lora.__all__,
+    *tinygrad_peft_qlora.__all__,
 ]
 
 
@@ -141,7 +151,25 @@ def adapt(model: Transformer, directory: Path) -> None:
     print(share)
 
 
+def stay_at_4_bits(model: Transformer) -> list[str]:
+    recipe: list[PeftConfig] = [QuantizeConfig(quant_type="int4"), LoraConfig()]
+    get_peft_model(model, recipe).unload()
+    peft = get_peft_model(model, QLoraConfig(r=4, block_size=128, double_quant=True))
+    peft.release_base()
+    merged, report = merge_requantized(peft)
+    assert_type(merged, Transformer)
+    assert_type(report, RequantizeReport)
+    return [layer.path for layer in report.lost if layer.cosine < 0.1]
+
+
 # ---------- a seam ----------
+
+
+def put_a_4_bit_layer_into_a_seam(attention: MultiHeadAttention, linear: Linear) -> None:
+    packed = quantize(linear.weight.data, quant_type="nf4", double_quant=True)
+    attention.q_proj = QuantizedLinear(packed, linear.bias)
+    bits: float = packed.bits_per_weight
+    print(bits)
 
 
 def put_an_adapter_around_a_layer(block: Block, init: Init) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import tinygrad_peft
 import tinygrad_peft_adapter
 import tinygrad_peft_lora
+import tinygrad_peft_qlora
 from tinygrad_peft import Host, Module, Tensor, Transformer, get_peft_model
 from tinygrad_peft.nn import Affine, Embedding, Init, MultiHeadAttention
 from tinygrad_peft.peft import (
@@ -20,10 +21,12 @@ from tinygrad_peft.peft import (
 )
 from tinygrad_peft_adapter import AttentionAdapter, BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig, LoraLinear
+from tinygrad_peft_qlora import QLoraConfig, QuantizeConfig, quantize
 
 tinygrad_peft.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_adapter.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_lora.no_such_name  # type: ignore[attr-defined]
+tinygrad_peft_qlora.no_such_name  # type: ignore[attr-defined]
 
 
 # ---------- configs ----------
@@ -45,6 +48,11 @@ BottleneckAdapterConfig(init_weights=False)  # type: ignore[arg-type]
 BottleneckAdapterConfig(bottleneck_dim=8.5)  # type: ignore[arg-type]
 BottleneckAdapterConfig(layers_to_transform="0")  # type: ignore[arg-type]
 BottleneckAdapterConfig().scaling = 4  # type: ignore[misc]
+QuantizeConfig(r=8)  # type: ignore[call-arg]
+QuantizeConfig(quant_type="fp4")  # type: ignore[arg-type]
+QuantizeConfig(target_modules=None)  # type: ignore[arg-type]
+QLoraConfig(block_size="64")  # type: ignore[arg-type]
+quantize(LoraConfig())  # type: ignore[arg-type]
 config_from_dict(LoraConfig, {}).rang  # type: ignore[attr-defined]
 config_from_dict(Module, {})  # type: ignore[type-var]
 

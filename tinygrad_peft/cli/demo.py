@@ -34,7 +34,6 @@ RECIPES = (
 )
 
 
-
 def main(arguments: Sequence[str], *, sizes: "OfflineSizes | None" = None) -> int:
     """Run the demo and return its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)

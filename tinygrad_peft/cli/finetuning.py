@@ -22,6 +22,7 @@ def finetune(options: TrainingOptions, *, as_json: bool, quiet: bool) -> int:
     ready = prepare(options)
     recipe_with_head = with_saved_head(recipe, ready.model)
     peft = get_peft_model(ready.model, recipe_with_head, seed=options.seed, host=host)
+    peft.release_base()  # the folder is what is wanted of this run, and not the base
     with progress_display(quiet=quiet or as_json) as display:
         result = train_into(
             options.out,
