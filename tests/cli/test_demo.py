@@ -273,7 +273,7 @@ def test_a_part_that_cannot_be_written_is_told_in_a_line(
     (tmp_path / "merged").touch()
     assert main(["--offline", "--out", str(tmp_path)], sizes=TINY) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"tinygrad-peft demo: {tmp_path / 'merged'} cannot be made: File exists"
+    assert last == f"tinygrad-peft demo: {tmp_path / 'merged'} cannot be written: File exists"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
