@@ -25,6 +25,14 @@ class RunningPromises(MethodSettings):
         base = case.logits(case.base())
         expect_same(case.logits(case.adapt(case.base())), base, f"{case}: logits at the start")
 
+    def test_makes_a_difference_on_every_family(self, every_family: str, host: Host) -> None:
+        """With other weights than at the start, the output is another than the base's."""
+        case = self.case_on(every_family, host)
+        base, got = case.logits(case.base()), case.logits(case.trained())
+        expect(bool(np.isfinite(got).all()), f"{case}: logits are not finite")
+        same = got.shape == base.shape and np.allclose(got, base, rtol=1e-3, atol=1e-3)
+        expect(not same, f"{case}: the logits are the base's, whatever the weights are")
+
     def test_the_output_has_its_shape(self, case: Case) -> None:
         """Logits are the base's in shape, with virtual tokens in front only where promised."""
         got, base = (case.logits(model).shape for model in (case.trained(), case.base()))
@@ -46,7 +54,7 @@ class RunningPromises(MethodSettings):
             alone = case.logits(peft, case.ids[row : row + 1])
             expect_close(alone, whole[row : row + 1], f"{case}: row {row} alone")
         single = case.logits(peft, case.ids[:, :1])
-        expect(bool(np.isfinite(single).all()), f"{case}: a single token gives {single}")
+        expect(bool(np.isfinite(single).all()), f"{case}: logits of a single token are not finite")
         if _is_language_model(case):
             virtual = whole.shape[1] - case.ids.shape[1]
             first = whole[:, : virtual + 1]

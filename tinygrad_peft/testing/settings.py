@@ -51,7 +51,9 @@ class MethodSettings:
         if not hasattr(cls, "config"):
             raise ConfigError(f"{cls.__name__} needs the method: config = MyConfig(...)")
         if "family" in metafunc.fixturenames:
-            metafunc.parametrize("family", list(dict.fromkeys((*SMALL_MODELS, *cls.models))))
+            metafunc.parametrize("family", list(cls.models))
+        if "every_family" in metafunc.fixturenames:
+            metafunc.parametrize("every_family", list(dict.fromkeys((*SMALL_MODELS, *cls.models))))
         if "companion" in metafunc.fixturenames:
             own = cls.config.peft_type.lower()
             others = [name for name in cls.plugins().methods() if name != own]

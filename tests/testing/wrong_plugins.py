@@ -1,0 +1,498 @@
+"""One method that keeps every promise, and many that break one each: the suite runs on all.
+
+`fails` names the tests that must fail, each with words that its message must have; all others must
+pass. pytest does not find this file by itself: tests/testing/test_conformance.py runs it.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Parameter, TransformerConfig
+from tinygrad_peft.nn import functional as F
+from tinygrad_peft.peft import (
+    Draft,
+    Host,
+    ModelShape,
+    ParameterCount,
+    PeftConfig,
+    Site,
+    TargetedConfig,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft.tensor import Tensor, apply
+from tinygrad_peft.testing import SMALL_MODELS, MethodConformance
+
+GPT2, LLAMA, BERT = ({name: shape} for name, shape in SMALL_MODELS.items())
+
+# ---------- a method that is right ----------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOneConfig(TargetedConfig):
+    peft_type: ClassVar[str] = "RANK_ONE"
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "gpt2": ("c_attn",),
+        "llama": ("v_proj",),
+        "bert": ("value",),
+    }
+    dropout: float = 0.0
+    scale: float = 1.0
+
+
+class RankOneLinear(Module):
+    """base(x) + s b (a · dropout(x)), with b starting at zero."""
+
+    base_layer: Affine
+
+    def __init__(self, base: Affine, config: RankOneConfig, init: Init) -> None:
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.scale = config.scale
+        self.base_layer = base
+        self.dropout = Dropout(config.dropout)
+        self.a = Parameter(init.normal(1, base.in_features, std=0.5))
+        self.b = Parameter(init.zeros(base.out_features, 1))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.update(self.dropout(x))
+
+    def update(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.a), self.b) * self.scale
+
+    def delta(self) -> Array:
+        change: Array = self.scale * self.b.data @ self.a.data
+        return change
+
+
+class RankOne:
+    """Its plugin; a wrong one has another layer, or overrides a part."""
+
+    def __init__(self, layer: type[RankOneLinear], settings: type[RankOneConfig]) -> None:
+        self.layer, self.settings = layer, settings
+
+    @hookimpl(hookspecs.peft_methods)
+    def peft_methods(self) -> Sequence[type[PeftConfig]]:
+        return [self.settings]
+
+    @hookimpl(hookspecs.check_recipe)
+    def check_recipe(self, draft: Draft) -> Sequence[str]:
+        return self.check(draft)
+
+    @hookimpl(hookspecs.adapt_module)
+    def adapt_module(self, site: Site, config: PeftConfig) -> Module | None:
+        if isinstance(config, RankOneConfig) and site.is_target and isinstance(site.module, Affine):
+            return self.adapt(site, site.module, config)
+        return None
+
+    @hookimpl(hookspecs.merge_module)
+    def merge_module(self, module: Module) -> Module | None:
+        if isinstance(module, RankOneLinear) and isinstance(module.base_layer, Linear):
+            return self.merge(module, module.base_layer)
+        return None
+
+    @hookimpl(hookspecs.count_parameters)
+    def count_parameters(self, config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+        count = self.count(shape)
+        return ParameterCount(trainable=count, added=count)
+
+    def check(self, draft: Draft) -> Sequence[str]:
+        return []
+
+    def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+        return self.layer(base, config, site.init)
+
+    def merge(self, module: RankOneLinear, base: Linear) -> Module | None:
+        bias = None if base.bias is None else Parameter(base.bias.data.copy())
+        return Linear.of(Parameter(base.weight.data + module.delta()), bias)
+
+    def count(self, shape: ModelShape) -> int:
+        return sum(t.in_features + t.out_features for t in shape.targets)
+
+
+class CannotMerge(RankOne):
+    def merge(self, module: RankOneLinear, base: Linear) -> Module | None:
+        return None
+
+
+class Method(MethodConformance):
+    config: ClassVar[RankOneConfig] = RankOneConfig()
+    models: ClassVar[Mapping[str, TransformerConfig]] = BERT  # one family shows it, and is fast
+    Plugin: ClassVar[type[RankOne]] = RankOne
+    Layer: ClassVar[type[RankOneLinear]] = RankOneLinear
+    fails: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def plugins(cls) -> Host:
+        host = Host()
+        host.register(cls.Plugin(cls.Layer, type(cls.config)), "rank_one")
+        return host
+
+
+class TestRight(Method):
+    models = SMALL_MODELS
+
+
+# ---------- running ----------
+
+
+class TestStartsElsewhere(Method):
+    fails = {"starts_as_the_base": "logits at the start"}
+
+    class Layer(RankOneLinear):
+        def __init__(self, base: Affine, config: RankOneConfig, init: Init) -> None:
+            super().__init__(base, config, init)
+            self.b.data = init.ones(base.out_features, 1)
+
+
+class TestMakesNoDifference(Method):
+    fails = {"makes_a_difference_on_every_family": "the logits are the base's"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return super().update(x) * 0.0
+
+
+class TestPromisesVirtualTokens(Method):
+    models = GPT2
+    changes_sequence_length = True
+    fails = {"the_output_has_its_shape": "expected logits (2, more than 5, 40), got (2, 5, 40)"}
+
+
+class TestMixesTheRows(Method):
+    Plugin = CannotMerge
+    mergeable = False
+    fails = {"a_batch_of_one_and_a_length_of_one_are_parts_of_the_whole": "row 0 alone"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return super().update(x - x.mean(axis=0, keepdims=True))
+
+
+class TestMixesTheTokens(Method):
+    Plugin = CannotMerge
+    mergeable = False
+    fails = {"padding_changes_nothing": "with padding"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return super().update(x - x.mean(axis=1, keepdims=True))
+
+
+class TestPassesOverSingleTokens(Method):
+    models = GPT2
+    fails = {
+        "a_batch_of_one_and_a_length_of_one_are_parts_of_the_whole": "the first token alone",
+        "generation_continues_as_whole_sequences_do": "expected to generate",
+    }
+
+    class Layer(RankOneLinear):
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x) if x.shape[1] > 1 else self.base_layer(x)
+
+
+class TestDropsInEvaluation(Method):
+    fails = {"dropout_acts_in_training_alone": "evaluation with dropout of 0.5"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            self.dropout.training = True
+            return super().update(self.dropout(x))
+
+
+class TestNeverDrops(Method):
+    fails = {"dropout_acts_in_training_alone": "dropout of 0.5 changes nothing in training"}
+
+    class Layer(RankOneLinear):
+        def __call__(self, x: Tensor) -> Tensor:
+            return self.base_layer(x) + self.update(x)
+
+
+class TestDoublesInTraining(Method):
+    fails = {"dropout_acts_in_training_alone": "training mode without dropout"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return super().update(x) * (2.0 if self.training else 1.0)
+
+
+class TestIsAlwaysSingle(Method):
+    fails = {
+        "works_in_float32_and_in_float64": "expected all to be float64",
+        "gradients_agree_with_differences": "float32: differences need float64",
+    }
+
+    class Layer(RankOneLinear):
+        def __init__(self, base: Affine, config: RankOneConfig, init: Init) -> None:
+            super().__init__(base, config, init)
+            self.a.data, self.b.data = (p.data.astype(np.float32) for p in (self.a, self.b))
+
+
+class TestTakesAllHeadsForKeyValueHeads(Method):
+    models = LLAMA
+    fails = {
+        "works_with_grouped_query_heads": "4 heads, 1 of keys and values",
+        "the_closed_form_count_is_the_real_one": "by count_parameters",
+        "a_composition_is_counted": "by count_parameters",
+    }
+
+    class Plugin(RankOne):
+        def count(self, shape: ModelShape) -> int:
+            return sum(t.in_features + shape.config.hidden_size for t in shape.targets)
+
+
+# ---------- training ----------
+
+
+class TestTrainsAFrozenWeight(Method):
+    fails = {"trains_what_it_added_and_nothing_else": "weights of the base would be trained"}
+
+    class Plugin(RankOne):
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            if isinstance(base, Linear):
+                base.weight.requires_grad = True
+            return super().adapt(site, base, config)
+
+
+class TestMovesAFrozenWeight(Method):
+    fails = {"frozen_arrays_keep_their_bits_in_training": "which is frozen"}
+
+    class Layer(RankOneLinear):
+        def __call__(self, x: Tensor) -> Tensor:
+            if self.training and isinstance(self.base_layer, Linear):
+                self.base_layer.weight.data *= 1.01
+            return super().__call__(x)
+
+
+class TestTrainsNothing(Method):
+    fails = {"trains_what_it_added_and_nothing_else": "nothing would be trained"}
+
+    class Layer(RankOneLinear):
+        def __init__(self, base: Affine, config: RankOneConfig, init: Init) -> None:
+            super().__init__(base, config, init)
+            self.a.requires_grad = self.b.requires_grad = False
+
+
+class TestDetachesAWeight(Method):
+    fails = {"all_that_it_trains_learns": "moved nothing of"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            low = F.linear(x, self.a.detach())
+            return F.linear(low, self.b) * self.scale
+
+
+class TestStopsTheGradient(Method):
+    fails = {"gradients_agree_with_differences": "the gradient of the token embedding"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return super().update(x.detach())
+
+
+class TestHasAWrongGradient(Method):
+    fails = {"gradients_agree_with_differences": "relative error"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return apply(lambda y: (y, (lambda g: g / 2,)), super().update(x))
+
+
+class TestDrawsAnew(Method):
+    fails = {"the_same_seed_gives_the_same_weights": "from the same seed"}
+
+    class Plugin(RankOne):
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            return self.layer(base, config, Init(np.random.default_rng(), site.init.dtype))
+
+
+class TestCountsOneTooMany(Method):
+    fails = {
+        "the_closed_form_count_is_the_real_one": "by count_parameters",
+        "a_composition_is_counted": "by count_parameters",
+    }
+
+    class Plugin(RankOne):
+        def count(self, shape: ModelShape) -> int:
+            return super().count(shape) + 1
+
+
+# ---------- switching ----------
+
+
+class TestForgetsTheBias(Method):
+    fails = {
+        "merged_equals_unmerged": "logits, merged",
+        "a_composition_merges_or_refuses": "logits, merged",
+    }
+
+    class Plugin(RankOne):
+        def merge(self, module: RankOneLinear, base: Linear) -> Module | None:
+            bias = None if base.bias is None else Parameter(np.zeros_like(base.bias.data))
+            return Linear.of(Parameter(base.weight.data + module.delta()), bias)
+
+
+class TestCannotMerge(Method):
+    Plugin = CannotMerge
+    fails = {"merged_equals_unmerged": "cannot be merged, and mergeable = True"}
+
+
+class TestMergesInSilence(Method):
+    mergeable = False
+    fails = {"merged_equals_unmerged": "can be merged, and mergeable = False"}
+
+
+class TestMergesIntoAWrapper(Method):
+    fails = {"merging_leaves_a_plain_model": "expected Linear, got RankOneLinear"}
+
+    class Plugin(RankOne):
+        def merge(self, module: RankOneLinear, base: Linear) -> Module | None:
+            return copy.copy(module)
+
+
+class TestMergesInPlace(Method):
+    fails = {"unmerging_is_bit_exact": "has other values"}
+
+    class Plugin(RankOne):
+        def merge(self, module: RankOneLinear, base: Linear) -> Module | None:
+            base.weight.data = base.weight.data + module.delta()
+            return base
+
+
+class TestChangesTheBase(Method):
+    starts_as_identity = False
+    fails = {
+        "disabling_is_bit_exact": "logits of the disabled, adapted",
+        "removing_is_bit_exact": "has other values",
+    }
+
+    class Plugin(RankOne):
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            if isinstance(base, Linear):
+                base.weight.data = base.weight.data - 0.01
+            return super().adapt(site, base, config)
+
+
+class TestSharesItsCopies(Method):
+    fails = {"a_deepcopy_is_independent": "a deepcopy shares"}
+
+    class Layer(RankOneLinear):
+        def __deepcopy__(self, memo: dict[int, object]) -> "RankOneLinear":
+            twin = copy.copy(self)
+            twin.base_layer = copy.deepcopy(self.base_layer, memo)
+            return twin
+
+
+# ---------- saving ----------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvingConfig(RankOneConfig):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "scale", self.scale / 2)
+
+
+class TestHalvesASetting(Method):
+    config = HalvingConfig()
+    fails = {"its_settings_survive_json": "from JSON, got"}
+
+
+class Anything(dict[str, object]):
+    def get(self, key: str, default: object = None) -> object:
+        return default
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarelessConfig(RankOneConfig):
+    passed_over: ClassVar[Mapping[str, object]] = Anything()
+
+
+class TestTakesAnySetting(Method):
+    config = CarelessConfig()
+    fails = {"an_unknown_setting_is_refused": "expected no_such_setting = 1 to be refused"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneNameConfig(RankOneConfig):
+    def stored_name(self, path: str, name: str) -> str:
+        return name
+
+
+class TestStoresAllLayersUnderOneName(Method):
+    config = OneNameConfig()
+    fails = {
+        "a_saved_adapter_gives_identical_logits": "logits, saved and loaded",
+        "a_composition_is_saved_and_loaded": "logits, saved and loaded",
+    }
+
+
+class TestHidesItsWeightInTheBase(Method):
+    fails = {
+        "a_saved_adapter_gives_identical_logits": "logits, saved and loaded",
+        "a_missing_extra_or_misshapen_tensor_is_refused": "no tensor is saved",
+    }
+
+    class Layer(RankOneLinear):
+        def __init__(self, base: Affine, config: RankOneConfig, init: Init) -> None:
+            super().__init__(base, config, init)
+            vars(base).update(a=self.a, b=self.b)
+
+
+class TestSharesItsWeightsAmongModels(Method):
+    fails = {"what_is_saved_is_independent_of_the_model": "after one that was loaded has changed"}
+
+    class Plugin(RankOne):
+        def __init__(self, layer: type[RankOneLinear], settings: type[RankOneConfig]) -> None:
+            super().__init__(layer, settings)
+            self.known: dict[tuple[str, str], RankOneLinear] = {}
+
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            made = self.layer(base, config, site.init)
+            known = self.known.setdefault((site.path, str(site.init.dtype)), made)
+            made.a, made.b = known.a, known.b
+            return made
+
+
+# ---------- composing ----------
+
+
+class TestWrapsPlainLayersAlone(Method):
+    fails = {"composes_with_every_installed_method": "expected to be applied"}
+
+    class Plugin(RankOne):
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            return super().adapt(site, base, config) if isinstance(base, Linear) else None
+
+
+class TestTouchesWhatItRefuses(Method):
+    composes_with_itself = False
+    fails = {"composes_with_every_installed_method": "that it was refused for"}
+
+    class Plugin(RankOne):
+        def check(self, draft: Draft) -> Sequence[str]:
+            if len(draft.recipe) == 1:
+                return []
+            for parameter in draft.model.parameters():
+                parameter.data += 1
+            return ["one is enough"]
+
+
+class TestStartsByTheLengthOfTheRecipe(Method):
+    fails = {
+        "a_later_step_leaves_the_start_of_an_earlier_one_alone": "start elsewhere than alone",
+    }
+
+    class Plugin(RankOne):
+        steps = 0
+
+        def check(self, draft: Draft) -> Sequence[str]:
+            self.steps = len(draft.recipe)
+            return []
+
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            return self.layer(base, config, Init((self.steps, len(site.path)), site.init.dtype))
