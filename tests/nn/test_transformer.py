@@ -25,6 +25,7 @@ from tinygrad_peft.nn import (
 )
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.rotary import RotaryAngles
+from tinygrad_peft.nn.virtual import VirtualTokens
 from tinygrad_peft.tensor import Tensor, no_grad
 
 SIZES: dict[str, Any] = {
@@ -269,7 +270,7 @@ def test_a_tied_head_is_the_embedding() -> None:
 def test_mean_pooling_is_over_what_is_no_padding() -> None:
     model = build(CLASSIFIERS["bert-mean"])
     hidden = model.hidden_states(IDS, RIGHT_PADDED)
-    pooled = model.pool(hidden, RIGHT_PADDED, tokens=5).data
+    pooled = model.pooled(IDS, RIGHT_PADDED).data
 
     np.testing.assert_allclose(pooled[0], hidden.data[0].mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(pooled[1], hidden.data[1, :3].mean(axis=0), rtol=1e-12)
@@ -282,21 +283,15 @@ def test_the_mean_is_the_same_with_a_mask_of_ones_and_with_none() -> None:
 
 
 class Virtual(Module):
-    """An embedding that puts three virtual tokens in front."""
+    """Three virtual tokens."""
 
-    def __init__(self, base: Embedding) -> None:
-        self.base = base
-        self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
-
-    def __call__(self, ids: IntArray) -> Tensor:
-        front = F.broadcast_to(Tensor(np.full((3, 8), 0.5)), (len(ids), 3, 8))
-        return F.concatenate([front, self.base(ids)], axis=1)
+    def __call__(self) -> VirtualTokens:
+        return VirtualTokens(Tensor(np.full((3, 8), 0.5)))
 
 
 def with_virtual_tokens(config: TransformerConfig) -> Transformer:
     model = build(config)
-    assert isinstance(model.embed_tokens, Embedding)
-    model.embed_tokens = Virtual(model.embed_tokens)
+    model.prompt = Virtual()
     return model
 
 
@@ -307,7 +302,7 @@ def test_virtual_tokens_are_left_out_of_the_mean_with_a_mask_and_without() -> No
 
     expected = hidden.data[:, 3:].mean(axis=1)
     for mask in (None, np.ones_like(IDS)):
-        pooled = model.pool(hidden, mask, tokens=5).data
+        pooled = model.pooled(IDS, mask).data
         np.testing.assert_allclose(pooled, expected, rtol=1e-12)
     np.testing.assert_allclose(model(IDS).data, model(IDS, np.ones_like(IDS)).data, rtol=1e-12)
 
@@ -343,10 +338,10 @@ def test_cls_pooling_is_the_first_token_through_the_pooler() -> None:
     assert model.pooler is not None
     expected = np.tanh(model.pooler(hidden[:, 0]).data)
 
-    np.testing.assert_allclose(model.pool(hidden, None, tokens=5).data, expected, rtol=1e-12)
+    np.testing.assert_allclose(model.pooled(IDS).data, expected, rtol=1e-12)
     without = build(dataclasses.replace(CLASSIFIERS["bert-cls"], pooler=False))
     hidden = without.hidden_states(IDS)
-    np.testing.assert_array_equal(without.pool(hidden, None, tokens=5).data, hidden.data[:, 0])
+    np.testing.assert_array_equal(without.pooled(IDS).data, hidden.data[:, 0])
 
 
 def test_a_new_classifier_takes_the_place_of_any_head() -> None:
@@ -440,3 +435,8 @@ def test_a_class_that_is_not_there_is_an_error() -> None:
 def test_a_bare_encoder_has_no_loss() -> None:
     with pytest.raises(ConfigError, match=r"a bare encoder has no loss.*with_classifier\(\)"):
         build(BERT).loss(IDS, LABELS)
+
+
+def test_token_types_of_another_shape_are_an_error() -> None:
+    with pytest.raises(ShapeError, match=r"token_type_ids \(2, 4\) for input ids \(2, 5\)"):
+        build(BERT)(IDS, token_type_ids=np.zeros((2, 4), np.int64))

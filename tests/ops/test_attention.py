@@ -18,9 +18,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def by_hand(
-    q: Array, k: Array, v: Array, *, causal: bool, keys: BoolArray | None = None, prefix: int = 0
-) -> Array:
+def by_hand(q: Array, k: Array, v: Array, *, causal: bool, keys: BoolArray | None = None) -> Array:
     """One query at a time, one head at a time, over the keys that it may see and no others."""
     out = np.zeros(q.shape)
     batch, queries, heads, size = q.shape
@@ -29,8 +27,7 @@ def by_hand(
         seen = [
             s
             for s in range(length)
-            if (not causal or s <= t + length - queries)
-            and (keys is None or s < prefix or keys[b, s - prefix])
+            if (not causal or s <= t + length - queries) and (keys is None or keys[b, s])
         ]
         scores = np.array([q[b, t, h] @ k[b, s, h // group] for s in seen]) / np.sqrt(size)
         weights = np.exp(scores - scores.max())
@@ -54,18 +51,55 @@ def test_attention_is_a_weighted_mean_over_the_keys_in_sight(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_every_query_sees_the_whole_prefix(causal: bool) -> None:
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["one prefix", "a prefix for each row"])
+def test_every_query_sees_the_prefix_but_its_padding(rows: tuple[int, ...], causal: bool) -> None:
     q, k, v = normal(2, 4, 4, 3), normal(2, 4, 2, 3), normal(2, 4, 2, 3, seed=1)
-    pk, pv = normal(3, 2, 3, seed=2), normal(3, 2, 3, seed=3)
-    keys = np.array([[True, True, True, False], [True] * 4])
+    pk, pv = normal(*rows, 3, 2, 3, seed=2), normal(*rows, 3, 2, 3, seed=3)
+    keys = np.array([[True] * 6 + [False], [False] + [True] * 6])
     value = F.attention(
         *map(Tensor, (q, k, v)), prefix=(Tensor(pk), Tensor(pv)), causal=causal, keys=keys
     )
 
-    whole_k = np.concatenate([np.stack([pk, pk]), k], axis=1)
-    whole_v = np.concatenate([np.stack([pv, pv]), v], axis=1)
-    expected = by_hand(q, whole_k, whole_v, causal=causal, keys=keys, prefix=3)
+    whole_k = np.concatenate([np.broadcast_to(pk, (2, 3, 2, 3)), k], axis=1)
+    whole_v = np.concatenate([np.broadcast_to(pv, (2, 3, 2, 3)), v], axis=1)
+    expected = by_hand(q, whole_k, whole_v, causal=causal, keys=keys)
     np.testing.assert_allclose(value.data, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "the projection", "the prefix"])
+def test_packed_attention_with_a_prefix_is_attention_of_its_parts(frozen: str) -> None:
+    keep = np.random.default_rng(1).random((2, 4, 3, 5)) < 0.8
+    packed, pk, pv = normal(2, 3, 24), normal(2, 4, 2, seed=1), normal(2, 4, 2, seed=2)
+    trained = (frozen != "the projection", frozen != "the prefix", frozen != "the prefix")
+
+    def leaves() -> list[Tensor]:
+        pairs = zip((packed, pk, pv), trained, strict=True)
+        return [Tensor(array, requires_grad=needs) for array, needs in pairs]
+
+    one, other = leaves(), leaves()
+    q, k, v = (other[0].reshape(2, 3, 3, 4, 2)[:, :, i] for i in range(3))
+    fused = F.attention_packed(
+        one[0], prefix=(one[1], one[2]), heads=4, causal=True, keep=keep, rate=0.2
+    )
+    plain = F.attention(q, k, v, prefix=(other[1], other[2]), causal=True, keep=keep, rate=0.2)
+    np.testing.assert_allclose(fused.data, plain.data.reshape(2, 3, 8), rtol=1e-12)
+    g = normal(2, 3, 8, seed=3)
+    fused.backward(g)
+    plain.reshape(2, 3, 8).backward(g)
+    for left, right in zip(one, other, strict=True):
+        if left.requires_grad:
+            np.testing.assert_allclose(grad_of(left), grad_of(right), rtol=1e-12, atol=1e-14)
+        else:
+            assert left.grad is None
+
+
+@pytest.mark.parametrize(
+    ("pk", "pv"), [((3, 2, 2), (2, 2, 2)), ((3, 4, 2), (3, 4, 2)), ((1, 3, 2, 2), (1, 3, 2, 2))]
+)
+def test_a_prefix_that_does_not_fit_is_refused(pk: tuple[int, ...], pv: tuple[int, ...]) -> None:
+    q, k = Tensor(normal(2, 4, 4, 2)), Tensor(normal(2, 4, 2, 2))
+    with pytest.raises(ShapeError, match=r"a prefix of keys .* does not fit keys"):
+        F.attention(q, k, k, prefix=(Tensor(normal(*pk)), Tensor(normal(*pv))), causal=True)
 
 
 @pytest.mark.parametrize("causal", [False, True])

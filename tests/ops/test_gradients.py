@@ -66,6 +66,7 @@ ANGLES = np.array([[0.0, 0.0], [0.3, 1.1], [0.6, 2.2]])  # (T, D/2)
 ROW_ANGLES = np.stack([ANGLES, ANGLES + 0.7])  # (B, T, D/2)
 TARGETS = np.array([2, -100, 0, 4])
 PADDING = np.array([[True, True, True, False], [True, False, True, True]])  # (B, S)
+PREFIX_PADDING = np.pad(PADDING, ((0, 0), (3, 0)), constant_values=True)  # (B, P + S)
 Q, KV, GROUPED = (2, 4, 4, 2), (2, 4, 2, 2), (2, 4, 4, 2)  # (B, T, H, D), (B, S, K, D)
 DROP = np.random.default_rng(5).random((2, 4, 4, 4)) < 0.7  # (B, H, T, S)
 DROP_PREFIX = np.random.default_rng(6).random((2, 4, 4, 7)) < 0.7  # (B, H, T, P + S)
@@ -73,7 +74,19 @@ DROP_PREFIX = np.random.default_rng(6).random((2, 4, 4, 7)) < 0.7  # (B, H, T, P
 
 def with_prefix(q: Tensor, k: Tensor, v: Tensor, pk: Tensor, pv: Tensor) -> Tensor:
     return F.attention(
-        q, k, v, prefix=(pk, pv), causal=True, keys=PADDING, keep=DROP_PREFIX, rate=0.3
+        q, k, v, prefix=(pk, pv), causal=True, keys=PREFIX_PADDING, keep=DROP_PREFIX, rate=0.3
+    )
+
+
+def packed_with_prefix(x: Tensor, pk: Tensor, pv: Tensor) -> Tensor:
+    return F.attention_packed(
+        x,
+        prefix=(pk, pv),
+        heads=4,
+        causal=True,
+        keys=PREFIX_PADDING,
+        keep=DROP_PREFIX,
+        rate=0.3,
     )
 
 
@@ -158,7 +171,16 @@ TABLE = [
     Row(
         "attention",
         with_prefix,
-        ((Q, Q, Q, (3, 4, 2), (3, 4, 2)), (GROUPED, KV, KV, (3, 2, 2), (3, 2, 2))),
+        (
+            (Q, Q, Q, (3, 4, 2), (3, 4, 2)),
+            (GROUPED, KV, KV, (3, 2, 2), (3, 2, 2)),
+            (GROUPED, KV, KV, (2, 3, 2, 2), (2, 3, 2, 2)),
+        ),
+    ),
+    Row(
+        "attention_packed",
+        packed_with_prefix,
+        (((2, 4, 24), (3, 4, 2), (3, 4, 2)), ((2, 4, 24), (2, 3, 4, 2), (2, 3, 4, 2))),
     ),
     Row(
         "attention_packed",

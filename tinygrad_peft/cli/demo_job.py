@@ -122,7 +122,7 @@ def _features(job: Job, encoded: Sequence[Encoded]) -> Array:
     """What the model makes of each text before any head: (N, D)."""
 
     def pooled(ids: IntArray, mask: BoolArray) -> Tensor:
-        return job.model.pool(job.model.hidden_states(ids, mask), mask, tokens=ids.shape[1])
+        return job.model.pooled(ids, mask)
 
     return _outputs(pooled, encoded, job)
 

@@ -16,8 +16,17 @@ from tinygrad_peft.nn.layers import (
 from tinygrad_peft.nn.module import Module, Parameter
 from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer, clip_grad_norm
 from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
-from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, TokenEmbedding
+from tinygrad_peft.nn.seams import (
+    Affine,
+    Attention,
+    Context,
+    Layer,
+    Prefix,
+    Prompt,
+    TokenEmbedding,
+)
 from tinygrad_peft.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
+from tinygrad_peft.nn.virtual import NoPrefix, NoPrompt, VirtualKeys, VirtualTokens
 
 __all__ = [
     "SGD",
@@ -37,9 +46,13 @@ __all__ = [
     "Linear",
     "Module",
     "MultiHeadAttention",
+    "NoPrefix",
+    "NoPrompt",
     "Optimizer",
     "PackedAttention",
     "Parameter",
+    "Prefix",
+    "Prompt",
     "RMSNorm",
     "RopeScaling",
     "Schedule",
@@ -47,6 +60,8 @@ __all__ = [
     "TokenEmbedding",
     "Transformer",
     "TransformerConfig",
+    "VirtualKeys",
+    "VirtualTokens",
     "clip_grad_norm",
     "constant",
     "cosine_decay",

@@ -32,15 +32,18 @@ class _SelfAttention(Module):
             q,
             k,
             v,
+            prefix=context.prefix,
             causal=self.causal,
             keys=context.keys,
-            keep=self._keep(q.shape[0], q.shape[1], k.shape[1]),
+            keep=self._keep(q.shape[0], q.shape[1], k.shape[1], context),
             rate=self.dropout.rate,
         )
         return mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
 
-    def _keep(self, batch: int, queries: int, keys: int) -> BoolArray | None:
-        return self.dropout.keep((batch, self.num_heads, queries, keys))
+    def _keep(self, batch: int, queries: int, keys: int, context: Context) -> BoolArray | None:
+        """Which probabilities dropout keeps: (B, H, T, P + S); None: all."""
+        virtual = 0 if context.prefix is None else context.prefix[0].shape[-3]
+        return self.dropout.keep((batch, self.num_heads, queries, virtual + keys))
 
 
 class MultiHeadAttention(_SelfAttention):
@@ -88,10 +91,11 @@ class PackedAttention(_SelfAttention):
             batch, tokens = x.shape[:2]
             mixed = F.attention_packed(
                 qkv,
+                prefix=context.prefix,
                 heads=self.num_heads,
                 causal=self.causal,
                 keys=context.keys,
-                keep=self._keep(batch, tokens, tokens),
+                keep=self._keep(batch, tokens, tokens, context),
                 rate=self.dropout.rate,
             )
         else:

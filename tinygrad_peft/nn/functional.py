@@ -152,6 +152,7 @@ def attention(
 def attention_packed(
     qkv: Tensor,
     *,
+    prefix: tuple[Tensor, Tensor] | None = None,
     heads: int,
     causal: bool,
     keys: BoolArray | None = None,
@@ -159,8 +160,17 @@ def attention_packed(
     rate: float = 0.0,
 ) -> Tensor:
     """`attention` of one projection's queries, keys and values: (B, T, 3 H D) -> (B, T, H D)."""
+    prefix_k, prefix_v = prefix or (None, None)
     return apply_fused(
-        ops.attention_packed, qkv, heads=heads, causal=causal, keys=keys, keep=keep, rate=rate
+        ops.attention_packed,
+        qkv,
+        prefix_k,
+        prefix_v,
+        heads=heads,
+        causal=causal,
+        keys=keys,
+        keep=keep,
+        rate=rate,
     )
 
 

@@ -20,6 +20,9 @@ class CausalModel(Protocol):
     @property
     def config(self) -> TransformerConfig: ...
 
+    @property
+    def num_virtual_tokens(self) -> int: ...
+
     def __call__(
         self,
         input_ids: IntArray,
@@ -69,7 +72,7 @@ def generate(
     _check_settings(model.config, max_new_tokens, temperature, top_p, {pad_id, *stop_ids})
     ids = _prompt(input_ids)
     keys = _checked_mask(ids, attention_mask)
-    _check_length(model.config, keys, max_new_tokens)
+    _check_length(model, keys, max_new_tokens)
     decoder = _Decoder(model, keys, max_new_tokens)
     picker = _Picker(temperature, top_p, seed)
     finished = np.zeros(len(ids), bool)
@@ -91,12 +94,12 @@ class _Decoder:
 
     def __init__(self, model: CausalModel, keys: BoolArray, new: int) -> None:
         self.model = model
-        self.cache = [
-            LayerCache(keys.shape[1] + new) for _ in range(model.config.num_hidden_layers)
-        ]
+        capacity = model.num_virtual_tokens + keys.shape[1] + new
+        self.cache = [LayerCache(capacity) for _ in range(model.config.num_hidden_layers)]
         self.keys = np.pad(keys, ((0, 0), (0, new)), constant_values=True)  # (B, T + new)
         self.padded = not keys.all()
         self.positions = np.maximum(np.cumsum(self.keys, axis=1) - 1, 0)  # (B, T + new)
+        self.done = 0  # how many tokens a row it has read
 
     def read(self, ids: IntArray) -> None:
         """Take in the tokens (B, T), and ask for no logits."""
@@ -111,10 +114,10 @@ class _Decoder:
 
     def _place(self, count: int) -> tuple[BoolArray | None, IntArray | None]:
         """The mask up to and the positions of the next `count` tokens; None without padding."""
+        start, self.done = self.done, self.done + count
         if not self.padded:
             return None, None
-        start = self.cache[0].length
-        return self.keys[:, : start + count], self.positions[:, start : start + count]
+        return self.keys[:, : self.done], self.positions[:, start : self.done]
 
 
 class _Picker:
@@ -195,10 +198,12 @@ def _checked_mask(ids: IntArray, attention_mask: BoolArray | IntArray | None) ->
     return keys
 
 
-def _check_length(config: TransformerConfig, keys: BoolArray, new: int) -> None:
-    longest, limit = int(keys.sum(axis=1).max()), config.max_position_embeddings
-    if longest + new > limit:
+def _check_length(model: CausalModel, keys: BoolArray, new: int) -> None:
+    longest, limit = int(keys.sum(axis=1).max()), model.config.max_position_embeddings
+    virtual = model.num_virtual_tokens
+    if virtual + longest + new > limit:
+        before = f"{virtual} virtual tokens, " if virtual else ""
         raise TokenError(
-            f"a prompt of {longest} tokens and {new} new ones are more than the model's "
+            f"{before}a prompt of {longest} tokens and {new} new ones are more than the model's "
             f"{limit} positions"
         )

@@ -10,18 +10,20 @@ from typing import Protocol, runtime_checkable
 
 from tinygrad_peft.arrays import Array, BoolArray, IntArray
 from tinygrad_peft.nn.cache import LayerCache
+from tinygrad_peft.nn.virtual import VirtualKeys, VirtualTokens
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Affine", "Attention", "Context", "Layer", "TokenEmbedding"]
+__all__ = ["Affine", "Attention", "Context", "Layer", "Prefix", "Prompt", "TokenEmbedding"]
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What every attention layer of one forward pass is given beside the hidden states."""
 
-    keys: BoolArray | None = None  # (B, S), True where a token is no padding; None: all
+    keys: BoolArray | None = None  # (B, P + S), False for padding; None: all may be seen
     rotary: tuple[Array, Array] | None = None  # cos and sin, each (T, D/2) or (B, T, D/2)
     cache: LayerCache | None = None  # the keys and values of earlier tokens
+    prefix: tuple[Tensor, Tensor] | None = None  # the layer's, each (P, K, D) or (B, P, K, D)
 
 
 @runtime_checkable
@@ -54,12 +56,23 @@ class Attention(Protocol):
 
 @runtime_checkable
 class TokenEmbedding(Protocol):
-    """Token ids to vectors: (B, T) -> (B, T, D).
-
-    One that returns more positions than it was given ids has put virtual tokens in front.
-    """
+    """Token ids to vectors: (B, T) -> (B, T, D)."""
 
     num_embeddings: int
     embedding_dim: int
 
     def __call__(self, ids: IntArray, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """The virtual tokens in front of every text, or None."""
+
+    def __call__(self) -> VirtualTokens | None: ...
+
+
+@runtime_checkable
+class Prefix(Protocol):
+    """The keys and values in front of each attention layer's own, or None."""
+
+    def __call__(self) -> VirtualKeys | None: ...

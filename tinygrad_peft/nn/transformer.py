@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from tinygrad_peft.arrays import BoolArray, IntArray
-from tinygrad_peft.errors import ConfigError, TokenError
+from tinygrad_peft.errors import ConfigError, ShapeError, TokenError
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
 from tinygrad_peft.nn.cache import LayerCache
@@ -16,8 +16,16 @@ from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from tinygrad_peft.nn.module import Module
 from tinygrad_peft.nn.rotary import RotaryAngles
-from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, TokenEmbedding
-from tinygrad_peft.ops.loss import IGNORE_INDEX
+from tinygrad_peft.nn.seams import (
+    Affine,
+    Attention,
+    Context,
+    Layer,
+    Prefix,
+    Prompt,
+    TokenEmbedding,
+)
+from tinygrad_peft.nn.virtual import Front, NoPrefix, NoPrompt
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["Block", "FeedForward", "GatedFeedForward", "Transformer"]
@@ -97,6 +105,8 @@ class Transformer(Module):
     """
 
     embed_tokens: TokenEmbedding
+    prompt: Prompt
+    prefix: Prefix
     embed_norm: Layer | None
     blocks: list[Block]
     final_norm: Layer | None
@@ -112,6 +122,7 @@ class Transformer(Module):
         self.config = config
         tokens = Embedding(config.vocab_size, width, init=init)
         self.embed_tokens = tokens
+        self.prompt, self.prefix = NoPrompt(), NoPrefix()
         self.embed_positions = (
             Embedding(config.max_position_embeddings, width, init=init)
             if config.positions == "learned"
@@ -146,23 +157,22 @@ class Transformer(Module):
     ) -> Tensor:
         """Ids (B, T) -> logits (B, T, V), class logits (B, C), or hidden states (B, T, D).
 
+        A prompt of N virtual tokens comes first: (B, N + T, V) or (B, N + T, D).
+
         `attention_mask` (B, T), or (B, cached + T) with a cache, is nonzero where a token is no
-        padding. `positions` (T,) or (B, T) count on from the cache by default.
+        padding. `positions` (T,) or (B, T) count the tokens alone, on from the cache by default.
 
         Raises:
             TokenError: ids that are no matrix or outside the vocabulary, more tokens than
                 positions, or a row to be averaged that is all padding.
-            ShapeError: a mask of another shape.
+            ShapeError: a mask or token types of another shape.
         """
-        hidden = self.hidden_states(
-            input_ids,
-            attention_mask,
-            token_type_ids=token_type_ids,
-            positions=positions,
-            cache=cache,
+        front = Front(self.prompt(), self.prefix())
+        hidden = self._hidden_states(
+            front, input_ids, attention_mask, token_type_ids, positions, cache
         )
         if self.classifier is not None:
-            pooled = self.pool(hidden, attention_mask, tokens=input_ids.shape[1])
+            pooled = self._pool(front, hidden, attention_mask)
             return self.classifier(self.dropout(pooled))
         return hidden if self.lm_head is None else self.lm_head(hidden)
 
@@ -175,54 +185,91 @@ class Transformer(Module):
         positions: IntArray | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Tensor:
-        """What the last block (and the final norm) gives, before any head: (B, T, D)."""
+        """What the last block (and the final norm) gives, before any head: (B, N + T, D).
+
+        A prompt of N virtual tokens comes first; without one, N is 0.
+        """
+        front = Front(self.prompt(), self.prefix())
+        return self._hidden_states(
+            front, input_ids, attention_mask, token_type_ids, positions, cache
+        )
+
+    def pooled(
+        self, input_ids: IntArray, attention_mask: BoolArray | IntArray | None = None
+    ) -> Tensor:
+        """What a classifier is given of each text: (B, D).
+
+        Raises TokenError as a call does.
+        """
+        front = Front(self.prompt(), self.prefix())
+        hidden = self._hidden_states(front, input_ids, attention_mask, None, None, None)
+        return self._pool(front, hidden, attention_mask)
+
+    def _hidden_states(
+        self,
+        front: Front,
+        input_ids: IntArray,
+        attention_mask: BoolArray | IntArray | None,
+        token_type_ids: IntArray | None,
+        positions: IntArray | None,
+        cache: Sequence[LayerCache] | None,
+    ) -> Tensor:
         if input_ids.ndim != 2:
             raise TokenError(f"token ids of shape {input_ids.shape}, expected (batch, tokens)")
-        x = self.embed_tokens(input_ids)
-        virtual = x.shape[1] - input_ids.shape[1]
-        keys = _padding(attention_mask, virtual=virtual)
-        if positions is None:
-            start = cache[0].length if cache else 0
-            positions = np.arange(start, start + x.shape[1])
-        self._check_positions(positions)
+        rows, tokens = input_ids.shape
+        starts = not cache or not cache[0].length  # then the prompt is not in the cache yet
+        past = 0 if starts or not cache else cache[0].length - front.tokens
+        own = np.arange(past, past + tokens) if positions is None else positions
+        places = front.positions(own, with_prompt=starts)
+        self._check_positions(places)
+        x = self._embed(input_ids, token_type_ids, places, front if starts else Front(None, None))
+        mask = None if attention_mask is None else np.asarray(attention_mask) != 0
+        context = Context(
+            keys=front.visible(mask, rows, past + tokens),
+            rotary=None if self.angles is None else self.angles(places, x.dtype),
+        )
+        for i, block in enumerate(self.blocks):
+            own_cache = cache[i] if cache else None
+            own_prefix = None if front.prefix is None else front.prefix.layers[i]
+            x = block(x, dataclasses.replace(context, cache=own_cache, prefix=own_prefix))
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _embed(
+        self, input_ids: IntArray, types: IntArray | None, places: IntArray, front: Front
+    ) -> Tensor:
+        """The tokens with their places and types, behind the prompt: (B, N + T, D)."""
+        x = front.before(self.embed_tokens(input_ids))
         if self.embed_positions is not None:
-            x = x + self.embed_positions(positions)
+            x = x + self.embed_positions(places)
         if self.embed_types is not None:
-            types = np.zeros((1, 1), np.int64) if token_type_ids is None else token_type_ids
-            if virtual and types.shape[1] > 1:
-                types = np.pad(types, ((0, 0), (virtual, 0)))
+            types = np.zeros((1, 1), np.int64) if types is None else types
+            if types.shape not in ((1, 1), input_ids.shape):
+                raise ShapeError(f"token_type_ids {types.shape} for input ids {input_ids.shape}")
+            if types.shape[1] > 1:
+                types = np.pad(types, ((0, 0), (front.tokens, 0)))  # the prompt's type is 0
             x = x + self.embed_types(types)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        x = self.dropout(x)
-        rotary = None if self.angles is None else self.angles(positions, x.dtype)
-        context = Context(keys=keys, rotary=rotary)
-        for i, block in enumerate(self.blocks):
-            x = block(x, dataclasses.replace(context, cache=cache[i]) if cache else context)
-        return x if self.final_norm is None else self.final_norm(x)
+        return self.dropout(x)
 
-    def pool(
-        self,
-        hidden: Tensor,
-        attention_mask: BoolArray | IntArray | None,
-        *,
-        tokens: int | None = None,
+    def _pool(
+        self, front: Front, hidden: Tensor, attention_mask: BoolArray | IntArray | None
     ) -> Tensor:
-        """One vector a row, (B, P + T, D) -> (B, D): tanh(pooler(first position)), or the mean.
+        """One vector a row, (B, N + T, D) -> (B, D): tanh(pooler(first place)), or the mean.
 
-        The mean is over the last `tokens` positions, which leaves out virtual tokens, or over all,
-        and without padding.
+        The first place is the prompt's where there is one, as in Hugging Face PEFT; the mean is
+        over the tokens, without the prompt and without padding.
 
         Raises TokenError where a row is all padding.
         """
+        rows = hidden.shape[0]
         if self.config.pooling == "cls":
-            first = hidden[:, 0]
+            first = hidden[np.arange(rows), front.first(rows)]
             return first if self.pooler is None else self.pooler(first).tanh()
-        if tokens is not None and tokens != hidden.shape[1]:
-            hidden = hidden[:, hidden.shape[1] - tokens :]
-        keys = _padding(attention_mask, virtual=0)
-        if keys is None:
+        hidden = hidden[:, front.tokens :] if front.tokens else hidden
+        if attention_mask is None:
             return hidden.mean(axis=1)
+        keys = np.asarray(attention_mask) != 0
         counts = keys.sum(axis=1, keepdims=True)
         if not counts.all():
             raise TokenError(f"row {int(counts.argmin())} of the attention mask is all padding")
@@ -240,7 +287,8 @@ class Transformer(Module):
         """The mean cross-entropy, a scalar.
 
         A classifier takes labels (B,). A language model takes labels (B, T), -100 where nothing is
-        asked, and predicts each from the position before it; it never makes all its logits.
+        asked, and predicts each from the position before it, the first from a prompt's last virtual
+        token; it never makes all its logits.
 
         Raises:
             ConfigError: the model has no head.
@@ -253,10 +301,9 @@ class Transformer(Module):
             raise ConfigError("a bare encoder has no loss: give it a head with with_classifier()")
         if labels.shape != input_ids.shape:
             raise TokenError(f"labels {labels.shape} for input ids {input_ids.shape}")
-        hidden = self.hidden_states(input_ids, attention_mask)
-        targets = np.full(hidden.shape[:2], IGNORE_INDEX, np.int64)
-        virtual = hidden.shape[1] - input_ids.shape[1]
-        targets[:, max(virtual - 1, 0) : -1] = labels[:, 0 if virtual else 1 :]
+        front = Front(self.prompt(), self.prefix())
+        hidden = self._hidden_states(front, input_ids, attention_mask, None, None, None)
+        targets = front.targets(labels)
         if isinstance(self.lm_head, Linear):
             return F.linear_cross_entropy(
                 hidden,
@@ -321,20 +368,21 @@ class Transformer(Module):
         head.weight.data = init.normal(num_labels, self.config.hidden_size, std=0.02)
         self.lm_head, self.classifier = None, head
 
+    @property
+    def num_virtual_tokens(self) -> int:
+        """How many positions a prompt and a prefix take in front of every text."""
+        front = Front(self.prompt(), self.prefix())
+        return front.tokens + front.keys
+
     def _check_positions(self, positions: IntArray) -> None:
         limit = self.config.max_position_embeddings
         if positions.size and positions.max() >= limit:
+            virtual = self.num_virtual_tokens
+            among = f" ({virtual} of them virtual)" if virtual else ""
             raise TokenError(
-                f"{int(positions.max()) + 1} tokens are more than the model's {limit} positions"
+                f"{int(positions.max()) + 1} tokens{among} are more than the model's "
+                f"{limit} positions"
             )
-
-
-def _padding(attention_mask: BoolArray | IntArray | None, *, virtual: int) -> BoolArray | None:
-    """The mask as booleans, with the virtual tokens in front never masked: (B, virtual + T)."""
-    if attention_mask is None:
-        return None
-    keys = np.asarray(attention_mask) != 0
-    return np.pad(keys, ((0, 0), (virtual, 0)), constant_values=True) if virtual else keys
 
 
 def _norm(config: TransformerConfig, init: Init) -> LayerNorm | RMSNorm:

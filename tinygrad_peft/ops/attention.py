@@ -64,17 +64,13 @@ def attention(
     keep: BoolArray | None = None,
     rate: float = 0.0,
 ) -> FusedResult:
-    """q (B, T, H, D), k and v (B, S, K, D), prefixes (P, K, D) -> (B, T, H, D).
+    """q (B, T, H, D), k and v (B, S, K, D), prefixes (P, K, D) or (B, P, K, D) -> (B, T, H, D).
 
-    Every query sees the whole prefix; `keys` (B, S) is True where a key is no padding. H must be a
+    Every query sees the whole prefix, but for what `keys` (B, P + S) says is padding. H must be a
     multiple of K. `keep` (B, H, T, P + S) drops probabilities at `rate`.
     """
     _check(q, k, v)
-    length = 0
-    if prefix_k is not None and prefix_v is not None:
-        length = len(prefix_k)
-        k, v = _prepend(prefix_k, k), _prepend(prefix_v, v)
-        keys = None if keys is None else np.pad(keys, ((0, 0), (length, 0)), constant_values=True)
+    k, v, length = _with_prefix(prefix_k, prefix_v, k, v)
     _check_mask(keys, k)
     mask = Mask(causal=causal, keys=keys, keep=keep, rate=rate)
     out = np.empty(q.shape, q.dtype)
@@ -96,8 +92,8 @@ def attention(
             dq,
             dk[:, length:] if need_k and dk is not None else None,
             dv[:, length:] if need_v and dv is not None else None,
-            dk[:, :length].sum(axis=0) if need_prefix_k and dk is not None else None,
-            dv[:, :length].sum(axis=0) if need_prefix_v and dv is not None else None,
+            _prefix_grad(dk, prefix_k) if need_prefix_k else None,
+            _prefix_grad(dv, prefix_v) if need_prefix_v else None,
         )
 
     return out, pullback
@@ -106,6 +102,8 @@ def attention(
 def attention_packed(
     needs: Needs,
     qkv: Array,
+    prefix_k: Array | None = None,
+    prefix_v: Array | None = None,
     *,
     heads: int,
     causal: bool,
@@ -115,25 +113,35 @@ def attention_packed(
 ) -> FusedResult:
     """`attention` of one projection's queries, keys and values: (B, T, 3 H D) -> (B, T, H D).
 
-    The gradient is written straight into one array of the input's shape.
+    Without a prefix the gradient is written straight into one array of the input's shape.
     """
     batch, tokens, width = qkv.shape
     if width % (3 * heads):
         raise ShapeError(f"attention: a width of {width} is no multiple of 3 x {heads} heads")
     parts = qkv.reshape(batch, tokens, 3, heads, width // (3 * heads))  # (B, T, 3, H, D)
-    q, k, v = parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+    q = parts[:, :, 0]
+    k, v, length = _with_prefix(prefix_k, prefix_v, parts[:, :, 1], parts[:, :, 2])
     _check_mask(keys, k)
     mask = Mask(causal=causal, keys=keys, keep=keep, rate=rate)
     out = np.empty(q.shape, q.dtype)
     probs = _forward(q, k, v, out, mask, keep_probs=any(needs))
+    need_qkv, need_prefix_k, need_prefix_v = needs
 
     def pullback(g: Array) -> tuple[Array | None, ...]:
         if probs is None:
-            return (None,)
+            return (None, None, None)
         grad = np.empty_like(parts)
         dq, dk, dv = grad[:, :, 0], grad[:, :, 1], grad[:, :, 2]
-        _backward(g.reshape(q.shape), q, k, v, probs, mask, dq, dk, dv)
-        return (grad.reshape(qkv.shape),)
+        if length:
+            dk, dv = np.empty(k.shape, k.dtype), np.empty(k.shape, k.dtype)
+        _backward(g.reshape(q.shape), q, k, v, probs, mask, dq if need_qkv else None, dk, dv)
+        if length and need_qkv:
+            grad[:, :, 1], grad[:, :, 2] = dk[:, length:], dv[:, length:]
+        return (
+            grad.reshape(qkv.shape) if need_qkv else None,
+            _prefix_grad(dk, prefix_k) if need_prefix_k else None,
+            _prefix_grad(dv, prefix_v) if need_prefix_v else None,
+        )
 
     return out.reshape(batch, tokens, width // 3), pullback
 
@@ -174,9 +182,29 @@ def _check_mask(keys: BoolArray | None, k: Array) -> None:
         )
 
 
-def _prepend(prefix: Array, x: Array) -> Array:
-    """The prefix (P, K, D) before each row's own: (B, P + S, K, D)."""
-    return np.concatenate([np.broadcast_to(prefix, (len(x), *prefix.shape)), x], axis=1)
+def _with_prefix(
+    prefix_k: Array | None, prefix_v: Array | None, k: Array, v: Array
+) -> tuple[Array, Array, int]:
+    """Keys and values with the prefix before each row's own, (B, P + S, K, D), and P."""
+    if prefix_k is None or prefix_v is None:
+        return k, v, 0
+    fits = (len(k), prefix_k.shape[-3], *k.shape[2:])
+    if prefix_k.shape not in (fits, fits[1:]) or prefix_v.shape != prefix_k.shape:
+        raise ShapeError(
+            f"attention: a prefix of keys {prefix_k.shape} and values {prefix_v.shape} "
+            f"does not fit keys {k.shape}"
+        )
+    whole = (np.broadcast_to(prefix, fits) for prefix in (prefix_k, prefix_v))
+    k, v = (np.concatenate(pair, axis=1) for pair in zip(whole, (k, v), strict=True))
+    return k, v, fits[1]
+
+
+def _prefix_grad(grad: Array | None, prefix: Array | None) -> Array | None:
+    """The part of the keys' or values' gradient (B, P + S, K, D) that is the prefix's."""
+    if grad is None or prefix is None:
+        return None
+    own = grad[:, : prefix.shape[-3]]
+    return own.sum(axis=0) if prefix.ndim == 3 else own
 
 
 def _by_head(x: Array, kv_heads: int) -> Array:

@@ -1,0 +1,156 @@
+"""What methods put in front of the tokens: virtual tokens, and virtual keys and values.
+
+A prompt is vectors in front of the embedded tokens, and goes through all layers as they do (Lester
+et al. 2021, arXiv 2104.08691). A prefix is keys and values in front of each attention layer's own
+(Li and Liang 2021, arXiv 2101.00190). Both take positions: those of the prefix come first, then the
+prompt's, then the tokens'. Rows may have different ones: the shorter are filled up at the left, and
+what fills them is seen by nobody.
+
+Axes: B rows, N the prompt's length, P the prefix's, K key/value heads, D a vector's or a head's
+size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygrad_peft.arrays import BoolArray, IntArray
+from tinygrad_peft.errors import ShapeError
+from tinygrad_peft.nn import functional as F
+from tinygrad_peft.nn.module import Module
+from tinygrad_peft.ops.loss import IGNORE_INDEX
+from tinygrad_peft.tensor import Tensor
+
+__all__ = ["Front", "NoPrefix", "NoPrompt", "VirtualKeys", "VirtualTokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualTokens:
+    """A prompt: vectors (N, D) for every row, or (B, N, D).
+
+    `present` (B, N) says which of them a row has, those that it has not being the first; None: all.
+    """
+
+    states: Tensor
+    present: BoolArray | None = None
+
+    @property
+    def length(self) -> int:
+        """N."""
+        return self.states.shape[-2]
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualKeys:
+    """A prefix: each layer's keys and values, (P, K, D) for every row, or (B, P, K, D).
+
+    `present` (B, P) says which of them a row has, those that it has not being the first; None: all.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    present: BoolArray | None = None
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.layers[0][0].shape[-3]
+
+
+class NoPrompt(Module):
+    """The absence of a prompt."""
+
+    def __call__(self) -> VirtualTokens | None:
+        return None
+
+
+class NoPrefix(Module):
+    """The absence of a prefix."""
+
+    def __call__(self) -> VirtualKeys | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """All that stands in front of the tokens of one forward pass."""
+
+    prompt: VirtualTokens | None
+    prefix: VirtualKeys | None
+
+    @property
+    def tokens(self) -> int:
+        """N, the length of the prompt."""
+        return 0 if self.prompt is None else self.prompt.length
+
+    @property
+    def keys(self) -> int:
+        """P, the length of the prefix."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    def before(self, x: Tensor) -> Tensor:
+        """The prompt and then each row of x: (B, T, D) -> (B, N + T, D)."""
+        if self.prompt is None:
+            return x
+        shape = (x.shape[0], *self.prompt.states.shape[-2:])
+        return F.concatenate([F.broadcast_to(self.prompt.states, shape), x], axis=1)
+
+    def positions(self, own: IntArray, *, with_prompt: bool) -> IntArray:
+        """The tokens' positions after all that is in front; the prompt's too, before them.
+
+        `own` (T,) or (B, T) counts the tokens alone: (T,), (N + T,), or the same for each row.
+        """
+        prefix = self._present(None if self.prefix is None else self.prefix.present, self.keys)
+        prompt = self._present(None if self.prompt is None else self.prompt.present, self.tokens)
+        after = prefix + prompt + own
+        if not with_prompt or not self.tokens:
+            return after
+        virtual = prefix + np.maximum(np.arange(self.tokens) - self.tokens + prompt, 0)
+        rows = np.broadcast_shapes(virtual.shape[:-1], after.shape[:-1])
+        return np.concatenate(
+            [np.broadcast_to(p, (*rows, p.shape[-1])) for p in (virtual, after)], axis=-1
+        )
+
+    def visible(self, mask: BoolArray | None, rows: int, tokens: int) -> BoolArray | None:
+        """Which keys there are, (B, P + N + S): the mask (B, S) of the tokens, and the front's.
+
+        None: all. Raises ShapeError for a mask of another shape.
+        """
+        if mask is not None and mask.shape != (rows, tokens):
+            raise ShapeError(
+                f"a padding mask of shape {mask.shape}, expected {(rows, tokens)} "
+                f"for {rows} rows of {tokens} tokens"
+            )
+        prefix = None if self.prefix is None else self.prefix.present
+        prompt = None if self.prompt is None else self.prompt.present
+        if mask is None and prefix is None and prompt is None:
+            return None
+        parts = ((prefix, self.keys), (prompt, self.tokens), (mask, tokens))
+        return np.concatenate(
+            [np.ones((rows, n), bool) if known is None else known for known, n in parts], axis=1
+        )
+
+    def targets(self, labels: IntArray) -> IntArray:
+        """What each place is to predict, of labels (B, T): (B, N + T), -100 where nothing.
+
+        The last virtual token predicts the first token; where a row has none, nothing does.
+        """
+        targets = np.full((len(labels), self.tokens + labels.shape[1]), IGNORE_INDEX, np.int64)
+        if not self.tokens:
+            targets[:, :-1] = labels[:, 1:]
+            return targets
+        targets[:, self.tokens - 1 : -1] = labels
+        if self.prompt is not None and self.prompt.present is not None:
+            targets[~self.prompt.present[:, -1], self.tokens - 1] = IGNORE_INDEX
+        return targets
+
+    def first(self, rows: int) -> IntArray:
+        """The place of each row's first vector, of the prompt's or of its own: (B,)."""
+        if self.prompt is None or self.prompt.present is None:
+            return np.zeros(rows, np.int64)
+        return np.asarray(self.tokens - self.prompt.present.sum(axis=1))
+
+    @staticmethod
+    def _present(present: BoolArray | None, length: int) -> IntArray:
+        """How many there are: (1,) for every row, or (B, 1)."""
+        return np.array([length]) if present is None else present.sum(axis=1, keepdims=True)
