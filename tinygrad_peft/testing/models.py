@@ -70,7 +70,7 @@ def small_model(
     for _, module in model.named_modules():
         for _, parameter in module.own_parameters():
             if isinstance(module, Embedding):
-                parameter.data = init.normal(*parameter.shape, std=0.5)
+                parameter.data = init.normal(*parameter.shape, std=0.1)
             elif len(parameter.shape) == 1:
                 parameter.data = parameter.data + init.normal(*parameter.shape, std=0.2)
     model.eval()

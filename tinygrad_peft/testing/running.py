@@ -75,11 +75,14 @@ class RunningPromises(MethodSettings):
         if not _is_language_model(case):
             pytest.skip(f"{case.family} is no language model")
         peft = case.trained(np.float64)
-        expected = _continued(case, peft, case.ids, 3)
-        got = peft.generate(case.ids, max_new_tokens=3)
+        prompts = np.random.default_rng(1).integers(0, case.shape.vocab_size, (8, 3))
+        expected = _continued(case, peft, prompts, 5)
+        got = peft.generate(prompts, max_new_tokens=5)
+        other = np.flatnonzero((got != expected).any(axis=1))
         expect(
-            np.array_equal(got, expected),
-            f"{case}: expected to generate {expected.tolist()}, got {got.tolist()}",
+            not other.size,
+            f"{case}: {other.size} of {len(prompts)} prompts are not continued as whole sequences "
+            f"are: expected {expected[other[:1]].tolist()}, got {got[other[:1]].tolist()}",
         )
 
     def test_dropout_acts_in_training_alone(self, case: Case) -> None:
