@@ -121,7 +121,7 @@ class ComposingPromises(MethodSettings):
         try:
             other = case.host.methods()[companion]() if given is None else given
         except (ConfigError, TypeError) as error:
-            pytest.skip(f"companions[{companion!r}] is needed: {error}")
+            pytest.skip(f"companions[{companion!r}] is needed: {_short(error)}")
         return Composition(case, companion, order, other)
 
     @classmethod
@@ -141,7 +141,7 @@ class ComposingPromises(MethodSettings):
             expect(not promised, f"{composition}: expected to be applied, got: {error}")
             if not composition.itself:
                 _skip_unless_fit(composition, base)
-            why = "not promised: composes_with_itself" if composition.itself else str(error)
+            why = "not promised: composes_with_itself" if composition.itself else _short(error)
             pytest.skip(f"{composition} is refused, and nothing is touched: {why}")
 
 
@@ -151,7 +151,14 @@ def _skip_unless_fit(composition: Composition, base: Transformer) -> None:
         composition.case.adapt(base, [composition.other])
     except PeftError as error:
         name = composition.companion
-        pytest.skip(f"companions[{name!r}] is needed on {composition.case.family}: {error}")
+        pytest.skip(f"companions[{name!r}] is needed on {composition.case.family}: {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+    """The first of the problems that an error lists, on one line."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return " ".join(lines[:2]) + more
 
 
 def _values(peft: PeftModel) -> Counter[bytes]:

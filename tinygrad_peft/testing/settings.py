@@ -1,6 +1,6 @@
 """What a subclass of the suite says about its method, and what pytest makes of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import pytest
@@ -21,6 +21,8 @@ class MethodSettings:
     configs: other settings for families in which `config` has no targets, by family.
     models: the models to test on, by family; a family that is left out is not promised.
     companions: settings for other installed methods, by name, where their defaults do not do.
+    composes_with: the installed methods that recipes are made with beside the method itself; None,
+        all of them.
 
     starts_as_identity: until something is learnt, the output is the base's, bit for bit.
     trains: the method has weights to train; a quantiser has none.
@@ -33,6 +35,7 @@ class MethodSettings:
     configs: ClassVar[Mapping[str, PeftConfig]] = {}
     models: ClassVar[Mapping[str, TransformerConfig]] = SMALL_MODELS
     companions: ClassVar[Mapping[str, PeftConfig]] = {}
+    composes_with: ClassVar[Collection[str] | None] = None
 
     starts_as_identity: ClassVar[bool] = True
     trains: ClassVar[bool] = True
@@ -55,10 +58,15 @@ class MethodSettings:
         if "every_family" in metafunc.fixturenames:
             metafunc.parametrize("every_family", list(dict.fromkeys((*SMALL_MODELS, *cls.models))))
         if "companion" in metafunc.fixturenames:
-            own = cls.config.peft_type.lower()
-            others = [name for name in cls.plugins().methods() if name != own]
-            pairs = [(own, "over"), *((n, order) for n in others for order in ("over", "under"))]
-            metafunc.parametrize(("companion", "order"), pairs)
+            metafunc.parametrize(("companion", "order"), cls._pairs())
+
+    @classmethod
+    def _pairs(cls) -> list[tuple[str, str]]:
+        """Each method to compose with, and whether the class's own goes over or under it."""
+        own, wanted = cls.config.peft_type.lower(), cls.composes_with
+        installed = cls.plugins().methods()
+        others = [n for n in installed if n != own and (wanted is None or n in wanted)]
+        return [(own, "over"), *((name, order) for name in others for order in ("over", "under"))]
 
     @pytest.fixture(scope="class")
     @classmethod
