@@ -29,7 +29,9 @@ def test_the_method_on_the_plugins_page_is_the_one_that_is_installed() -> None:
     assert shown[2] == (ROOT / shown[1]).read_text("utf-8")
 
 
-@pytest.mark.parametrize("page", ["index", "guide", "cli", "plugins", "files", "design"])
+@pytest.mark.parametrize(
+    "page", ["index", "guide", "concepts", "cli", "plugins", "files", "design"]
+)
 def test_every_page_is_there_and_its_links_lead_somewhere(page: str) -> None:
     path = ROOT / "docs" / f"{page}.md"
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8"))

@@ -30,13 +30,28 @@ def test_memory_follows_from_the_counts(commands: Commands) -> None:
     told = commands.ok("count", "--shape", "gpt2", "--method", "lora:r=8", "--json").json
     assert told["total"] == 124_439_808 + 294_912
     assert told["percent"] == 100 * 294_912 / (124_439_808 + 294_912)
+    matrices = 12 * (768 * 3 * 768 + 768 * 768 + 2 * 768 * 3072)
+    codes, rest = matrices * (4 + 8 / 64 + 32 / 16_384) / 8, 124_734_720 - matrices
+    weights = {
+        "float32": 4 * 124_734_720,
+        "float16": 2 * 124_734_720,
+        "nf4": codes + 4 * rest,
+        "nf4_float16": codes + 2 * rest,
+    }
+    training = 4 * 294_912 + 8 * 294_912
     assert told["bytes"] == {
-        "weights_float32": 4 * 124_734_720,
-        "weights_float16": 2 * 124_734_720,
-        "weights_nf4": round(124_734_720 * (0.5 + 4 / 64)),
+        **{f"weights_{name}": size for name, size in weights.items()},
         "gradients": 4 * 294_912,
         "optimizer": 8 * 294_912,
+        **{f"training_{name}": size + training for name, size in weights.items()},
     }
+
+
+def test_memory_is_a_table_with_a_row_for_each_way_of_storing_weights(commands: Commands) -> None:
+    out = commands.ok("count", "--shape", "llama-7b", "--method", "lora:r=8").out
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "float32 26,970.4 MB 16.8 MB 33.6 MB 27,020.8 MB" in rows
+    assert "NF4, rest in float16 3,874.0 MB 16.8 MB 33.6 MB 3,924.3 MB" in rows
 
 
 def test_several_methods_add_up(commands: Commands) -> None:

@@ -161,9 +161,10 @@ def shift(site: Site, config: PeftConfig) -> Module | None:
 def plugin(
     *methods: type[PeftConfig],
     adapt: Callable[[Site, PeftConfig], Module | None] | None = None,
+    merge: Callable[[Module], Module | None] | None = None,
     **hooks: object,
 ) -> object:
-    """A plugin that provides methods and answers adapt_module, and other hooks that are marked."""
+    """A plugin that provides methods, adapts and merges, and answers hooks that are marked."""
 
     def peft_methods() -> Sequence[type[PeftConfig]]:
         return methods
@@ -176,4 +177,11 @@ def plugin(
             return answer(site, config)
 
         made.adapt_module = hookimpl(hookspecs.adapt_module)(adapt_module)
+    if merge is not None:
+        fold = merge
+
+        def merge_module(module: Module) -> Module | None:
+            return fold(module)
+
+        made.merge_module = hookimpl(hookspecs.merge_module)(merge_module)
     return made

@@ -27,10 +27,11 @@ from tests.peft.small import (
     small,
 )
 from tinygrad_peft.arrays import AnyArray
-from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, PluginError, TargetError
+from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError, TargetError
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.checkpoint import read_head, read_recipe
+from tinygrad_peft.peft.checkpoint import read_recipe
+from tinygrad_peft.peft.made_for import read_head
 from tinygrad_peft_lora import LoraConfig
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
@@ -163,24 +164,6 @@ def test_installed_plugins_read_an_adapter(tmp_path: Path) -> None:
     peft.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(small(), str(tmp_path))
     np.testing.assert_array_equal(logits(loaded), logits(peft))
-
-
-def test_the_weights_of_a_folder_can_be_loaded_again(tmp_path: Path) -> None:
-    peft = adapted()
-    peft.save_pretrained(tmp_path)
-    expected = logits(peft)
-    shake(peft, seed=5)
-    assert not np.array_equal(logits(peft), expected)
-    peft.load_weights(tmp_path)
-    np.testing.assert_array_equal(logits(peft), expected)
-
-
-def test_weights_are_not_loaded_into_a_merged_model(tmp_path: Path) -> None:
-    peft = adapted()
-    peft.save_pretrained(tmp_path)
-    peft.merge_adapter()
-    with pytest.raises(PeftError, match="the adapter is merged: unmerge it before"):
-        peft.load_weights(tmp_path)
 
 
 def test_a_parameter_without_axes_keeps_its_shape(tmp_path: Path) -> None:
@@ -547,15 +530,6 @@ def test_a_config_without_a_method_is_an_error(tmp_path: Path) -> None:
     del values["peft_type"]
     (tmp_path / CONFIG).write_text(json.dumps(values))
     refused(tmp_path, CONFIG, "peft_type", kind=CheckpointError)
-
-
-def test_loading_weights_of_another_recipe_is_an_error(tmp_path: Path) -> None:
-    saved(tmp_path, LLAMA, STACK)
-    peft = adapted()
-    before = Snapshot.of(peft)
-    with pytest.raises(CheckpointError, match="it holds 3 steps, and the model's recipe has 1"):
-        peft.load_weights(tmp_path)
-    before.assert_unchanged(peft)
 
 
 # ---------- broken files ----------

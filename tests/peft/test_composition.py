@@ -312,7 +312,7 @@ def test_an_observer_that_fails_leaves_the_model_as_it_was() -> None:
     model = partly_trained()
     before = Snapshot.of(model)
     with pytest.raises(RuntimeError, match="log is full"):
-        apply_recipe(model, [Q], host)
+        get_peft_model(model, [Q], host=host)
     before.assert_unchanged(model)
 
 

@@ -320,7 +320,7 @@ def test_an_observer_hears_of_a_recipe_that_was_applied() -> None:
     host.register(
         SimpleNamespace(recipe_applied=hookimpl(hookspecs.recipe_applied)(recipe_applied)), "ear"
     )
-    event = Applied(Linear(2, 2), (), ())
+    event = Applied(Linear(2, 2), (), (), "default")
     host.each(hookspecs.recipe_applied, event)
     assert heard == [event]
 

@@ -286,7 +286,6 @@ def test_an_unloaded_adapter_still_answers_for_the_base_and_does_nothing_else() 
         peft.merge_and_unload,
         peft.unload,
         lambda: peft.save_pretrained("nowhere"),
-        lambda: peft.load_weights("nowhere"),
     ):
         with pytest.raises(PeftError, match="there is no adapter: it was unloaded"):
             action()

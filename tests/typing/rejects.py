@@ -102,7 +102,7 @@ def use_host(host: Host, site: Site, draft: Draft, event: StepEnded) -> None:
 def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine) -> None:
     get_peft_model(model, "lora")  # type: ignore[arg-type]
     get_peft_model(model, [LoraConfig])  # type: ignore[list-item]
-    get_peft_model(model, LoraConfig(), 1)  # type: ignore[call-arg]
+    get_peft_model(model, LoraConfig(), 1)  # type: ignore[arg-type, call-arg]
     peft = get_peft_model(model, LoraConfig())
     get_peft_model(peft, LoraConfig())  # type: ignore[arg-type]
     peft.recipe[0].r  # type: ignore[attr-defined]

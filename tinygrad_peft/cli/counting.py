@@ -7,12 +7,16 @@ from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import load_config, named_shape
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import Host, count_recipe, parse_method
+from tinygrad_peft.peft import Host, Memory, count_recipe, estimate_memory, parse_method
 
 __all__ = ["count_parameters"]
 
-BYTES = {"float32": 4.0, "float16": 2.0, "nf4": 0.5 + 4 / 64}  # NF4: blocks of 64 with one float
-ADAM_BYTES = 8.0  # two float32 moments for each trained parameter
+STORED = {
+    "float32": "float32",
+    "float16": "float16",
+    "nf4": "NF4, rest in float32",
+    "nf4_float16": "NF4, rest in float16",
+}
 
 
 def count_parameters(
@@ -25,23 +29,41 @@ def count_parameters(
     host = Host.installed()
     recipe = [parse_method(spec, host.methods()) for spec in specs]
     trainable, total = count_recipe(model, recipe, host)
-    memory = {f"weights_{name}": round(total * size) for name, size in BYTES.items()}
-    memory |= {"gradients": trainable * 4, "optimizer": round(trainable * ADAM_BYTES)}
+    memory = estimate_memory(model, trainable, total)
     values = {
         "shape": shape or str(config),
         "methods": list(specs),
         "trainable": trainable,
         "total": total,
         "percent": 100 * trainable / total,
-        "bytes": memory,
+        "bytes": {
+            **{f"weights_{name}": size for name, size in memory.weights.items()},
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            **{f"training_{name}": size for name, size in memory.training.items()},
+        },
     }
-    rows = [
+    counts = [
         ("trainable", f"{trainable:,}"),
         ("total", f"{total:,}"),
         ("trained", f"{100 * trainable / total:.4f} %"),
-        *((name.replace("_", " "), f"{size / 1e6:,.1f} MB") for name, size in memory.items()),
     ]
-    emit(values, columns(rows), as_json=as_json)
+    emit(values, [*columns(counts), "", *columns(_table(memory))], as_json=as_json)
+
+
+def _table(memory: Memory) -> list[tuple[str, ...]]:
+    """A row for each way of storing the weights, in megabytes."""
+    rows = [
+        (STORED[name], _mb(size), _mb(memory.gradients), _mb(memory.optimizer), _mb(whole))
+        for (name, size), whole in zip(
+            memory.weights.items(), memory.training.values(), strict=True
+        )
+    ]
+    return [("memory to train", "weights", "gradients", "AdamW", "in all"), *rows]
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _config(path: Path | None) -> TransformerConfig:

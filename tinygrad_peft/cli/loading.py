@@ -10,7 +10,7 @@ from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.checkpoint import Head, read_head
+from tinygrad_peft.peft.made_for import Head, read_head
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
 __all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import Array, IntArray
 from tinygrad_peft.errors import GraphError, ShapeError
 from tinygrad_peft.tensor import Tensor
 
@@ -24,17 +24,42 @@ class LayerCache:
         Raises ShapeError past the capacity, and GraphError where a gradient is wanted, since none
         goes back through what is stored.
         """
+        return self.store(keys, values, slice(None), batch=keys.shape[0], start=self.length)
+
+    def of(self, rows: IntArray, batch: int) -> "RowsOfCache":
+        """Some rows of the cache of a batch, as it is now: they are extended by themselves."""
+        return RowsOfCache(self, rows, batch)
+
+    def store(
+        self, keys: Tensor, values: Tensor, rows: IntArray | slice, *, batch: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Put (R, T, K, D) into `rows` of a batch from `start` on; return all of these rows'."""
         if keys.requires_grad or values.requires_grad:
             raise GraphError(
                 "a cache is for generation, without gradients: use it within no_grad()"
             )
-        end = self.length + keys.shape[1]
+        end = start + keys.shape[1]
         if end > self.capacity:
             raise ShapeError(f"a cache for {self.capacity} tokens cannot take {end}")
         if self._keys is None or self._values is None:
-            shape = (keys.shape[0], self.capacity, *keys.shape[2:])
+            shape = (batch, self.capacity, *keys.shape[2:])
             self._keys, self._values = np.empty(shape, keys.dtype), np.empty(shape, keys.dtype)
-        self._keys[:, self.length : end] = keys.data
-        self._values[:, self.length : end] = values.data
+        self._keys[rows, start:end] = keys.data
+        self._values[rows, start:end] = values.data
         self.length = end
-        return Tensor(self._keys[:, :end]), Tensor(self._values[:, :end])
+        return Tensor(self._keys[rows, :end]), Tensor(self._values[rows, :end])
+
+
+class RowsOfCache(LayerCache):
+    """Some rows of another cache, which has the memory."""
+
+    def __init__(self, whole: LayerCache, rows: IntArray, batch: int) -> None:
+        super().__init__(whole.capacity)
+        self.length = whole.length
+        self.whole, self.rows, self.batch = whole, rows, batch
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append to these rows, (R, T, K, D), and return all of theirs: (R, length, K, D)."""
+        extended = self.whole.store(keys, values, self.rows, batch=self.batch, start=self.length)
+        self.length += keys.shape[1]
+        return extended

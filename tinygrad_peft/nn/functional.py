@@ -1,5 +1,7 @@
 """The ops on tensors, typed. Shapes and formulas stand with the ops of the same names."""
 
+from collections.abc import Sequence
+
 from tinygrad_peft import ops
 from tinygrad_peft.arrays import AnyArray, Array, BoolArray, IntArray, Shape
 from tinygrad_peft.ops.loss import IGNORE_INDEX
@@ -87,7 +89,7 @@ def where(condition: AnyArray, a: Tensor, b: Tensor) -> Tensor:
     return apply(ops.where, a, b, condition=condition)
 
 
-def concatenate(tensors: list[Tensor] | tuple[Tensor, ...], axis: int = 0) -> Tensor:
+def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """The tensors one after the other along one axis."""
     return apply(ops.concatenate, *tensors, axis=axis)
 

@@ -32,6 +32,7 @@ class Module:
     """
 
     training: bool = True
+    packed_elements: int = 0  # weights that are stored otherwise than as parameters, as 4-bit ones
 
     # ---------- the tree ----------
 
@@ -82,6 +83,11 @@ class Module:
             vars(self)[field][int(index)] = module
         else:
             setattr(self, field, module)
+
+    def count(self) -> int:
+        """How many elements all weights of the tree have, shared ones once."""
+        packed = sum(module.packed_elements for _, module in self.named_modules())
+        return packed + count_elements(self.parameters())
 
     # ---------- modes ----------
 

@@ -25,6 +25,20 @@ class Context:
     cache: LayerCache | None = None  # the keys and values of earlier tokens
     prefix: tuple[Tensor, Tensor] | None = None  # the layer's, each (P, K, D) or (B, P, K, D)
 
+    def of(self, rows: IntArray, batch: int) -> "Context":
+        """What it is for some rows of the batch."""
+        rotary, prefix = self.rotary, self.prefix
+        if rotary is not None and rotary[0].ndim == 3:
+            rotary = rotary[0][rows], rotary[1][rows]
+        if prefix is not None and prefix[0].ndim == 4:
+            prefix = prefix[0][rows], prefix[1][rows]
+        return Context(
+            keys=None if self.keys is None else self.keys[rows],
+            rotary=rotary,
+            cache=None if self.cache is None else self.cache.of(rows, batch),
+            prefix=prefix,
+        )
+
 
 @runtime_checkable
 class Layer(Protocol):

@@ -67,13 +67,20 @@ def getitem(a: Array, *, index: Index) -> Result:
     )
 
     shape = a.shape
+    # np.add.at is slow, and needed only where an entry may be picked twice.
+    once = basic or (
+        isinstance(index, np.ndarray)
+        and index.ndim == 1
+        and index.dtype.kind in "iu"
+        and np.unique(index % (len(a) or 1)).size == index.size
+    )
 
     def pullback(g: Array) -> Array:
         full = np.zeros(shape, g.dtype)
-        if basic:
+        if once:
             full[index] = g
         else:
-            np.add.at(full, cast("IntArray", index), g)  # an entry may be picked twice
+            np.add.at(full, cast("IntArray", index), g)
         return full
 
     return a[index], (pullback,)

@@ -1,7 +1,7 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.composition import Record, Rewrite, apply_recipe
+from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
     PeftConfig,
     TargetedConfig,
@@ -19,7 +19,9 @@ from tinygrad_peft.peft.events import (
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
+from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
+from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
 
 __all__ = [
@@ -27,12 +29,14 @@ __all__ = [
     "Applied",
     "Draft",
     "Host",
+    "Memory",
     "ModelShape",
     "ParameterCount",
     "PeftConfig",
     "PeftModel",
     "PluginInfo",
     "Record",
+    "Reparameterized",
     "Rewrite",
     "Seam",
     "Site",
@@ -43,6 +47,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "count_recipe",
+    "estimate_memory",
     "get_peft_model",
     "hookimpl",
     "hookspecs",

@@ -3,17 +3,15 @@
 A folder holds `recipe.json`, which lists the steps in their order, and for each step an
 `adapter_config.json` and an `adapter_model.safetensors` in Hugging Face PEFT's layout: beside it if
 there is one step, in a folder of its own if there are several. `PeftConfig.stored_name` says what a
-tensor is called.
+tensor is called. Where a step's weights come out of others, as a prefix's out of its projection,
+those are beside them in `reparameterization.safetensors`.
 """
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import numpy as np
 from safetensors.numpy import save as safetensors_bytes
 
@@ -22,52 +20,49 @@ from tinygrad_peft.models.files import read_json_object, replacing
 from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
 from tinygrad_peft.nn import Parameter, Transformer
 from tinygrad_peft.nn.module import mismatches
-from tinygrad_peft.peft.composition import Record
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
 from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.layout import (
+    CONFIG,
+    FORMAT,
+    PICKLE,
+    RECIPE,
+    REPARAMETERIZATION,
+    WEIGHTS,
+    step_folders,
+)
+from tinygrad_peft.peft.made_for import base_of, differing_base
+from tinygrad_peft.peft.record import Record
 
-__all__ = ["Head", "check_base", "load_adapter", "read_head", "read_recipe", "save_adapter"]
+__all__ = ["load_adapter", "read_recipe", "save_adapter"]
 
-CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
-PICKLE = "adapter_model.bin"
 PEFTS_HEADS = ("classifier", "score")
 # With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
-FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Head:
-    """A classification head by its settings."""
-
-    num_labels: int
-    pooling: Literal["cls", "mean"]
-    label_names: tuple[str, ...] = ()
-
-
-def save_adapter(record: Record, model: Transformer, directory: Path) -> None:
+def save_adapter(
+    record: Record, model: Transformer, directory: Path, *, flatten: bool = False
+) -> None:
     """Write all steps of a record, and the recipe last, when the rest is there.
 
-    What another recipe has left in the folder is removed. Raises CheckpointError where a folder
-    cannot be made.
+    Weights that come out of others are written with those unless `flatten`. What another recipe has
+    left in the folder is removed. Raises CheckpointError where a folder cannot be made.
     """
     folders, left = _folders(record.recipe), _left_behind(directory)
     for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
         folder = directory / name
         _make(folder)
-        tensors = {
-            name: np.asarray(p.data, order="C")
-            for name, p in sorted(record.stored_parameters(step).items())
-        }
-        with replacing(folder / WEIGHTS) as file:
-            file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
+        _write_tensors(folder / WEIGHTS, record.stored_parameters(step))
+        origin = {} if flatten else record.reparameterization(step)
+        _write_tensors(folder / REPARAMETERIZATION, origin)
         settings = config_to_dict(config) | {
             "base_model_name_or_path": None,
             "inference_mode": True,
             "task_type": _task_type(model),
         }
         _write_json(folder / CONFIG, dict(sorted(settings.items())))
-    _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, "base": _base(model)})
+    _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, "base": base_of(model)})
     for name in left:
         if name not in folders:
             _remove_step(directory / name)
@@ -81,58 +76,24 @@ def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    return tuple(_read_config(directory / name / CONFIG, host) for name in _steps(directory))
-
-
-def read_head(directory: Path) -> Head | None:
-    """The classification head that the adapter in a folder was trained with, if it had one.
-
-    Raises CheckpointError where recipe.json is broken.
-    """
-    path = directory / RECIPE
-    base = read_json_object(path).get("base") if path.exists() else None
-    if not isinstance(base, dict) or base.get("head") != "classification":
-        return None
-    try:
-        return msgspec.convert(base, Head)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path}: base: {error}") from None
-
-
-def check_base(model: Transformer, directory: Path) -> None:
-    """Raise CheckpointError where the folder says that its base was another kind of model.
-
-    Its weights may fit all the same, and would mean something else: other numbers of heads, another
-    pooling, other names of the classes. The vocabulary may differ, for a tokenizer may have gained
-    tokens since.
-    """
-    different = _differing_base(model, directory, _KIND) + _differing_head(model, directory)
-    if different:
-        raise CheckpointError(f"{directory} was made for another model: {'; '.join(different)}")
+    return tuple(_read_config(directory / name / CONFIG, host) for name in step_folders(directory))
 
 
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
-    """Give the record's parameters the values in a folder.
+    """Give the record's parameters the values in the folder that its recipe was read from.
 
     Raises CheckpointError, which lists every tensor that is missing, unexpected, of another shape
     or not of floats, and the shapes of the base that it was made for; then nothing has changed.
     """
-    folders = _steps(directory)
-    if len(folders) != len(record.recipe):
-        raise CheckpointError(
-            f"{directory} does not fit: it holds {len(folders)} steps, "
-            f"and the model's recipe has {len(record.recipe)}"
-        )
     tensors: list[tuple[Parameter, StoredTensor]] = []
     problems: list[str] = []
-    for step, name in enumerate(folders):
-        path = directory / name / WEIGHTS
-        wanted = record.stored_parameters(step)
-        found = _stored(path)
-        problems += _differences(wanted, found, name)
+    for step, name in enumerate(step_folders(directory)):
+        wanted, found, more = _matched(record, step, directory / name)
+        differences = more + _differences(wanted, found)
+        problems += [p if name == "." else f"{name}: {p}" for p in differences]
         tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
     if problems:
-        different = _differing_base(model, directory)
+        different = differing_base(model, directory)
         made_for = f" it was made for a model of {'; '.join(different)}" if different else ""
         raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
     arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
@@ -140,52 +101,23 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
         parameter.data = array
 
 
+def _matched(
+    record: Record, step: int, folder: Path
+) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
+    """What a step wants, where it is found, and what is wrong beside."""
+    origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
+    found = _stored(folder / WEIGHTS) if stored else {}
+    if origin.exists() and (wanted := record.reparameterization(step)):
+        return wanted, read_header(origin), _differences(stored, found)
+    record.flatten(step)
+    return record.stored_parameters(step), found, []
+
+
 def _stored(path: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
     if not path.exists() and path.with_name(PICKLE).exists():
         raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
     return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
-
-
-_KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
-_BASE = (*_KIND, "vocab_size")
-_HEAD = ("head", "num_labels", "pooling", "label_names")
-
-
-def _base(model: Transformer) -> dict[str, object]:
-    settings = asdict(model.config)
-    kept = _BASE + (_HEAD if model.classifier is not None else ())
-    return {n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept}  # as in JSON
-
-
-def _differing_base(
-    model: Transformer, directory: Path, names: Collection[str] | None = None
-) -> list[str]:
-    """What the adapter's base had other than `model`, where the folder says."""
-    if not (directory / RECIPE).exists():
-        return []
-    base = read_json_object(directory / RECIPE).get("base")
-    if not isinstance(base, dict):
-        return []
-    return [
-        f"{name} {base.get(name)!r}, and this is {own!r}"
-        for name, own in _base(model).items()
-        if base.get(name, own) != own and (names is None or name in names)
-    ]
-
-
-def _differing_head(model: Transformer, directory: Path) -> list[str]:
-    """What the adapter's classification head does otherwise than the model's, if both have one."""
-    head, config = read_head(directory), model.config
-    if head is None or model.classifier is None:
-        return []
-    different = []
-    if head.pooling != config.pooling:
-        different.append(f"pooling {head.pooling!r}, and this is {config.pooling!r}")
-    if head.label_names and config.label_names and head.label_names != config.label_names:
-        names = (list(head.label_names), list(config.label_names))
-        different.append("label_names {}, and this is {}".format(*names))
-    return different
 
 
 def _task_type(model: Transformer) -> str | None:
@@ -200,32 +132,6 @@ def _folders(recipe: Sequence[PeftConfig]) -> list[str]:
     return [f"{step}-{config.peft_type.lower()}" for step, config in enumerate(recipe)]
 
 
-def _steps(directory: Path) -> list[str]:
-    """The folders of the steps; a folder without recipe.json is one step, as PEFT writes it."""
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such folder")
-    if not (directory / RECIPE).exists():
-        if not (directory / CONFIG).exists():
-            raise CheckpointError(f"{directory}: neither {RECIPE} nor {CONFIG} is there")
-        return ["."]
-    recipe = read_json_object(directory / RECIPE)
-    if recipe.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{directory / RECIPE}: format {recipe.get('format')!r} is not {FORMAT}"
-        )
-    steps = recipe.get("steps")
-    if not isinstance(steps, list) or not steps or not all(_is_plain_name(s) for s in steps):
-        raise CheckpointError(f"{directory / RECIPE}: steps must be a list of folder names")
-    if len(set(steps)) < len(steps):
-        raise CheckpointError(f"{directory / RECIPE}: steps must be folders of their own")
-    return steps
-
-
-def _is_plain_name(name: object) -> bool:
-    """Whether a step's folder is the folder itself or one directly in it, on any system."""
-    return isinstance(name, str) and re.fullmatch(r"\.|\w[\w-]*", name, re.ASCII) is not None
-
-
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,14 +142,14 @@ def _make(folder: Path) -> None:
 def _left_behind(directory: Path) -> list[str]:
     """The steps of whatever adapter is in the folder already."""
     try:
-        return _steps(directory)
+        return step_folders(directory)
     except CheckpointError:
         return []
 
 
 def _remove_step(folder: Path) -> None:
     """Remove a step's files, and its folder if nothing else is in it."""
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION):
         (folder / name).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -276,20 +182,26 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     return {**values, "modules_to_save": kept}
 
 
-def _differences(
-    wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], folder: str
-) -> list[str]:
-    where = "" if folder == "." else f"{folder}: "
+def _differences(wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor]) -> list[str]:
     problems = mismatches(
         {key: parameter.shape for key, parameter in wanted.items()},
         {key: tensor.shape for key, tensor in found.items()},
     )
-    problems += [
+    return problems + [
         f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
         for key, tensor in found.items()
         if key in wanted and tensor.dtype not in FLOATS
     ]
-    return [where + problem for problem in problems]
+
+
+def _write_tensors(path: Path, parameters: Mapping[str, Parameter]) -> None:
+    """Write the file; without parameters there is none."""
+    if not parameters:
+        path.unlink(missing_ok=True)
+        return
+    tensors = {name: np.asarray(p.data, order="C") for name, p in sorted(parameters.items())}
+    with replacing(path) as file:
+        file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

@@ -1,90 +1,19 @@
-"""Applying a recipe, and the record of what was done.
-
-Trainable lists, saving, merging, removing and counting read the record, never a name. Undoing puts
-back what stood there: bit-exact, no subtraction, no division.
-"""
+"""Applying a recipe to a model."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from tinygrad_peft.errors import PeftError, PluginError, TargetError, listed, nearest
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, steps_of
-from tinygrad_peft.peft.events import Applied, Draft
+from tinygrad_peft.peft.events import Draft
 from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.record import Record, Rewrite, new_parameters
 from tinygrad_peft.peft.sites import Seam, Start, capture_seams
 from tinygrad_peft.peft.targets import Targets, find_targets
 
-__all__ = ["Record", "Rewrite", "apply_recipe", "checked_targets"]
-
-
-@dataclass(frozen=True, eq=False)
-class Rewrite:
-    """One module that a step of a recipe put in the place of another.
-
-    `saved` says that `modules_to_save` asked for it. `added` holds the parameters of `after` that
-    `before` does not have, by their names in `after`.
-    """
-
-    step: int
-    seam: Seam
-    before: Module
-    after: Module
-    saved: bool
-    added: Mapping[str, Parameter]
-
-    @property
-    def plain(self) -> bool:
-        """Whether `after` is of the same kind as `before` with other weights, and no wrapper."""
-        return type(self.after) is type(self.before) and all(
-            module is not self.before for _, module in self.after.named_modules()
-        )
-
-
-@dataclass(eq=False)
-class Record:
-    """All that applying a recipe did, in the order in which it was done."""
-
-    recipe: tuple[PeftConfig, ...]
-    rewrites: list[Rewrite] = field(default_factory=list)
-    unfrozen: list[Parameter] = field(default_factory=list)  # base weights that were trained before
-
-    def undo(self) -> None:
-        """Put back what stood there, the last first; the base's weights are trained as before."""
-        for rewrite in reversed(self.rewrites):
-            rewrite.seam.owner.set_child(rewrite.seam.name, rewrite.before)
-        for parameter in self.unfrozen:
-            parameter.requires_grad = True
-
-    def stacks(self) -> Iterator[tuple[Seam, list[Rewrite]]]:
-        """The rewrites of each seam, the innermost first."""
-        by_seam: dict[Seam, list[Rewrite]] = {}
-        for rewrite in self.rewrites:
-            by_seam.setdefault(rewrite.seam, []).append(rewrite)
-        yield from by_seam.items()
-
-    def named_parameters(self, step: int) -> dict[str, Parameter]:
-        """What one step added, by path in the checkpoint's names."""
-        return {
-            f"{rewrite.seam.path}.{name}": parameter
-            for rewrite in self.rewrites
-            if rewrite.step == step
-            for name, parameter in rewrite.added.items()
-        }
-
-    def stored_parameters(self, step: int) -> dict[str, Parameter]:
-        """What one step added, by its names in a file."""
-        config = self.recipe[step]
-        return {
-            PeftConfig.stored_name(config, rewrite.seam.path, name)
-            if rewrite.saved
-            else config.stored_name(rewrite.seam.path, name): parameter
-            for rewrite in self.rewrites
-            if rewrite.step == step
-            for name, parameter in rewrite.added.items()
-        }
+__all__ = ["apply_recipe", "checked_targets"]
 
 
 def apply_recipe(
@@ -94,11 +23,13 @@ def apply_recipe(
     *,
     seed: int = 0,
     loading: bool = False,
+    seams: Sequence[Seam] | None = None,
 ) -> Record:
     """Apply the steps of a recipe to `model` in place, the first being the innermost.
 
     All that the model had is frozen; what the steps add is trained. On any error the model is what
-    it was before. `loading` says that the new weights will be overwritten by those of a folder.
+    it was before. `loading` says that the new weights will be overwritten by those of a folder;
+    `seams` are the model's, if they are known.
 
     Raises:
         TargetError: entries that name no module, all of them, with the nearest names.
@@ -106,7 +37,7 @@ def apply_recipe(
             nothing.
     """
     steps = steps_of(recipe)
-    seams = capture_seams(model)
+    seams = capture_seams(model) if seams is None else seams
     targets = checked_targets(model, steps, seams, host)
     record = Record(steps)
     try:
@@ -116,8 +47,6 @@ def apply_recipe(
             _apply_step(record, seams, found, host, start)
         for rewrite in record.rewrites:
             rewrite.after.train(mode=model.training)
-        paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
-        host.each(hookspecs.recipe_applied, Applied(model, record.recipe, paths))
     except BaseException:
         record.undo()
         raise
@@ -191,9 +120,8 @@ def _apply_step(
         if after is None:
             continue
         _check_answer(after, seam, config)
-        old = {id(p) for p in seam.module.parameters()}
-        added = {name: p for name, p in after.named_parameters() if id(p) not in old}
-        record.rewrites.append(Rewrite(step, seam, seam.module, after, saved, added))
+        added = new_parameters(after, seam.module)
+        record.rewrites.append(Rewrite(step, config, seam, seam.module, after, saved, added))
         seam.put(after)
     done = {rewrite.seam.path for rewrite in record.rewrites[before_step:]}
     _refuse_idle(config, step, seams, targets, done)

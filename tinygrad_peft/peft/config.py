@@ -39,11 +39,12 @@ class PeftConfig:
     `modules_to_save` names modules to be trained whole and saved beside the method, by whole
     segments of their paths.
     `passed_over` holds what PEFT writes for features that no model here has, where that is neither
-    null nor false nor empty.
+    null nor false nor empty. `not_mergeable` says why the method cannot be merged, if it cannot.
     """
 
     peft_type: ClassVar[str]
     passed_over: ClassVar[Mapping[str, object]] = {}
+    not_mergeable: ClassVar[str] = ""
     modules_to_save: Sequence[str] = ()
 
     def __post_init__(self) -> None:

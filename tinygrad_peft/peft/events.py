@@ -66,6 +66,7 @@ class Applied:
     model: Module = field(repr=False)
     recipe: tuple[PeftConfig, ...]
     rewritten: Sequence[str]  # the paths, in order
+    adapter: str  # what it is called; its weights, if they come from a folder, are there
 
 
 @dataclass(frozen=True)

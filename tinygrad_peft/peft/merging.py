@@ -1,58 +1,74 @@
 """Folding adapted modules into plain ones."""
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tinygrad_peft.errors import PeftError, listed
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.composition import Record, Rewrite
 from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.record import Rewrite, stacked
 from tinygrad_peft.peft.sites import Seam
 
 __all__ = ["merged_modules"]
 
 
-def merged_modules(record: Record, host: Host) -> list[tuple[Seam, Module]]:
-    """For each seam that the record rewrote, one plain module with the same output.
+def merged_modules(
+    stacks: Mapping[Seam, Sequence[Rewrite]],
+    base: Mapping[Seam, Module],
+    host: Host,
+    *,
+    partial: bool = False,
+) -> dict[Seam, Module]:
+    """For each seam that was rewritten, one plain module with the same output.
 
-    Nothing is changed: the caller puts the modules in place.
+    `base` holds what stands there without adapters; where that is no plain layer itself, such as
+    one of 4-bit weights, it is made one. With `partial`, what cannot be merged stands around what
+    can. Nothing is changed: the caller puts the modules in place.
 
     Raises:
         PeftError: some cannot be merged, or would not be finite: all of them are listed.
     """
-    merged, problems = [], []
-    for seam, stack in record.stacks():
-        module = stack[0].before
-        for rewrite in stack:
-            folded = _fold(rewrite, module, host)
-            if folded is None:
-                method = record.recipe[rewrite.step].peft_type.lower()
-                problems.append(f"{seam.path}: {method} cannot be merged into what it wraps")
-                break
-            module = folded
-        else:
-            problems += _not_finite(seam, stack[0].before, module)
-            merged.append((seam, module))
+    merged, problems = {}, []
+    for seam, inner in base.items():
+        stack = stacks.get(seam, ())
+        plain = host.one(hookspecs.merge_module, inner)
+        if plain is None and not stack:
+            continue
+        module, left = _folded(inner if plain is None else plain, stack, host)
+        if left and not partial:
+            why = left[0].config.not_mergeable or "not into what it wraps"
+            problems.append(f"{seam.path}: {left[0].method} cannot be merged: {why}")
+            continue
+        problems += _not_finite(seam, inner, module)
+        module.freeze()
+        merged[seam] = stacked(module, left)
     if problems:
         raise PeftError(f"the adapter cannot be merged, and nothing was:\n{listed(problems)}")
-    for _, module in merged:
-        module.freeze()
     return merged
+
+
+def _folded(
+    module: Module, stack: Sequence[Rewrite], host: Host
+) -> tuple[Module, Sequence[Rewrite]]:
+    """As much of a stack as can be folded, the innermost first, onto `module`; and the rest."""
+    for done, rewrite in enumerate(stack):
+        folded = _fold(rewrite, module, host)
+        if folded is None:
+            return module, stack[done:]
+        module = folded
+    return module, ()
 
 
 def _fold(rewrite: Rewrite, inner: Module, host: Host) -> Module | None:
     """One rewrite folded onto `inner`, which stands for what it was wrapped around."""
-    if rewrite.plain and inner is rewrite.before:
+    if rewrite.plain:
         frozen = {id(p): p for p in rewrite.after.parameters() if not p.requires_grad}
-        return copy.deepcopy(rewrite.after, dict[int, object](frozen))  # which share those
-    after = rewrite.after
-    if inner is not rewrite.before:
-        after = copy.copy(after)
-        for name, value in vars(rewrite.after).items():
-            if value is rewrite.before:
-                setattr(after, name, inner)
+        twin = copy.deepcopy(rewrite.after, dict[int, object](frozen))  # which share those
+        return host.one(hookspecs.merge_module, twin) or twin
+    after = rewrite.around(inner) if rewrite.wraps else rewrite.after
     return host.one(hookspecs.merge_module, after)
 
 

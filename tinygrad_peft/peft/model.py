@@ -1,22 +1,27 @@
-"""PeftModel: a transformer, and the method that was put into it."""
+"""PeftModel: a transformer, and the adapters that were put into it."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import LayerCache, Module, Parameter, Transformer, TransformerConfig
 from tinygrad_peft.nn.module import count_elements
-from tinygrad_peft.peft.checkpoint import check_base, load_adapter, read_recipe, save_adapter
-from tinygrad_peft.peft.composition import Record, apply_recipe
+from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.adapters import Adapters, check_name
+from tinygrad_peft.peft.checkpoint import load_adapter, read_recipe, save_adapter
+from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.events import Applied
 from tinygrad_peft.peft.host import Host
-from tinygrad_peft.peft.merging import merged_modules
-from tinygrad_peft.peft.sites import Seam
+from tinygrad_peft.peft.made_for import check_base
+from tinygrad_peft.peft.record import Record
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["PeftModel", "get_peft_model"]
+
+DEFAULT = "default"  # the adapter whose folder is the saved folder itself, as in PEFT
 
 
 class PeftModel(Module):
@@ -28,14 +33,12 @@ class PeftModel(Module):
 
     base_model: Transformer
 
-    def __init__(self, model: Transformer, record: Record, host: Host) -> None:
+    def __init__(self, model: Transformer, host: Host) -> None:
         self.base_model = model
-        self.record = record
         self.host = host
-        self._merged: dict[Seam, Module] = {}
-        self._disabled = 0
         self.training = model.training
-        model.adapted = True
+        self._unfrozen: list[Parameter] = []
+        self._adapters = Adapters(model, host)
 
     # ---------- running ----------
 
@@ -47,15 +50,23 @@ class PeftModel(Module):
         token_type_ids: IntArray | None = None,
         positions: IntArray | None = None,
         cache: Sequence[LayerCache] | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> Tensor:
-        """What the transformer gives, adapted: see `Transformer.__call__`."""
-        return self.base_model(
-            input_ids,
-            attention_mask,
-            token_type_ids=token_type_ids,
-            positions=positions,
-            cache=cache,
-        )
+        """What the transformer gives, adapted: see `Transformer.__call__`.
+
+        `adapter_names` names an adapter for each row, or "__base__" for none; by default all rows
+        go through the active ones.
+
+        Raises PeftError for names that are unknown or too few or many, or while one is merged.
+        """
+        with self._by_row(adapter_names, len(input_ids)):
+            return self.base_model(
+                input_ids,
+                attention_mask,
+                token_type_ids=token_type_ids,
+                positions=positions,
+                cache=cache,
+            )
 
     def loss(
         self,
@@ -64,11 +75,13 @@ class PeftModel(Module):
         attention_mask: BoolArray | IntArray | None = None,
         *,
         label_smoothing: float = 0.0,
+        adapter_names: Sequence[str] | None = None,
     ) -> Tensor:
-        """The mean cross-entropy: see `Transformer.loss`."""
-        return self.base_model.loss(
-            input_ids, labels, attention_mask, label_smoothing=label_smoothing
-        )
+        """The mean cross-entropy: see `Transformer.loss`, and a call for `adapter_names`."""
+        with self._by_row(adapter_names, len(input_ids)):
+            return self.base_model.loss(
+                input_ids, labels, attention_mask, label_smoothing=label_smoothing
+            )
 
     def generate(
         self,
@@ -82,19 +95,31 @@ class PeftModel(Module):
         attention_mask: BoolArray | IntArray | None = None,
         pad_id: int = 0,
         on_token: Callable[[IntArray], None] | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> IntArray:
-        """Continue prompts (B, T): (B, T + new). See `tinygrad_peft.nn.generate.generate`."""
-        return self.base_model.generate(
-            input_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop_ids=stop_ids,
-            seed=seed,
-            attention_mask=attention_mask,
-            pad_id=pad_id,
-            on_token=on_token,
-        )
+        """Continue prompts (B, T): (B, T + new). See `tinygrad_peft.nn.generate.generate`.
+
+        `adapter_names`: as for a call.
+        """
+        with self._by_row(adapter_names, len(input_ids)):
+            return self.base_model.generate(
+                input_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                stop_ids=stop_ids,
+                seed=seed,
+                attention_mask=attention_mask,
+                pad_id=pad_id,
+                on_token=on_token,
+            )
+
+    def _by_row(self, names: Sequence[str] | None, rows: int) -> AbstractContextManager[None]:
+        if names is None:
+            return nullcontext()
+        if isinstance(names, str) or len(names) != rows:
+            raise PeftError(f"adapter_names {names!r}: a list of {rows} is expected, one for a row")
+        return self._adapters.by_row(names)
 
     @property
     def config(self) -> TransformerConfig:
@@ -103,8 +128,112 @@ class PeftModel(Module):
 
     @property
     def recipe(self) -> tuple[PeftConfig, ...]:
-        """The steps that were applied, the innermost first."""
-        return self.record.recipe
+        """The steps of the active adapters, the innermost first."""
+        records = self._adapters.records
+        return tuple(step for name in self.active_adapters for step in records[name].recipe)
+
+    @property
+    def record(self) -> Record:
+        """What applying the first active adapter's recipe did.
+
+        Raises PeftError where there is none.
+        """
+        self._require_adapter()
+        return self._adapters.records[self.active_adapters[0]]
+
+    # ---------- which adapters there are ----------
+
+    @property
+    def adapters(self) -> dict[str, tuple[PeftConfig, ...]]:
+        """The recipes of all adapters by name, in the order in which they came."""
+        return {name: record.recipe for name, record in self._adapters.records.items()}
+
+    @property
+    def active_adapters(self) -> tuple[str, ...]:
+        """The names of those that act now, the innermost first."""
+        return self._adapters.active
+
+    def add_adapter(
+        self, name: str, recipe: PeftConfig | Sequence[PeftConfig], *, seed: int = 0
+    ) -> None:
+        """Make a further adapter for the same base; `set_adapter` makes it act.
+
+        Raises what `get_peft_model` does, and PeftError for a name that is taken or cannot be a
+        folder's. On any error nothing has changed.
+        """
+        self._add(name, recipe, seed=seed)
+
+    def load_adapter(self, directory: str | Path, name: str, *, is_trainable: bool = False) -> None:
+        """Read a further adapter for the same base from a folder; `set_adapter` makes it act.
+
+        Raises what `from_pretrained` does, and PeftError for a name that is taken or cannot be a
+        folder's. On any error nothing has changed.
+        """
+        folder = Path(directory)
+        recipe = read_recipe(folder, self.host)
+        check_base(self.base_model, folder)
+        self._add(name, recipe, folder=folder)
+        if not is_trainable:
+            for parameter in self._adapters.records[name].parameters():
+                parameter.requires_grad = False
+
+    def set_adapter(self, names: str | Sequence[str]) -> None:
+        """Let one adapter act, or several at once, one around the other, the first innermost.
+
+        Those of LoRA add up. Raises PeftError, and changes nothing, for unknown names, for none,
+        where two would replace the same module, and while one is merged.
+        """
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        self._adapters.require(chosen)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise PeftError(f"set_adapter({names!r}): different names are expected, at least one")
+        self._refuse_merged("switching")
+        self._adapters.activate(chosen)
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter; if none acts then, the first that is left does.
+
+        Raises PeftError, and changes nothing, for an unknown name and while one is merged.
+        """
+        self._adapters.require([name])
+        self._refuse_merged("deleting")
+        self._adapters.remove([name])
+
+    def _add(
+        self,
+        name: str,
+        recipe: PeftConfig | Sequence[PeftConfig],
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> None:
+        check_name(name, self._adapters.records)
+        self._refuse_merged("adding")
+        with self._adapters.bare():
+            record = apply_recipe(
+                self.base_model,
+                recipe,
+                self.host,
+                seed=seed,
+                loading=folder is not None,
+                seams=self._adapters.seams,
+            )
+            record.take_off()
+        try:
+            if folder is not None:
+                load_adapter(record, self.base_model, folder)
+            paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
+            applied = Applied(self.base_model, record.recipe, paths, name)
+            self.host.each(hookspecs.recipe_applied, applied)
+        except BaseException:
+            record.undo()
+            raise
+        self._unfrozen += record.unfrozen
+        self._adapters.add(name, record)
+
+    def _refuse_merged(self, doing: str) -> None:
+        if self._adapters.merged:
+            raise PeftError(f"the adapter is merged: unmerge it before {doing}")
 
     # ---------- counting ----------
 
@@ -113,16 +242,13 @@ class PeftModel(Module):
         return [p for p in self.base_model.parameters() if p.requires_grad]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all): how many elements the adapter trains and how many there are.
+        """(trainable, all): how many elements the active adapters train, and how many there are.
 
-        They are the adapter's also while it is merged or disabled. As in Hugging Face PEFT, what
-        `modules_to_save` has copied counts beside its copy.
+        They are the adapters' also while they are merged or disabled. As in Hugging Face PEFT, all
+        adapters count among all, and what `modules_to_save` has copied counts beside its copy.
         """
-        saved = [r.before for r in self.record.rewrites if r.saved]
-        originals = (p for module in saved for _, p in module.own_parameters())
-        with self._adapted():
-            total = count_elements(self.parameters()) + count_elements(originals)
-            return count_elements(self.trainable_parameters()), total
+        trained = (p for p in self._adapters.parameters() if p.requires_grad)
+        return count_elements(trained), self._adapters.size + self._adapters.grown()
 
     def print_trainable_parameters(self) -> None:
         """Print both counts and their ratio, as Hugging Face PEFT does."""
@@ -132,51 +258,45 @@ class PeftModel(Module):
             f"trainable%: {100 * trainable / total:.4f}"
         )
 
-    # ---------- switching ----------
+    # ---------- disabling, merging and removing ----------
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within the block the model is the base, bit for bit, merged or not."""
-        self._disabled += 1
-        self._stand()
-        try:
+        with self._adapters.bare():
             yield
-        finally:
-            self._disabled -= 1
-            self._stand()
 
-    def merge_adapter(self) -> None:
+    def merge_adapter(self, *, partial: bool = False) -> None:
         """Let plain modules with the same output stand in for the adapted ones.
+
+        With `partial`, what cannot be merged goes on standing around what can.
 
         Raises PeftError, and changes nothing, where a method cannot be merged (all are listed) or
         the adapter is merged or unloaded already.
         """
         self._require_adapter()
-        if self._merged:
+        if self._adapters.merged:
             raise PeftError("the adapter is merged already")
-        self._merged = dict(merged_modules(self.record, self.host))
-        self._stand()
+        self._adapters.merge(partial=partial)
 
     def unmerge_adapter(self) -> None:
         """Put the adapted modules back, which merging has not changed.
 
         Raises PeftError if nothing is merged.
         """
-        if not self._merged:
+        if not self._adapters.merged:
             raise PeftError("the adapter is not merged")
-        self._merged = {}
-        self._stand()
+        self._adapters.unmerge()
 
     def merge_and_unload(self) -> Transformer:
-        """The transformer with the adapter folded into its weights; this object is done with.
+        """The transformer with the active adapters folded into its weights.
+
+        This object is done with, and so are the adapters that do not act.
 
         Raises PeftError, and changes nothing, where a method cannot be merged.
         """
         self._require_adapter()
-        if not self._merged:
-            self.merge_adapter()
-        for seam, module in self._merged.items():
-            seam.put(module)
+        self._adapters.merge(partial=False)
         return self._let_go()
 
     def unload(self) -> Transformer:
@@ -185,49 +305,55 @@ class PeftModel(Module):
         Raises PeftError if it was unloaded before.
         """
         self._require_adapter()
-        mode = self.base_model.training
-        self.record.undo()
-        self.base_model.train(mode=mode)
+        self._adapters.merged = {}
+        self._adapters.activate(())
+        for parameter in self._unfrozen:
+            parameter.requires_grad = True
         return self._let_go()
 
-    def _stand(self) -> None:
-        """Put into each place what belongs there now: the base's, the merged or the adapted."""
-        for seam, stack in self.record.stacks():
-            adapted = self._merged.get(seam, stack[-1].after)
-            module = stack[0].before if self._disabled else adapted
-            module.train(mode=self.base_model.training)  # which it may have missed
-            seam.put(module)
+    def release_base(self) -> None:
+        """Forget the base's weights that a step has replaced by others, such as 4-bit ones.
 
-    @contextmanager
-    def _adapted(self) -> Iterator[None]:
-        """Within the block the adapted modules stand, merged or disabled or not."""
-        merged, disabled = self._merged, self._disabled
-        self._merged, self._disabled = {}, 0
-        self._stand()
-        try:
-            yield
-        finally:
-            self._merged, self._disabled = merged, disabled
-            self._stand()
+        They take memory as long as they can be put back. From now on the replacement is the base:
+        it is what disabling and `unload` give.
+
+        Raises PeftError, and changes nothing, where another adapter needs them.
+        """
+        self._require_adapter()
+        self._refuse_merged("releasing the base")
+        self._adapters.settle()
 
     def _let_go(self) -> Transformer:
-        self.record, self._merged = Record(()), {}
-        self.base_model.adapted = False
-        return self.base_model
+        model, self._adapters = self.base_model, Adapters(self.base_model, self.host)
+        model.adapted = False
+        return model
 
     def _require_adapter(self) -> None:
-        if not self.record.recipe:
-            raise PeftError("there is no adapter: it was unloaded")
+        if not self._adapters.active:
+            raise PeftError("there is no adapter: it was unloaded or deleted")
 
     # ---------- saving ----------
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        adapters: Sequence[str] | None = None,
+        flatten: bool = False,
+    ) -> None:
         """Write recipe.json, and adapter_config.json with adapter_model.safetensors for each step.
 
-        Each file is complete or not there. Raises PeftError after `unload`.
+        The adapter "default" goes into the folder itself, others into folders of their names in it.
+        `adapters` names those to be saved, all by default. Weights that come out of others (a
+        prefix's projection, say) are written with those, for further training, unless `flatten`.
+        Each file is complete or not there. Raises PeftError after `unload` and for unknown names.
         """
         self._require_adapter()
-        save_adapter(self.record, self.base_model, Path(directory))
+        names = list(self._adapters.records) if adapters is None else list(adapters)
+        self._adapters.require(names)
+        for name in names:
+            folder = Path(directory) if name == DEFAULT else Path(directory) / name
+            save_adapter(self._adapters.records[name], self.base_model, folder, flatten=flatten)
 
     @classmethod
     def from_pretrained(
@@ -235,6 +361,7 @@ class PeftModel(Module):
         model: Transformer,
         directory: str | Path,
         *,
+        adapter_name: str = DEFAULT,
         is_trainable: bool = False,
         host: Host | None = None,
     ) -> "PeftModel":
@@ -250,36 +377,18 @@ class PeftModel(Module):
         On any of them the model is what it was.
         """
         _refuse_adapted(model)
-        host = host or Host.installed()
-        recipe = read_recipe(Path(directory), host)
-        check_base(model, Path(directory))
-        record = apply_recipe(model, recipe, host, loading=True)
-        try:
-            load_adapter(record, model, Path(directory))
-        except BaseException:
-            record.undo()
-            raise
-        peft = cls(model, record, host)
-        if not is_trainable:
-            peft.freeze()
+        peft = cls(model, host or Host.installed())
+        peft.load_adapter(directory, adapter_name, is_trainable=is_trainable)
+        peft.set_adapter(adapter_name)
+        model.adapted = True
         return peft
-
-    def load_weights(self, directory: str | Path) -> None:
-        """Take the weights of a folder that `save_pretrained` wrote for the same recipe.
-
-        Raises CheckpointError, and changes nothing, unless they fit exactly; PeftError while the
-        adapter is merged, since the merged weights would not follow.
-        """
-        self._require_adapter()
-        if self._merged:
-            raise PeftError("the adapter is merged: unmerge it before loading weights into it")
-        load_adapter(self.record, self.base_model, Path(directory))
 
 
 def get_peft_model(
     model: Transformer,
     recipe: PeftConfig | Sequence[PeftConfig],
     *,
+    adapter_name: str = DEFAULT,
     seed: int = 0,
     host: Host | None = None,
 ) -> PeftModel:
@@ -291,6 +400,7 @@ def get_peft_model(
     Args:
         model: the transformer, which is changed in place and given back by `unload`.
         recipe: the steps.
+        adapter_name: what the adapter is called; others can be added.
         seed: where the new weights start.
         host: the plugins to ask; all that are installed by default.
 
@@ -310,8 +420,11 @@ def get_peft_model(
     (512, 20800)
     """
     _refuse_adapted(model)
-    host = host or Host.installed()
-    return PeftModel(model, apply_recipe(model, recipe, host, seed=seed), host)
+    peft = PeftModel(model, host or Host.installed())
+    peft.add_adapter(adapter_name, recipe, seed=seed)
+    peft.set_adapter(adapter_name)
+    model.adapted = True
+    return peft
 
 
 def _refuse_adapted(model: Transformer) -> None:

@@ -1,0 +1,93 @@
+"""The model that an adapter was made for, as its recipe.json tells."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft.layout import RECIPE
+
+__all__ = ["Head", "base_of", "check_base", "differing_base", "read_head"]
+
+
+_KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_BASE = (*_KIND, "vocab_size")
+_HEAD = ("head", "num_labels", "pooling", "label_names")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head by its settings."""
+
+    num_labels: int
+    pooling: Literal["cls", "mean"]
+    label_names: tuple[str, ...] = ()
+
+
+def read_head(directory: Path) -> Head | None:
+    """The classification head that the adapter in a folder was trained with, if it had one.
+
+    Raises CheckpointError where recipe.json is broken.
+    """
+    path = directory / RECIPE
+    base = read_json_object(path).get("base") if path.exists() else None
+    if not isinstance(base, dict) or base.get("head") != "classification":
+        return None
+    try:
+        return msgspec.convert(base, Head)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: base: {error}") from None
+
+
+def check_base(model: Transformer, directory: Path) -> None:
+    """Raise CheckpointError where the folder says that its base was another kind of model.
+
+    Its weights may fit all the same, and would mean something else: other numbers of heads, another
+    pooling, other names of the classes. The vocabulary may differ, for a tokenizer may have gained
+    tokens since.
+    """
+    different = differing_base(model, directory, _KIND) + _differing_head(model, directory)
+    if different:
+        raise CheckpointError(f"{directory} was made for another model: {'; '.join(different)}")
+
+
+def base_of(model: Transformer) -> dict[str, object]:
+    """What recipe.json tells of a model."""
+    settings = asdict(model.config)
+    kept = _BASE + (_HEAD if model.classifier is not None else ())
+    return {n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept}  # as in JSON
+
+
+def differing_base(
+    model: Transformer, directory: Path, names: Collection[str] | None = None
+) -> list[str]:
+    """What the adapter's base had other than `model`, where the folder says."""
+    if not (directory / RECIPE).exists():
+        return []
+    base = read_json_object(directory / RECIPE).get("base")
+    if not isinstance(base, dict):
+        return []
+    return [
+        f"{name} {base.get(name)!r}, and this is {own!r}"
+        for name, own in base_of(model).items()
+        if base.get(name, own) != own and (names is None or name in names)
+    ]
+
+
+def _differing_head(model: Transformer, directory: Path) -> list[str]:
+    """What the adapter's classification head does otherwise than the model's, if both have one."""
+    head, config = read_head(directory), model.config
+    if head is None or model.classifier is None:
+        return []
+    different = []
+    if head.pooling != config.pooling:
+        different.append(f"pooling {head.pooling!r}, and this is {config.pooling!r}")
+    if head.label_names and config.label_names and head.label_names != config.label_names:
+        names = (list(head.label_names), list(config.label_names))
+        different.append("label_names {}, and this is {}".format(*names))
+    return different

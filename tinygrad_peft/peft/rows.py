@@ -1,0 +1,131 @@
+"""Each row of a batch through a module of its own, in one pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+
+from tinygrad_peft.arrays import BoolArray, IntArray
+from tinygrad_peft.errors import PeftError
+from tinygrad_peft.nn import Module, VirtualKeys, VirtualTokens
+from tinygrad_peft.nn import functional as F
+from tinygrad_peft.nn.seams import Context
+from tinygrad_peft.peft.sites import Seam
+from tinygrad_peft.tensor import Tensor
+
+__all__ = ["Batch", "by_row"]
+
+Run: TypeAlias = Callable[..., object]  # a module, called with what its seam passes
+
+
+class Batch:
+    """Which rows of a batch are being run now: all of them, or one module's within another's."""
+
+    def __init__(self, size: int) -> None:
+        self.rows: IntArray = np.arange(size)
+
+    @contextmanager
+    def narrowed(self, rows: IntArray) -> Iterator[None]:
+        """Within the block these rows alone are run."""
+        before, self.rows = self.rows, rows
+        try:
+            yield
+        finally:
+            self.rows = before
+
+
+def by_row(seam: Seam, modules: Sequence[Module], batch: Batch) -> Module:
+    """One module for the seam that gives each row of a batch what `modules` has for it."""
+    distinct = list({id(module): module for module in modules}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    kind = {"prompt": PromptByRow, "prefix": PrefixByRow}.get(seam.name, ByRow)
+    group = np.array([next(i for i, m in enumerate(distinct) if m is own) for own in modules])
+    return kind(seam.path, distinct, group, batch)
+
+
+class _ByRow(Module):
+    """`group` (B,) says which of the modules is each row's."""
+
+    def __init__(self, path: str, modules: Sequence[Module], group: IntArray, batch: Batch) -> None:
+        self.path = path
+        self.modules = list(modules)
+        self.group = group
+        self.batch = batch
+
+    def _runs(self) -> list[Run]:
+        return [module for module in self.modules if callable(module)]
+
+
+class ByRow(_ByRow):
+    """Any layer: its input and its output have the rows as their first axis."""
+
+    def __call__(self, x: Tensor | IntArray, *context: Context) -> Tensor:
+        now = self.batch.rows
+        if x.shape[0] != len(now):
+            raise PeftError(f"{self.path} is not run row by row: its input is {x.shape}")
+        group = self.group[now]
+        rows = [np.flatnonzero(group == i) for i in range(len(self.modules))]
+        # All contexts before the first run, which would move on the cache that they share.
+        contexts = [[c.of(own, len(now)) for c in context] for own in rows]
+        parts = []
+        for run, own, more in zip(self._runs(), rows, contexts, strict=True):
+            if own.size:
+                with self.batch.narrowed(now[own]):
+                    part = run(x[own], *more)
+                assert isinstance(part, Tensor)
+                parts.append(part)
+        order = np.argsort(np.concatenate(rows))
+        return F.concatenate(parts)[order]
+
+
+class PromptByRow(_ByRow):
+    """Each row's own prompt, the shorter ones filled up at the left."""
+
+    def __call__(self) -> VirtualTokens | None:
+        found = [run() for run in self._runs()]
+        prompts = [p.states if isinstance(p, VirtualTokens) else None for p in found]
+        lengths = np.array([0 if p is None else p.shape[0] for p in prompts])
+        if not lengths.any():
+            return None
+        states = _filled(prompts, lengths)[self.group]  # (B, N, D)
+        return VirtualTokens(states, _present(lengths[self.group]))
+
+
+class PrefixByRow(_ByRow):
+    """Each row's own prefix, the shorter ones filled up at the left."""
+
+    def __call__(self) -> VirtualKeys | None:
+        prefixes = [run() for run in self._runs()]
+        layers = [list(p.layers) if isinstance(p, VirtualKeys) else [] for p in prefixes]
+        lengths = np.array([pairs[0][0].shape[0] if pairs else 0 for pairs in layers])
+        if not lengths.any():
+            return None
+
+        def of(layer: int, kind: int) -> Tensor:
+            own = [pairs[layer][kind] if pairs else None for pairs in layers]
+            return _filled(own, lengths)[self.group]  # (B, P, K, D)
+
+        count = max(len(pairs) for pairs in layers)
+        return VirtualKeys(
+            [(of(layer, 0), of(layer, 1)) for layer in range(count)],
+            _present(lengths[self.group]),
+        )
+
+
+def _filled(own: Sequence[Tensor | None], lengths: IntArray) -> Tensor:
+    """The groups' tensors (n, ...) with zeros before the shorter ones: (groups, longest, ...)."""
+    like = next(t for t in own if t is not None)
+    longest = int(lengths.max())
+    parts = []
+    for tensor, length in zip(own, lengths, strict=True):
+        missing = Tensor(np.zeros((longest - length, *like.shape[1:]), like.dtype))
+        parts.append(missing if tensor is None else F.concatenate([missing, tensor]))
+    return F.concatenate(parts).reshape(len(own), longest, *like.shape[1:])
+
+
+def _present(lengths: IntArray) -> BoolArray:
+    """Which virtual tokens the rows have, the last ones: (B, longest)."""
+    longest = int(lengths.max())
+    return np.asarray(np.arange(longest) >= longest - lengths[:, None])

@@ -1,0 +1,70 @@
+"""Every method in plain NumPy, with its gradients derived by hand: to read, and to check against.
+
+Nothing here shares code with the framework or its plugins, so that the tests may compare the two.
+Each file opens with the method's formulas, and each line that computes one has it above. Random
+draws come from `rng`, by default a generator that starts alike in every run. `python -m
+tinygrad_peft.reference` shows the methods at work.
+"""
+
+from tinygrad_peft.reference.activations import ACTIVATIONS, Activation
+from tinygrad_peft.reference.adapter import Adapter
+from tinygrad_peft.reference.attention import (
+    LoRAMultiHeadAttention,
+    apply_lora_to_attention,
+    attention,
+    attention_backward,
+)
+from tinygrad_peft.reference.comparison import (
+    Efficiency,
+    MethodCount,
+    analyze_peft_efficiency,
+    compare_peft_methods,
+)
+from tinygrad_peft.reference.layer_norm import layer_norm, layer_norm_backward
+from tinygrad_peft.reference.lora import LoRALayer, LoRALinear, lora_backward
+from tinygrad_peft.reference.manager import LoRAManager, LoRAWeights
+from tinygrad_peft.reference.prefix import PrefixTuning
+from tinygrad_peft.reference.prompt import PromptTuning
+from tinygrad_peft.reference.quantization import (
+    NF4_LEVELS,
+    QLoRALayer,
+    dequantize_4bit,
+    dequantize_nf4,
+    pack_4bit,
+    quantize_nf4,
+    quantize_to_4bit,
+    unpack_4bit,
+)
+from tinygrad_peft.reference.reparameterization import Reparameterization
+
+__all__ = [
+    "ACTIVATIONS",
+    "NF4_LEVELS",
+    "Activation",
+    "Adapter",
+    "Efficiency",
+    "LoRALayer",
+    "LoRALinear",
+    "LoRAManager",
+    "LoRAMultiHeadAttention",
+    "LoRAWeights",
+    "MethodCount",
+    "PrefixTuning",
+    "PromptTuning",
+    "QLoRALayer",
+    "Reparameterization",
+    "analyze_peft_efficiency",
+    "apply_lora_to_attention",
+    "attention",
+    "attention_backward",
+    "compare_peft_methods",
+    "dequantize_4bit",
+    "dequantize_nf4",
+    "layer_norm",
+    "layer_norm_backward",
+    "lora_backward",
+    "pack_4bit",
+    "quantize_nf4",
+    "quantize_to_4bit",
+    "unpack_4bit",
+]

@@ -1,0 +1,233 @@
+"""Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2) with LoRA on it.
+
+    q, k, v = x Wqᵀ, x Wkᵀ, x Wvᵀ, cut into heads
+    p = softmax(q kᵀ / √D + mask)
+    y = (p v, heads side by side) Woᵀ
+
+    x (B, T, d)    W (d, d)    q (B, T, H, D)    k, v (B, S, K, D)    p (B, H, T, S)
+
+There are H query heads, and K key heads, each of which serves H / K query heads; mostly K = H. With
+g the gradient of the output o = p v:
+
+    dv = pᵀ g
+    dp = g vᵀ
+    ds = p ⊙ (dp - Σ dp ⊙ p)         the softmax, summed over keys
+    dq = ds k / √D
+    dk = dsᵀ q / √D
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinygrad_peft.reference._basics import (
+    Array,
+    check_heads,
+    check_shape,
+    check_sizes,
+    check_width,
+    generator,
+    normal,
+    remembered,
+    unknown,
+)
+from tinygrad_peft.reference.lora import LoRALinear
+
+__all__ = [
+    "LoRAMultiHeadAttention",
+    "apply_lora_to_attention",
+    "attention",
+    "attention_backward",
+]
+
+PROJECTIONS = ("q", "k", "v", "o")
+MASKED = -1e9  # finite, so that a row in which all is masked stays finite
+
+
+def attention(
+    q: Array, k: Array, v: Array, mask: npt.NDArray[Any] | None = None
+) -> tuple[Array, Array]:
+    """(output, probabilities): q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D), (B, H, T, S).
+
+    mask: broadcasts to (B, H, T, S). Booleans are True where a query may look; numbers are added
+    to the scores.
+
+    Raises:
+        ValueError: K does not divide H, or a mask of integers, which could mean either.
+    """
+    k, v = _for_each_query_head(k, q), _for_each_query_head(v, q)
+    # q kᵀ / √D + mask
+    scores = np.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores + _as_bias(mask, scores)
+    # softmax, from the largest score down so that nothing overflows
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p = powers / powers.sum(axis=-1, keepdims=True)  # (B, H, T, S)
+    # o = p v
+    return np.einsum("bhts,bshd->bthd", p, v), p
+
+
+def attention_backward(
+    grad_output: Array, q: Array, k: Array, v: Array, p: Array
+) -> tuple[Array, Array, Array]:
+    """(dq, dk, dv), from the gradient of the output (B, T, H, D) and the probabilities."""
+    key_heads = k.shape[2]
+    k, v = _for_each_query_head(k, q), _for_each_query_head(v, q)
+    # dv = pᵀ g
+    dv = np.einsum("bhts,bthd->bshd", p, grad_output)
+    # dp = g vᵀ
+    dp = np.einsum("bthd,bshd->bhts", grad_output, v)
+    # ds = p ⊙ (dp - Σ dp ⊙ p)
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
+    # dq = ds k / √D
+    dq = np.einsum("bhts,bshd->bthd", ds, k) / math.sqrt(q.shape[-1])
+    # dk = dsᵀ q / √D
+    dk = np.einsum("bhts,bthd->bshd", ds, q) / math.sqrt(q.shape[-1])
+    return dq, _for_each_key_head(dk, key_heads), _for_each_key_head(dv, key_heads)
+
+
+def _as_bias(mask: npt.NDArray[Any], scores: Array) -> Array:
+    """What a mask adds to the scores, in their dtype."""
+    if mask.dtype.kind not in "bf":
+        raise ValueError(f"mask: expected booleans, or floats to add, got {mask.dtype}")
+    bias = np.where(mask, 0.0, MASKED) if mask.dtype == bool else np.maximum(mask, MASKED)
+    return bias.astype(scores.dtype)
+
+
+def _for_each_query_head(x: Array, q: Array) -> Array:
+    """(B, S, K, D) -> (B, S, H, D): each key head beside itself, H / K times."""
+    heads, key_heads = q.shape[2], x.shape[2]
+    if heads % key_heads:
+        raise ValueError(f"{key_heads} key heads do not divide {heads} query heads")
+    return np.repeat(x, heads // key_heads, axis=2)
+
+
+def _for_each_key_head(grad: Array, heads: int) -> Array:
+    """(B, S, H, D) -> (B, S, K, D): the sum over the query heads that a key head serves."""
+    batch, keys, _, size = grad.shape
+    total: Array = grad.reshape(batch, keys, heads, -1, size).sum(axis=3)
+    return total
+
+
+def apply_lora_to_attention(
+    wq: Array,
+    wk: Array,
+    wv: Array,
+    wo: Array,
+    rank: int = 8,
+    alpha: float = 16.0,
+    target_modules: Sequence[str] = ("q", "v"),
+    *,
+    rng: np.random.Generator | None = None,
+) -> dict[str, LoRALinear | Array]:
+    """The four projections as q, k, v, o: a LoRALinear for each target, the bare weight else.
+
+    Raises:
+        ValueError: a target that is none of the four, or a rank below 1.
+    """
+    weights = dict(zip(PROJECTIONS, (wq, wk, wv, wo), strict=True))
+    return _adapted(weights, rank, alpha, target_modules, generator(rng))
+
+
+def _adapted(
+    weights: Mapping[str, Array],
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    rng: np.random.Generator,
+) -> dict[str, LoRALinear | Array]:
+    for name in target_modules:
+        if name not in PROJECTIONS:
+            raise unknown("target", name, PROJECTIONS)
+    return {
+        name: LoRALinear(weight, None, rank, alpha, rng=rng) if name in target_modules else weight
+        for name, weight in weights.items()
+    }
+
+
+class LoRAMultiHeadAttention:
+    """Self-attention with frozen projections and LoRA on some: (B, T, d_model) -> the same.
+
+    weights: the projections q, k, v, o of (d_model, d_model) each; drawn from N(0, 0.02²) if left
+        out.
+
+    `projections` holds the layers as `apply_lora_to_attention` gives them; after `backward`, each
+    adapted one has its gradients.
+
+    Raises:
+        ValueError: heads that do not divide d_model, a size below 1, or an unknown target.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        rank: int = 8,
+        target_modules: Sequence[str] = ("q", "v"),
+        alpha: float = 16.0,
+        weights: Mapping[str, Array] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        check_sizes(d_model=d_model, n_heads=n_heads, rank=rank)
+        check_heads(d_model, n_heads)
+        rng = generator(rng)
+        if weights is None:
+            weights = {name: normal(rng, d_model, d_model) for name in PROJECTIONS}
+        if set(weights) != set(PROJECTIONS):
+            raise ValueError(
+                f"weights: expected {', '.join(PROJECTIONS)}, got {', '.join(weights)}"
+            )
+        for name, weight in weights.items():
+            check_shape(f"weights[{name!r}]", weight, (d_model, d_model))
+        self.d_model, self.n_heads = d_model, n_heads
+        self.projections = _adapted(weights, rank, alpha, target_modules, rng)
+        self._cache: tuple[Array, Array, Array, Array] | None = None
+
+    def forward(self, x: Array, mask: npt.NDArray[Any] | None = None) -> Array:
+        """x (B, T, d_model), and a mask as `attention` takes it -> (B, T, d_model)."""
+        check_width("x", x, self.d_model)
+        q, k, v = (self._cut(self._project(name, x)) for name in ("q", "k", "v"))
+        out, p = attention(q, k, v, mask)
+        self._cache = q, k, v, p
+        # y = (p v, heads side by side) Woᵀ
+        return self._project("o", out.reshape(x.shape))
+
+    def backward(self, grad_output: Array) -> Array:
+        """The gradient of x: (B, T, d_model) -> (B, T, d_model)."""
+        q, k, v, p = remembered(self._cache)
+        grad_out = self._cut(self._project_back("o", grad_output))
+        grads = attention_backward(grad_out, q, k, v, p)
+        # dx is the sum of what comes back through q, k and v
+        through = [
+            self._project_back(name, grad.reshape(grad_output.shape))
+            for name, grad in zip(("q", "k", "v"), grads, strict=True)
+        ]
+        return through[0] + through[1] + through[2]
+
+    def merge_lora(self) -> None:
+        """Fold each update into its weight: the same output, and nothing to train."""
+        self.projections = {
+            name: layer.merge()[0] if isinstance(layer, LoRALinear) else layer
+            for name, layer in self.projections.items()
+        }
+
+    def count_trainable_params(self) -> int:
+        """2 r d_model for each target."""
+        layers = self.projections.values()
+        return sum(layer.num_parameters() for layer in layers if isinstance(layer, LoRALinear))
+
+    def _cut(self, x: Array) -> Array:
+        """(B, T, d_model) -> (B, T, H, D)."""
+        return x.reshape(*x.shape[:2], self.n_heads, -1)
+
+    def _project(self, name: str, x: Array) -> Array:
+        layer = self.projections[name]
+        return layer.forward(x) if isinstance(layer, LoRALinear) else x @ layer.T
+
+    def _project_back(self, name: str, grad: Array) -> Array:
+        layer = self.projections[name]
+        return layer.backward(grad) if isinstance(layer, LoRALinear) else grad @ layer

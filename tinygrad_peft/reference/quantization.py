@@ -1,0 +1,174 @@
+"""Four-bit weights, and QLoRA on them (Dettmers et al. 2023, arXiv 2305.14314).
+
+Affine, one scale for the whole weight (Jacob et al. 2017, arXiv 1712.05877, eq. 1):
+
+    s = (max W - min W) / 15
+    z = round(-min W / s)
+    q = round(W / s) + z, kept in 0 ... 15
+    W' = s (q - z)                            off by s / 2 at most
+
+NF4, in blocks of 64 values (section 3): the nearest of 16 levels that suit normally distributed
+weights, with
+
+    a = max |block|
+    q = argmin |W / a - level(q)|
+    W' = a level(q)
+
+QLoRA is LoRA on such a weight: y = x W'ᵀ + s (x Aᵀ) Bᵀ. The codes get no gradient; all else is
+LoRA's.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tinygrad_peft.reference._basics import Array, check_sizes
+from tinygrad_peft.reference.lora import LoRALayer
+
+__all__ = [
+    "NF4_LEVELS",
+    "QLoRALayer",
+    "dequantize_4bit",
+    "dequantize_nf4",
+    "pack_4bit",
+    "quantize_nf4",
+    "quantize_to_4bit",
+    "unpack_4bit",
+]
+
+# The values of appendix E.
+NF4_LEVELS: Array = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    dtype=np.float32,
+)
+NF4_LEVELS.flags.writeable = False
+Codes: TypeAlias = npt.NDArray[np.uint8]
+
+
+def quantize_to_4bit(weight: Array) -> tuple[Codes, float, int]:
+    """(codes 0 to 15 of the weight's shape, scale, zero point), by the affine formula.
+
+    Raises:
+        ValueError: the weight is empty, or holds what is no number.
+    """
+    _check_finite(weight)
+    low, high = float(weight.min()), float(weight.max())
+    # s = (max W - min W) / 15; a constant weight is its own scale, and comes back exactly
+    scale = (high - low) / 15 or abs(low) or 1.0
+    # z = round(-min W / s)
+    zero_point = round(-low / scale)
+    # q = round(W / s) + z, kept in 0 ... 15
+    quantized = np.clip(np.round(weight / scale) + zero_point, 0, 15)
+    return quantized.astype(np.uint8), scale, zero_point
+
+
+def dequantize_4bit(quantized: Codes, scale: float, zero_point: int) -> Array:
+    """The weight that the codes stand for, in float64."""
+    # W' = s (q - z)
+    return scale * (quantized.astype(np.float64) - zero_point)
+
+
+def quantize_nf4(weight: Array, block_size: int = 64) -> tuple[Codes, Array]:
+    """(codes of all n values in a row, each block's absmax), computed in float32.
+
+    Raises:
+        ValueError: a block size below 1, an empty weight, or one that holds what is no number.
+    """
+    check_sizes(block_size=block_size)
+    _check_finite(weight)
+    blocks = _in_blocks(weight.astype(np.float32).ravel(), block_size)
+    # a = max |block|
+    absmax = np.abs(blocks).max(axis=1)  # (blocks,)
+    # W / a, as a product with the reciprocal; a block of zeros stays one
+    scaled = blocks * (1 / np.where(absmax > 0, absmax, 1))[:, None]
+    # q = argmin |W / a - level(q)|: how many midpoints of neighbouring levels are below
+    codes = np.searchsorted((NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2, scaled, side="left")
+    return codes.ravel()[: weight.size].astype(np.uint8), absmax
+
+
+def dequantize_nf4(
+    codes: Codes, absmax: Array, shape: tuple[int, ...], block_size: int = 64
+) -> Array:
+    """The weight of that shape, in float32."""
+    # W' = a level(q)
+    return (np.repeat(absmax, block_size)[: codes.size] * NF4_LEVELS[codes]).reshape(shape)
+
+
+def pack_4bit(codes: Codes) -> Codes:
+    """Two codes a byte, the first in the high half: (n,) -> (⌈n / 2⌉,)."""
+    pairs = _in_blocks(codes.ravel(), 2)
+    packed: Codes = (pairs[:, 0] << 4) | pairs[:, 1]
+    return packed
+
+
+def unpack_4bit(packed: Codes, count: int) -> Codes:
+    """The first `count` codes of `pack_4bit`'s bytes."""
+    return np.stack([packed >> 4, packed & 15], axis=1).ravel()[:count]
+
+
+class QLoRALayer:
+    """LoRA on a weight of 4-bit codes, which every use turns into numbers anew.
+
+    weight_4bit (out, in), scale and zero_point as `quantize_to_4bit` gives them. The matrices and
+    their gradients are those of `lora`.
+
+    Raises:
+        ValueError: a rank below 1, or a weight that is no matrix.
+    """
+
+    def __init__(
+        self,
+        weight_4bit: Codes,
+        scale: float,
+        zero_point: int,
+        rank: int = 8,
+        alpha: float = 16.0,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if weight_4bit.ndim != 2:
+            raise ValueError(f"weight_4bit: expected shape (out, in), got {weight_4bit.shape}")
+        out_features, in_features = weight_4bit.shape
+        self.weight_4bit, self.scale, self.zero_point = weight_4bit, scale, zero_point
+        self.lora = LoRALayer(in_features, out_features, rank, alpha, rng=rng)
+
+    def forward(self, x: Array) -> Array:
+        """(..., in) -> (..., out)."""
+        # y = x W'ᵀ + s (x Aᵀ) Bᵀ
+        return self.lora.forward(x, self.weight())
+
+    def backward(self, grad_output: Array) -> Array:
+        """The gradient of x: (..., out) -> (..., in)."""
+        return self.lora.backward(grad_output)
+
+    def merge(self) -> Array:
+        """The plain weight with the same output, in floats: (out, in)."""
+        # W' + s B A
+        return self.lora.merge(self.weight())
+
+    def weight(self) -> Array:
+        """W': (out, in)."""
+        return dequantize_4bit(self.weight_4bit, self.scale, self.zero_point)
+
+    def num_parameters(self) -> int:
+        """What is trained: r (in + out)."""
+        return self.lora.num_parameters()
+
+
+def _in_blocks(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """(n,) -> (blocks, size), with zeros after the last value."""
+    return np.pad(values, (0, -len(values) % size)).reshape(-1, size)
+
+
+def _check_finite(weight: Array) -> None:
+    wrong = int(weight.size - np.isfinite(weight).sum())
+    if weight.size == 0 or wrong:
+        raise ValueError(
+            f"a weight of shape {weight.shape} with {wrong} values that are no numbers"
+        )
