@@ -40,6 +40,11 @@ class Case:
         """What `Transformer.loss` wants for `ids`: classes (2,), or the tokens themselves."""
         return np.arange(2) if self.shape.head == "classification" else self.ids
 
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the model predicts the next token."""
+        return self.shape.head == "lm"
+
     def base(self, dtype: type[np.floating] = np.float32) -> Transformer:
         """The model without the method."""
         return small_model(self.shape, dtype)

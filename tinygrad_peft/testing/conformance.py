@@ -3,6 +3,7 @@
 from tinygrad_peft.testing.composing import ComposingPromises
 from tinygrad_peft.testing.running import RunningPromises
 from tinygrad_peft.testing.saving import SavingPromises
+from tinygrad_peft.testing.several import SeveralPromises
 from tinygrad_peft.testing.switching import SwitchingPromises
 from tinygrad_peft.testing.training import TrainingPromises
 
@@ -10,7 +11,12 @@ __all__ = ["MethodConformance"]
 
 
 class MethodConformance(
-    RunningPromises, TrainingPromises, SwitchingPromises, SavingPromises, ComposingPromises
+    RunningPromises,
+    TrainingPromises,
+    SwitchingPromises,
+    SeveralPromises,
+    SavingPromises,
+    ComposingPromises,
 ):
     """Subclass it as `class TestMine(MethodConformance)`, with `config = MyConfig()` in it.
 

@@ -36,7 +36,7 @@ class RunningPromises(MethodSettings):
     def test_the_output_has_its_shape(self, case: Case) -> None:
         """Logits are the base's in shape, with virtual tokens in front only where promised."""
         got, base = (case.logits(model).shape for model in (case.trained(), case.base()))
-        if not (self.changes_sequence_length and _is_language_model(case)):
+        if not (self.changes_sequence_length and case.is_language_model):
             expect(got == base, f"{case}: expected logits {base}, got {got}")
             return
         same = (got[0], got[2]) == (base[0], base[2])
@@ -55,7 +55,7 @@ class RunningPromises(MethodSettings):
             expect_close(alone, whole[row : row + 1], f"{case}: row {row} alone")
         single = case.logits(peft, case.ids[:, :1])
         expect(bool(np.isfinite(single).all()), f"{case}: logits of a single token are not finite")
-        if _is_language_model(case):
+        if case.is_language_model:
             virtual = whole.shape[1] - case.ids.shape[1]
             first = whole[:, : virtual + 1]
             expect_close(single, first, f"{case}: the first token alone")
@@ -66,13 +66,13 @@ class RunningPromises(MethodSettings):
         padded = np.pad(case.ids, ((0, 0), (0, 3)), constant_values=1)
         mask = np.arange(width + 3)[None].repeat(len(padded), axis=0) < width
         plain, got = case.logits(peft), case.logits(peft, padded, mask)
-        if _is_language_model(case):
+        if case.is_language_model:
             got = got[:, :-3]
         expect_close(got, plain, f"{case}: with padding")
 
     def test_generation_continues_as_whole_sequences_do(self, case: Case) -> None:
         """Greedy generation, which keeps keys and values, finds what whole sequences predict."""
-        if not _is_language_model(case):
+        if not case.is_language_model:
             pytest.skip(f"{case.family} is no language model")
         peft = case.trained(np.float64)
         prompts = np.random.default_rng(1).integers(0, case.shape.vocab_size, (8, 3))
@@ -132,10 +132,6 @@ class RunningPromises(MethodSettings):
         expect(bool(np.isfinite(case.logits(peft)).all()), f"{where}: logits are not finite")
         real, counted = peft.get_nb_trainable_parameters(), count_recipe(shape, [case.config], host)
         expect(counted == real, f"{where}: the model has {real} parameters, the formula {counted}")
-
-
-def _is_language_model(case: Case) -> bool:
-    return case.shape.head == "lm"
 
 
 def _with_rates(config: PeftConfig, names: list[str], rate: float) -> PeftConfig:
