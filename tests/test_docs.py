@@ -30,7 +30,8 @@ def test_the_method_on_the_plugins_page_is_the_one_that_is_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "guide", "concepts", "cli", "plugins", "files", "design"]
+    "page",
+    ["index", "guide", "concepts", "cli", "plugins", "files", "design", "methods/adapters"],
 )
 def test_every_page_is_there_and_its_links_lead_somewhere(page: str) -> None:
     path = ROOT / "docs" / f"{page}.md"

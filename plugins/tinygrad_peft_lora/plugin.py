@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from tinygrad_peft.errors import TargetError
 from tinygrad_peft.nn import Affine, Linear, Module, Parameter
 from tinygrad_peft.peft import (
+    Combination,
+    Combined,
     Draft,
     ModelShape,
     ParameterCount,
@@ -14,10 +16,18 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft_lora.combining import combine_loras
 from tinygrad_peft_lora.config import LoraConfig, pattern_matches
 from tinygrad_peft_lora.layer import LoraLinear
 
-__all__ = ["adapt_module", "check_recipe", "count_parameters", "merge_module", "peft_methods"]
+__all__ = [
+    "adapt_module",
+    "check_recipe",
+    "combine_adapters",
+    "count_parameters",
+    "merge_module",
+    "peft_methods",
+]
 
 
 @hookimpl(hookspecs.peft_methods)
@@ -59,6 +69,15 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
         "lora_only": sum(t.out_features for t in shape.targets if t.has_bias),
     }
     return ParameterCount(trainable=added + biases[config.bias], added=added)
+
+
+@hookimpl(hookspecs.combine_adapters)
+def combine_adapters(combination: Combination) -> Combined | None:
+    """One LoRA whose update is the weighted sum of those of several."""
+    configs = [s.config for s in combination.sources if isinstance(s.config, LoraConfig)]
+    if len(configs) != len(combination.sources):
+        return None
+    return combine_loras(combination, configs)
 
 
 @hookimpl(hookspecs.check_recipe)

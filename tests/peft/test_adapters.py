@@ -652,3 +652,13 @@ def test_a_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         peft.load_adapter(tmp_path, "b")
     before.assert_unchanged(peft)
     assert tuple(peft.adapters) == ("a",)
+
+
+def test_weights_that_do_not_fit_leave_the_others_standing(tmp_path: Path) -> None:
+    peft = several(LLAMA, {"a": LORA["llama"], "b": LORA["llama"]})
+    peft.save_pretrained(tmp_path)
+    (tmp_path / "b" / "adapter_model.safetensors").unlink()
+    before = Snapshot.of(peft)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        peft.load_adapter(tmp_path / "b", "c")
+    before.assert_unchanged(peft)

@@ -8,9 +8,10 @@ from typing import ClassVar, assert_type
 import numpy as np
 
 import tinygrad_peft
+import tinygrad_peft_adapter
 import tinygrad_peft_lora
 from tinygrad_peft import Host, Module, Parameter, PeftModel, Tensor, Transformer, get_peft_model
-from tinygrad_peft.nn import Affine, Init, Linear, MultiHeadAttention
+from tinygrad_peft.nn import Affine, Block, Init, Linear, MultiHeadAttention
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
@@ -23,9 +24,14 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft_adapter import BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig
 
-public_names: list[str] = [*tinygrad_peft.__all__, *tinygrad_peft_lora.__all__]
+public_names: list[str] = [
+    *tinygrad_peft.__all__,
+    *tinygrad_peft_adapter.__all__,
+    *tinygrad_peft_lora.__all__,
+]
 
 
 # ---------- a method ----------
@@ -115,8 +121,9 @@ def use_host(host: Host, site: Site, draft: Draft) -> None:
 def adapt(model: Transformer, directory: Path) -> None:
     one = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], bias="lora_only"))
     assert_type(one, PeftModel)
-    recipe: list[LoraConfig | ScaleConfig] = [
+    recipe: list[LoraConfig | ScaleConfig | BottleneckAdapterConfig] = [
         LoraConfig(target_modules="all-linear"),
+        BottleneckAdapterConfig(placement="houlsby", reduction_factor=16, layers_to_transform=[0]),
         ScaleConfig(),
     ]
     many = get_peft_model(model, recipe, seed=1, host=Host.installed())
@@ -135,6 +142,14 @@ def adapt(model: Transformer, directory: Path) -> None:
 
 
 # ---------- a seam ----------
+
+
+def put_an_adapter_around_a_layer(block: Block, init: Init) -> None:
+    config = BottleneckAdapterConfig(bottleneck_dim=8, activation="gelu", scaling=0.5)
+    block.mlp = LayerAdapter(block.mlp, config, 16, init)
+    assert_type(block.mlp(Tensor([[[0.0]]])), Tensor)
+    width: int = config.bottleneck(768)
+    print(width)
 
 
 def put_anything_affine_into_a_seam(attention: MultiHeadAttention, init: Init) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 import tinygrad_peft
+import tinygrad_peft_adapter
 import tinygrad_peft_lora
 from tinygrad_peft import Host, Module, Tensor, Transformer, get_peft_model
-from tinygrad_peft.nn import Affine, Embedding, MultiHeadAttention
+from tinygrad_peft.nn import Affine, Embedding, Init, MultiHeadAttention
 from tinygrad_peft.peft import (
     Draft,
     PeftConfig,
@@ -17,9 +18,11 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft_adapter import AttentionAdapter, BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 
 tinygrad_peft.no_such_name  # type: ignore[attr-defined]
+tinygrad_peft_adapter.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_lora.no_such_name  # type: ignore[attr-defined]
 
 
@@ -35,6 +38,13 @@ LoraConfig(rank_pattern={"q_proj": "4"})  # type: ignore[dict-item]
 LoraConfig().r = 4  # type: ignore[misc]
 LoraConfig().rank_pattern["q_proj"] = 4  # type: ignore[index]
 LoraConfig().rang  # type: ignore[attr-defined]
+BottleneckAdapterConfig(r=8)  # type: ignore[call-arg]
+BottleneckAdapterConfig(placement="before")  # type: ignore[arg-type]
+BottleneckAdapterConfig(activation="gelu_tanh")  # type: ignore[arg-type]
+BottleneckAdapterConfig(init_weights=False)  # type: ignore[arg-type]
+BottleneckAdapterConfig(bottleneck_dim=8.5)  # type: ignore[arg-type]
+BottleneckAdapterConfig(layers_to_transform="0")  # type: ignore[arg-type]
+BottleneckAdapterConfig().scaling = 4  # type: ignore[misc]
 config_from_dict(LoraConfig, {}).rang  # type: ignore[attr-defined]
 config_from_dict(Module, {})  # type: ignore[type-var]
 
@@ -99,7 +109,7 @@ def use_host(host: Host, site: Site, draft: Draft, event: StepEnded) -> None:
 # ---------- models and seams ----------
 
 
-def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine) -> None:
+def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine, init: Init) -> None:
     get_peft_model(model, "lora")  # type: ignore[arg-type]
     get_peft_model(model, [LoraConfig])  # type: ignore[list-item]
     get_peft_model(model, LoraConfig(), 1)  # type: ignore[arg-type, call-arg]
@@ -113,3 +123,6 @@ def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine) -> No
     attention.q_proj.weight  # type: ignore[attr-defined]
     attention.q_prj = base  # type: ignore[attr-defined]
     LoraLinear(Embedding(4, 4), LoraConfig(), "path", None)  # type: ignore[arg-type]
+    AttentionAdapter(base, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
+    LayerAdapter(attention, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
+    LayerAdapter(base, LoraConfig(), 4, init)  # type: ignore[arg-type]

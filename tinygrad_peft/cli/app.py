@@ -279,6 +279,51 @@ def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: 
 
 
 @cli.command()
+@click.option(
+    "--adapter",
+    "adapters",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="An adapter's folder; give it several times.",
+)
+@click.option("--weights", required=True, help="A number for each adapter: 0.7,0.3.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
+@click.option("--model", help="The model; needed if the adapters do not tell which it is.")
+@click.option(
+    "--type",
+    "combination_type",
+    type=click.Choice(["linear", "ties", "dare_linear", "dare_ties"]),
+    default="linear",
+    show_default=True,
+    help="The exact weighted sum, or one that leaves elements out.",
+)
+@click.option("--rank", type=int, help="The largest rank of the result; what is lost is told.")
+@click.option(
+    "--density", type=float, default=0.5, show_default=True, help="The share of elements kept."
+)
+@_seed
+@_as_json
+def combine(
+    *,
+    adapters: tuple[Path, ...],
+    weights: str,
+    out: Path,
+    model: str | None,
+    combination_type: str,
+    rank: int | None,
+    density: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Make one adapter whose update is the weighted sum of several."""
+    from tinygrad_peft.cli.combining import How, combine_adapters
+
+    how = How(combination_type, rank, density, seed)
+    combine_adapters(adapters, weights, out, model, how, as_json=as_json)
+
+
+@cli.command()
 @click.option("--shape", help="A named shape, such as llama-7b, gpt2 or bert-base.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or the folder it is in."

@@ -11,6 +11,7 @@ from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.peft.made_for import Head, read_head
+from tinygrad_peft.peft.model import DEFAULT
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
 __all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]
@@ -75,16 +76,19 @@ def load_base(model: str) -> Transformer:
 
 
 def load_adapted(
-    model: str, adapter: Path | None, host: Host | None = None
+    model: str, adapter: Path | None, host: Host | None = None, *, name: str = DEFAULT
 ) -> Transformer | PeftModel:
-    """The model with an adapter applied, and with the head that it was trained with."""
+    """The model with an adapter applied, and with the head that it was trained with.
+
+    `name` is what the adapter is called in it.
+    """
     base = load_base(model)
     if adapter is None:
         return base
     head = read_head(adapter)
     if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
-    return PeftModel.from_pretrained(base, adapter, host=host)
+    return PeftModel.from_pretrained(base, adapter, adapter_name=name, host=host)
 
 
 def _head_of(model: Transformer) -> Head | None:

@@ -13,9 +13,12 @@ from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
     Applied,
+    Combination,
+    Combined,
     Draft,
     ModelShape,
     ParameterCount,
+    Source,
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
@@ -27,6 +30,8 @@ from tinygrad_peft.peft.sites import Seam, Site, capture_seams
 __all__ = [
     "AffineShape",
     "Applied",
+    "Combination",
+    "Combined",
     "Draft",
     "Host",
     "Memory",
@@ -40,6 +45,7 @@ __all__ = [
     "Rewrite",
     "Seam",
     "Site",
+    "Source",
     "StepEnded",
     "TargetedConfig",
     "apply_recipe",

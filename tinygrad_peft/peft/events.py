@@ -1,12 +1,23 @@
 """What hooks are told: frozen, so that a hook grows by a field and never by a parameter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tinygrad_peft.arrays import Array
 from tinygrad_peft.nn import Module, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
 
-__all__ = ["AffineShape", "Applied", "Draft", "ModelShape", "ParameterCount", "StepEnded"]
+__all__ = [
+    "AffineShape",
+    "Applied",
+    "Combination",
+    "Combined",
+    "Draft",
+    "ModelShape",
+    "ParameterCount",
+    "Source",
+    "StepEnded",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,57 @@ class Applied:
     recipe: tuple[PeftConfig, ...]
     rewritten: Sequence[str]  # the paths, in order
     adapter: str  # what it is called; its weights, if they come from a folder, are there
+
+
+@dataclass(frozen=True)
+class Source:
+    """One adapter's step in a combination.
+
+    Attributes:
+        config: its settings.
+        weight: by how much its update is multiplied; it may be negative.
+        tensors: for each path that it adapts, what it added there, by the names in its module.
+    """
+
+    config: PeftConfig
+    weight: float
+    tensors: Mapping[str, Mapping[str, Array]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Steps of several adapters that are to become one step.
+
+    Attributes:
+        sources: the steps, all of one method.
+        combination_type: "linear", the weighted sum of the updates; or "ties", "dare_linear" or
+            "dare_ties", which leave parts of the updates out.
+        rank: how large the result may be; None: as large as it takes.
+        density: the share of each update's elements that is kept, where some are left out.
+        seed: what is drawn at random is drawn from.
+    """
+
+    sources: tuple[Source, ...]
+    combination_type: str
+    rank: int | None
+    density: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The step that several became.
+
+    Attributes:
+        config: its settings.
+        tensors: for each path, what it adds there, by the names in its module.
+        lost: for each path, the share of the wanted update that could not be kept, in the
+            Frobenius norm; paths where nothing was lost may be left out.
+    """
+
+    config: PeftConfig
+    tensors: Mapping[str, Mapping[str, Array]] = field(repr=False)
+    lost: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,21 @@ import pluggy
 
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.events import Applied, Draft, ModelShape, ParameterCount, StepEnded
+from tinygrad_peft.peft.events import (
+    Applied,
+    Combination,
+    Combined,
+    Draft,
+    ModelShape,
+    ParameterCount,
+    StepEnded,
+)
 from tinygrad_peft.peft.sites import Site
 
 __all__ = [
     "adapt_module",
     "check_recipe",
+    "combine_adapters",
     "count_parameters",
     "merge_module",
     "peft_methods",
@@ -52,6 +61,15 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """How many parameters the config adds to a model of that shape, in closed form.
 
     One plugin at most may answer. What `modules_to_save` trains is counted by the caller.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def combine_adapters(combination: Combination) -> Combined | None:
+    """One step in the place of several adapters' steps; None if this method cannot.
+
+    One plugin at most may answer. What `modules_to_save` trained is combined by the caller.
     """
     raise NotImplementedError
 

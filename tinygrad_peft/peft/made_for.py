@@ -1,7 +1,7 @@
 """The model that an adapter was made for, as its recipe.json tells."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,15 +9,14 @@ import msgspec
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.files import read_json_object
-from tinygrad_peft.nn import Transformer
+from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.layout import RECIPE
 
-__all__ = ["Head", "base_of", "check_base", "differing_base", "read_head"]
+__all__ = ["Head", "base_of", "check_base", "differing_base", "read_base", "read_head"]
 
 
 _KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _BASE = (*_KIND, "vocab_size")
-_HEAD = ("head", "num_labels", "pooling", "label_names")
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,26 @@ def check_base(model: Transformer, directory: Path) -> None:
 
 
 def base_of(model: Transformer) -> dict[str, object]:
-    """What recipe.json tells of a model."""
-    settings = asdict(model.config)
-    kept = _BASE + (_HEAD if model.classifier is not None else ())
-    return {n: list(v) if isinstance(v := settings[n], tuple) else v for n in kept}  # as in JSON
+    """What recipe.json tells of a model: its settings."""
+    settings: dict[str, object] = msgspec.to_builtins(model.config)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+
+
+def read_base(directory: Path) -> TransformerConfig:
+    """The settings of the model that the adapter in a folder was made for.
+
+    Raises CheckpointError where the folder does not tell them, as one from elsewhere does not.
+    """
+    path = directory / RECIPE
+    base = read_json_object(path).get("base") if path.exists() else None
+    try:
+        return msgspec.convert(base, TransformerConfig)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{directory} does not tell the model it is for: {error}") from None
 
 
 def differing_base(
-    model: Transformer, directory: Path, names: Collection[str] | None = None
+    model: Transformer, directory: Path, names: Collection[str] = _BASE
 ) -> list[str]:
     """What the adapter's base had other than `model`, where the folder says."""
     if not (directory / RECIPE).exists():
@@ -75,7 +86,7 @@ def differing_base(
     return [
         f"{name} {base.get(name)!r}, and this is {own!r}"
         for name, own in base_of(model).items()
-        if base.get(name, own) != own and (names is None or name in names)
+        if name in names and base.get(name, own) != own
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from tinygrad_peft.arrays import BoolArray, IntArray
@@ -11,6 +12,7 @@ from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.adapters import Adapters, check_name
 from tinygrad_peft.peft.checkpoint import load_adapter, read_recipe, save_adapter
+from tinygrad_peft.peft.combining import combine_records, fill_record
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Applied
@@ -19,7 +21,7 @@ from tinygrad_peft.peft.made_for import check_base
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["PeftModel", "get_peft_model"]
+__all__ = ["DEFAULT", "PeftModel", "get_peft_model"]
 
 DEFAULT = "default"  # the adapter whose folder is the saved folder itself, as in PEFT
 
@@ -172,7 +174,7 @@ class PeftModel(Module):
         folder = Path(directory)
         recipe = read_recipe(folder, self.host)
         check_base(self.base_model, folder)
-        self._add(name, recipe, folder=folder)
+        self._add(name, recipe, fill=partial(load_adapter, model=self.base_model, directory=folder))
         if not is_trainable:
             for parameter in self._adapters.records[name].parameters():
                 parameter.requires_grad = False
@@ -190,6 +192,46 @@ class PeftModel(Module):
         self._refuse_merged("switching")
         self._adapters.activate(chosen)
 
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        *,
+        combination_type: str = "linear",
+        rank: int | None = None,
+        density: float = 0.5,
+        seed: int = 0,
+    ) -> dict[str, float]:
+        """Make a further adapter whose update is Σ wᵢ ΔWᵢ of others; `set_adapter` makes it act.
+
+        "linear" is that sum exactly, of LoRAs of any ranks and scalings: its rank is the sum of
+        theirs. With `rank`, what is nearest of that rank. "ties" (Yadav et al. 2023) keeps the
+        largest elements of each update, a share `density`, and averages those whose sign agrees;
+        "dare_linear" and "dare_ties" (Yu et al. 2023) keep a share at random, drawn from `seed`.
+
+        Returns for each path the share of the wanted update, in the Frobenius norm, that the rank
+        left out; paths that lost nothing are not in it.
+
+        Raises PeftError, and changes nothing, for names that are unknown or taken, weights that are
+        too few or many, and adapters of methods that cannot be combined.
+        """
+        self._adapters.require(adapters)
+        check_name(adapter_name, self._adapters.records)
+        if len(set(adapters)) < len(adapters):
+            raise PeftError(f"adapters {list(adapters)}: one of them is named twice")
+        combined = combine_records(
+            {name: self._adapters.records[name] for name in adapters},
+            weights,
+            self.host,
+            combination_type=combination_type,
+            rank=rank,
+            density=density,
+            seed=seed,
+        )
+        self._add(adapter_name, combined.recipe, fill=partial(fill_record, combined=combined))
+        return dict(combined.lost)
+
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter; if none acts then, the first that is left does.
 
@@ -205,7 +247,7 @@ class PeftModel(Module):
         recipe: PeftConfig | Sequence[PeftConfig],
         *,
         seed: int = 0,
-        folder: Path | None = None,
+        fill: Callable[[Record], None] | None = None,
     ) -> None:
         check_name(name, self._adapters.records)
         self._refuse_merged("adding")
@@ -215,18 +257,18 @@ class PeftModel(Module):
                 recipe,
                 self.host,
                 seed=seed,
-                loading=folder is not None,
+                loading=fill is not None,
                 seams=self._adapters.seams,
             )
             record.take_off()
         try:
-            if folder is not None:
-                load_adapter(record, self.base_model, folder)
+            if fill is not None:
+                fill(record)
             paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
             applied = Applied(self.base_model, record.recipe, paths, name)
             self.host.each(hookspecs.recipe_applied, applied)
         except BaseException:
-            record.undo()
+            record.thaw()
             raise
         self._unfrozen += record.unfrozen
         self._adapters.add(name, record)

@@ -102,13 +102,17 @@ class Record:
     def undo(self) -> None:
         """Put back what stood there, the last first; the base's weights are trained as before."""
         self.take_off()
-        for parameter in self.unfrozen:
-            parameter.requires_grad = True
+        self.thaw()
 
     def take_off(self) -> None:
         """Put back what stood there, the last first."""
         for rewrite in reversed(self.rewrites):
             rewrite.seam.owner.set_child(rewrite.seam.name, rewrite.before)
+
+    def thaw(self) -> None:
+        """Let the base's weights be trained as before."""
+        for parameter in self.unfrozen:
+            parameter.requires_grad = True
 
     def parameters(self) -> list[Parameter]:
         """All that the steps added."""

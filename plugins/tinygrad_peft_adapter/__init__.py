@@ -1,0 +1,6 @@
+"""Bottleneck adapters: parameter-efficient transfer learning for NLP (Houlsby et al. 2019)."""
+
+from tinygrad_peft_adapter.config import BottleneckAdapterConfig
+from tinygrad_peft_adapter.layer import AttentionAdapter, BottleneckAdapter, LayerAdapter
+
+__all__ = ["AttentionAdapter", "BottleneckAdapter", "BottleneckAdapterConfig", "LayerAdapter"]

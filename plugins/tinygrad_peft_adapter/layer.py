@@ -1,0 +1,109 @@
+"""Bottleneck adapters (Houlsby et al. 2019, arXiv 1902.00751, section 2.1 and figure 2).
+
+    u(x) = s (U f(D x + b) + c)
+
+    D (m, d)  adapter_down      b (m,)
+    U (d, m)  adapter_up        c (d,)      m much smaller than d
+    f         an activation, s a fixed factor
+
+    after a sublayer F    y = h + u(h), h = F(x)     Houlsby et al.; Pfeiffer et al. 2020
+    beside it             y = F(x) + u(x)            He et al. 2022, arXiv 2110.04366, table 1
+
+The adapter is part of the sublayer: where norms come after the residual, as in BERT, the block
+computes norm(x + y), as figure 2 has it. With g the gradient of y and e = s f'(D x + b) ⊙ (Uᵀ g):
+dU = s g f(D x + b)ᵀ,  dc = s Σ g,  dD = e xᵀ,  db = Σ e,  du/dx gives Dᵀ e.
+
+With f in between, no plain layer has the same output: an adapter cannot be merged.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.nn import Attention, Context, Dropout, Init, Layer, LayerNorm, Linear, Module
+from tinygrad_peft.nn import functional as F
+from tinygrad_peft.tensor import Tensor
+from tinygrad_peft_adapter.config import BottleneckAdapterConfig
+
+__all__ = ["AttentionAdapter", "BottleneckAdapter", "LayerAdapter"]
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": Tensor.tanh,
+}
+
+
+class BottleneckAdapter(Module):
+    """u(x) = s up(dropout(f(down(norm(x))))), wherever it stands: (..., d) -> (..., d)."""
+
+    adapter_norm: LayerNorm | None
+    adapter_down: Linear
+    adapter_up: Linear
+
+    def __init__(self, config: BottleneckAdapterConfig, width: int, init: Init) -> None:
+        inner = config.bottleneck(width)
+        self.scaling = config.scale
+        self.activation = _ACTIVATIONS[config.activation]
+        self.adapter_norm = LayerNorm(width, init=init) if config.layer_norm else None
+        self.adapter_down = Linear(width, inner, bias=config.bias, init=init)
+        self.adapter_up = Linear(inner, width, bias=config.bias, init=init)
+        self.dropout = Dropout(config.dropout)
+        self.dropout.rng = init.rng  # the place's own: no two places drop the same elements
+        if config.init_weights == "identity":
+            self.adapter_up.weight.data = init.zeros(width, inner)
+        else:
+            self.adapter_down.weight.data = _truncated_normal(init, inner, width)
+            self.adapter_up.weight.data = _truncated_normal(init, width, inner)
+
+    def update(self, x: Tensor) -> Tensor:
+        """u(x), without any residual: (..., d) -> (..., d)."""
+        normed = x if self.adapter_norm is None else self.adapter_norm(x)
+        inner = self.dropout(self.activation(self.adapter_down(normed)))  # (..., m)
+        out = self.adapter_up(inner)
+        return out if self.scaling == 1 else out * self.scaling
+
+
+class AttentionAdapter(BottleneckAdapter):
+    """h + u(h), with h what attention gives: (B, T, D) -> (B, T, D)."""
+
+    base_layer: Attention
+
+    def __init__(
+        self, base: Attention, config: BottleneckAdapterConfig, width: int, init: Init
+    ) -> None:
+        super().__init__(config, width, init)
+        self.num_heads, self.num_kv_heads = base.num_heads, base.num_kv_heads
+        self.head_dim = base.head_dim
+        self.base_layer = base
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        h = self.base_layer(x, context)
+        return h + self.update(h)
+
+
+class LayerAdapter(BottleneckAdapter):
+    """h + u(h), with h what the layer gives, or h + u(x) beside it: (B, T, D) -> (B, T, D)."""
+
+    base_layer: Layer
+
+    def __init__(
+        self, base: Layer, config: BottleneckAdapterConfig, width: int, init: Init
+    ) -> None:
+        super().__init__(config, width, init)
+        self.parallel = config.placement == "parallel"
+        self.base_layer = base
+
+    def __call__(self, x: Tensor) -> Tensor:
+        h = self.base_layer(x)
+        return h + self.update(x if self.parallel else h)
+
+
+def _truncated_normal(init: Init, *shape: int, std: float = 0.01) -> Array:
+    """N(0, std²) within two deviations: what lies outside is drawn again."""
+    drawn = init.rng.standard_normal(shape)
+    while (outside := np.abs(drawn) > 2).any():
+        drawn[outside] = init.rng.standard_normal(int(outside.sum()))
+    return (std * drawn).astype(init.dtype)
