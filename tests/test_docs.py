@@ -11,6 +11,8 @@ from tinygrad_peft.peft import hookspecs
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted(ROOT.glob("tinygrad_peft/**/*.py")), *sorted(ROOT.glob("plugins/**/*.py"))]
 
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
 pytestmark = pytest.mark.skipif(
     not (ROOT / "docs").is_dir(), reason="these tests were copied away from the documents"
 )
@@ -29,12 +31,8 @@ def test_the_method_on_the_plugins_page_is_the_one_that_is_installed() -> None:
     assert shown[2] == (ROOT / shown[1]).read_text("utf-8")
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["index", "guide", "concepts", "cli", "plugins", "files", "design", "methods/adapters"],
-)
-def test_every_page_is_there_and_its_links_lead_somewhere(page: str) -> None:
-    path = ROOT / "docs" / f"{page}.md"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text("utf-8"))
     assert [link for link in links if not (path.parent / link).exists()] == []
 
@@ -63,3 +61,14 @@ def is_overload(decorator: ast.expr) -> bool:
     names = {n.id for n in ast.walk(decorator) if isinstance(n, ast.Name)}
     attributes = {n.attr for n in ast.walk(decorator) if isinstance(n, ast.Attribute)}
     return bool({"overload", "setter"} & (names | attributes))
+
+
+def test_every_page_can_be_reached_from_the_first() -> None:
+    reached, left = set(), [ROOT / "docs" / "index.md"]
+    while left:
+        page = left.pop()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
+            left += [(page.parent / link).resolve() for link in links]
+    assert set(PAGES[1:]) <= reached

@@ -55,8 +55,8 @@ class LoraConfig(TargetedConfig):
             if rank < 1:
                 found.append(f"the rank {name}={rank} must be at least 1")
         for name, alpha in {"lora_alpha": self.lora_alpha, **self.alpha_pattern}.items():
-            if not math.isfinite(alpha):
-                found.append(f"{name}={alpha} must be a number")
+            if not math.isfinite(alpha) or not alpha:
+                found.append(f"{name}={alpha} must be a number other than 0")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
         if self.bias not in ("none", "all", "lora_only"):

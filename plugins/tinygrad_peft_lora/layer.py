@@ -13,6 +13,7 @@ Merged, the layer is the plain W₀ + s B A: no cost at inference.
 import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray, rows
+from tinygrad_peft.errors import ShapeError
 from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Parameter
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import FusedResult, Needs
@@ -88,38 +89,46 @@ def lora_linear(
 ) -> FusedResult:
     """y = x Wᵀ + b₀ + s (x̃ Aᵀ) Bᵀ, with x̃ the input after dropout, as one op.
 
-    x (..., in), W (out, in), b₀ (out,), A (r, in), B (out, r) -> (..., out). Beside x, only the
-    rank-r product x̃ Aᵀ is kept.
+    x (..., in), W (out, in), b₀ (out,), A (r, in), B (out, r) -> (..., out). Beside x, only what
+    dropout keeps and the rank-r product x̃ Aᵀ are kept.
+
+    Raises ShapeError where x is of another width.
     """
+    if x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"lora_linear: x {x.shape} for a weight {weight.shape}")
     need_x, need_weight, need_bias, need_a, need_b = needs
-    factor = None if keep is None else rows(keep * x.dtype.type(1 / (1 - rate)))
     x2, x_shape = rows(x), x.shape
-    dropped = x2 if factor is None else x2 * factor
-    low = dropped @ a.T  # (rows, r)
-    low *= scaling
+    keep2 = None if keep is None else keep.reshape(x2.shape)
+    factor = scaling if keep is None else scaling / (1 - rate)
+    low = _dropped(x2, keep2) @ a.T  # (rows, r)
+    low *= factor
     y = x2 @ weight.T  # (rows, out)
     if bias is not None:
         y += bias
     y += low @ b.T
     kept_low = low if need_b else None
-    kept_dropped = dropped if need_a else None
-    kept_x = x2 if need_weight else None
+    kept_x = x2 if need_weight or need_a else None
 
     def pullback(g: Array) -> tuple[Array | None, ...]:
         g2 = rows(g)
         d_low = g2 @ b  # (rows, r)
-        d_low *= scaling
+        d_low *= factor
         dx = None
         if need_x:
             dx = g2 @ weight
             through = d_low @ a
-            dx += through if factor is None else np.multiply(through, factor, out=through)
+            dx += through if keep2 is None else np.multiply(through, keep2, out=through)
         return (
             None if dx is None else dx.reshape(x_shape),
-            None if kept_x is None else g2.T @ kept_x,
+            g2.T @ kept_x if need_weight and kept_x is not None else None,
             g2.sum(axis=0) if need_bias else None,
-            None if kept_dropped is None else d_low.T @ kept_dropped,
+            d_low.T @ _dropped(kept_x, keep2) if need_a and kept_x is not None else None,
             None if kept_low is None else g2.T @ kept_low,
         )
 
     return y.reshape(*x_shape[:-1], len(weight)), pullback
+
+
+def _dropped(x: Array, keep: BoolArray | None) -> Array:
+    """What dropout keeps of x, without the factor that makes up for the rest."""
+    return x if keep is None else x * keep

@@ -74,6 +74,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
     ("settings", "problem"),
     [
         ({"lora_alpha": math.nan}, "lora_alpha=nan must be a number"),
+        ({"lora_alpha": 0}, "lora_alpha=0 must be a number other than 0"),
         ({"lora_alpha": math.inf}, "lora_alpha=inf must be a number"),
         ({"alpha_pattern": {"q": math.nan}}, "q=nan must be a number"),
         ({"lora_dropout": math.nan}, "lora_dropout=nan"),

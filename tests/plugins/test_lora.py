@@ -7,7 +7,7 @@ import pytest
 
 import tinygrad_peft_lora.plugin
 from tinygrad_peft.arrays import Array, BoolArray
-from tinygrad_peft.errors import PeftError
+from tinygrad_peft.errors import PeftError, ShapeError
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import (
     Affine,
@@ -539,3 +539,9 @@ def test_merging_ignores_dropout() -> None:
 
 def test_lora_on_a_layer_that_is_not_plain_cannot_be_merged_alone() -> None:
     assert layer(Doubled(Linear(5, 4))).merge() is None
+
+
+def test_an_input_of_another_width_is_an_error() -> None:
+    layer = LoraLinear(Linear(4, 3), LoraConfig(r=2), "q", Init())
+    with pytest.raises(ShapeError, match=r"lora_linear: x \(2, 5\) for a weight \(3, 4\)"):
+        layer(Tensor(np.zeros((2, 5))))
