@@ -18,6 +18,7 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft.testing import MethodConformance
 from tinygrad_peft_adapter import AttentionAdapter, BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 
@@ -126,3 +127,12 @@ def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine, init:
     AttentionAdapter(base, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
     LayerAdapter(attention, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
     LayerAdapter(base, LoraConfig(), 4, init)  # type: ignore[arg-type]
+
+
+# ---------- the conformance suite ----------
+
+
+class TestWrongly(MethodConformance):
+    config = LoraConfig  # type: ignore[assignment]
+    mergeable = "no"  # type: ignore[assignment]
+    companions = {"lora": "r=2"}  # type: ignore[dict-item]
