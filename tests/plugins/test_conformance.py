@@ -9,6 +9,8 @@ from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptEncoderConfig, PromptTuningConfig
 from tinygrad_peft_qlora import QLoraConfig, QuantizeConfig
 
+BERT = {"bert": SMALL_MODELS["bert"]}
+
 
 class TestLora(MethodConformance):
     config = LoraConfig()
@@ -63,13 +65,13 @@ class TestLoraThatStartsElsewhere(Variant):
 
 class TestLoraWithBiases(Variant):
     config = LoraConfig(bias="lora_only")
-    models = {"bert": SMALL_MODELS["bert"]}
+    models = BERT
     composes_with_itself = False
 
 
 class TestLoraWithItsHead(Variant):
     config = LoraConfig(modules_to_save=["classifier"])
-    models = {"bert": SMALL_MODELS["bert"]}
+    models = BERT
     composes_with_itself = False
 
 
