@@ -106,7 +106,7 @@ class ComposingPromises(MethodSettings):
         """Folded into plain layers it gives the same output, or else nothing is changed."""
         peft = self.apply(composition, np.float64)
         composition.case.shake(peft)
-        if merges_or_refuses(composition.case, peft):
+        if merges_or_refuses(composition, composition.case, peft):
             return
         alone = composition.itself and self.mergeable
         expect(not alone, f"{composition}: it merges alone, and refuses to merge here")

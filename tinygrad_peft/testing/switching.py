@@ -20,7 +20,7 @@ class SwitchingPromises(MethodSettings):
 
     def test_merged_equals_unmerged(self, case: Case) -> None:
         """Folded into plain layers it gives the same output; where it cannot be, it refuses."""
-        merged = merges_or_refuses(case, case.trained(np.float64))
+        merged = merges_or_refuses(case, case, case.trained(np.float64))
         if not self.mergeable:
             expect(not merged, f"{case} can be merged, and mergeable = False says that it cannot")
             pytest.skip("not promised: mergeable (merging is refused, and changes nothing)")
@@ -84,15 +84,15 @@ class SwitchingPromises(MethodSettings):
         expect_same(case.logits(peft), logits, f"{case}: logits after its deepcopy was changed")
 
 
-def merges_or_refuses(case: Case, peft: PeftModel) -> bool:
+def merges_or_refuses(what: object, case: Case, peft: PeftModel) -> bool:
     """Whether the model merges. Raises AssertionError if the output changes, or by a refusal."""
     before, logits = Snapshot.of(peft.base_model), case.logits(peft)
     try:
         peft.merge_adapter()
     except PeftError:
-        before.expect_unchanged(peft.base_model, f"{case}: the model that could not be merged")
+        before.expect_unchanged(peft.base_model, f"{what}: the model that could not be merged")
         return False
-    expect_close(case.logits(peft), logits, f"{case}: logits, merged")
+    expect_close(case.logits(peft), logits, f"{what}: logits, merged")
     return True
 
 
