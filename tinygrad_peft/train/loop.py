@@ -75,9 +75,10 @@ def train(
     """
     if (out is None) != (save is None):
         raise ConfigError("out and save go together: a folder, and what writes the weights there")
-    classes = check_examples(train_set, "training", max_length=config.max_length)
+    limit = config.max_length
+    classes = check_examples(train_set, "training", max_length=limit, model=model)
     if eval_set is not None:
-        check_examples(eval_set, "evaluation", classes=classes, max_length=config.max_length)
+        check_examples(eval_set, "evaluation", classes=classes, max_length=limit, model=model)
     optimizer = make_optimizer(config, model.parameters())
     run = _Run(
         model=model,
