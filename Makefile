@@ -26,7 +26,7 @@ MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## compare the methods on a real model and real data, in about five minutes
+demo: $(READY) ## compare the methods on a real model and real data, in under five minutes
 	@$(MEASURE) $(VENV)/bin/python -m tinygrad_peft.cli.demo
 
 test: format-check lint types imports unit ## everything that a change must pass

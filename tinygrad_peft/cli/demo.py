@@ -1,4 +1,4 @@
-"""`make demo`, or `python -m tinygrad_peft.cli.demo`: what this project does, in five minutes.
+"""`make demo`, or `python -m tinygrad_peft.cli.demo`: what it does, in under five minutes.
 
 Each method, and two of them composed, is trained on the same film reviews and compared with what
 the frozen model knows; and a merged model is compared with the adapted one. Without a network the
@@ -100,7 +100,7 @@ def _online_job() -> "Job":
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tinygrad_peft.cli.demo",
-        description="Compare methods on a real model and real data, in about five minutes.",
+        description="Compare methods on a real model and real data, in under five minutes.",
     )
     parser.add_argument(
         "--offline", action="store_true", help="do it on a small model that is trained on the spot"
