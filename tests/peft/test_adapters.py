@@ -349,6 +349,16 @@ def test_none_and_the_same_twice_are_refused(names: list[str]) -> None:
         peft.set_adapter(names)
 
 
+def test_what_cannot_act_together_is_refused_also_while_nothing_acts() -> None:
+    saving = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+    peft = several(BERT_CLASSIFIER, {"a": saving, "b": saving})
+    before = Snapshot.of(peft)
+    with peft.disable_adapter(), pytest.raises(PeftError, match="'a' and 'b' cannot be active"):
+        peft.set_adapter(["a", "b"])
+    assert peft.active_adapters == ("a",)
+    before.assert_unchanged(peft)
+
+
 def test_an_adapter_that_does_not_fit_changes_nothing() -> None:
     peft = several(LLAMA, {"a": LORA["llama"]})
     before = Snapshot.of(peft)
@@ -469,6 +479,28 @@ def test_as_many_names_as_rows_are_needed(names: Sequence[str]) -> None:
     peft = all_kinds("llama")
     with pytest.raises(PeftError, match="a list of 2 is expected, one for a row"):
         peft(IDS, adapter_names=names)
+
+
+def test_rows_are_the_base_within_the_block_that_disables() -> None:
+    peft = several(LLAMA, {"a": LORA["llama"], "b": LORA["llama"]})
+    with peft.disable_adapter():
+        base = logits(peft)
+        np.testing.assert_array_equal(run(peft, names=["a", "b"]), base)
+        np.testing.assert_array_equal(logits(peft), base)
+
+
+def test_rows_go_on_choosing_when_something_else_was_run_meanwhile() -> None:
+    peft = several(LLAMA, {"a": LORA["llama"], "b": LORA["llama"]})
+    names = ["b", "__base__"]
+    expected = peft.generate(IDS, max_new_tokens=6, adapter_names=names)
+
+    def look(_: IntArray) -> None:
+        with peft.disable_adapter():
+            logits(peft)
+        run(peft, names=["a", "b"])
+
+    found = peft.generate(IDS, max_new_tokens=6, adapter_names=names, on_token=look)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_rows_cannot_choose_while_an_adapter_is_merged() -> None:

@@ -35,6 +35,7 @@ class Adapters:
         self.records: dict[str, Record] = {}
         self.active: tuple[str, ...] = ()
         self.merged: dict[Seam, Module] = {}
+        self.rows: dict[Seam, Module] | None = None  # what stands while rows choose
         self.disabled = 0
 
     # ---------- which there are ----------
@@ -86,17 +87,17 @@ class Adapters:
 
         Raises PeftError, and changes nothing, where the active adapters cannot stand together.
         """
-        modules = dict(self.base)
-        if not self.disabled:
-            modules |= self._adapted(self.active) | self.merged
-        self._put(modules)
+        adapted = self._adapted(self.active) | self.merged  # what cannot be is refused in any case
+        if self.rows is not None:
+            adapted = self.rows
+        self._put(self.base if self.disabled else self.base | adapted)
 
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Within the block the base stands alone."""
         self.disabled += 1
-        self.stand()
         try:
+            self.stand()
             yield
         finally:
             self.disabled -= 1
@@ -104,19 +105,24 @@ class Adapters:
 
     @contextmanager
     def by_row(self, names: Sequence[str]) -> Iterator[None]:
-        """Within the block each row of a batch goes through the adapter of its name."""
+        """Within the block each row of a batch goes through the adapter of its name.
+
+        While the base stands alone, it does for all rows.
+        """
         self.require({*names} - {BASE})
-        if self.merged:
+        if self.merged and not self.disabled:
             raise PeftError("rows cannot choose an adapter while one is merged: unmerge it first")
         own = {name: self._adapted([] if name == BASE else [name]) for name in names}
         touched = {seam for modules in own.values() for seam in modules}
         rows = {s: [own[name].get(s, self.base[s]) for name in names] for s in touched}
         batch = Batch(len(names))
         modules = {seam: by_row(seam, each, batch) for seam, each in rows.items()}
-        self._put(self.base | modules)
+        before, self.rows = self.rows, modules
         try:
+            self.stand()
             yield
         finally:
+            self.rows = before
             self.stand()
 
     def merge(self, *, partial: bool) -> None:
