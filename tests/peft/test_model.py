@@ -257,6 +257,7 @@ def test_merging_and_unloading_within_the_block_is_final() -> None:
     expected = logits(peft)
     with peft.disable_adapter():
         plain = peft.merge_and_unload()
+        np.testing.assert_allclose(logits(plain), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(logits(plain), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -289,6 +290,29 @@ def test_an_unloaded_adapter_still_answers_for_the_base_and_does_nothing_else() 
     ):
         with pytest.raises(PeftError, match="there is no adapter: it was unloaded"):
             action()
+
+
+def test_an_unloaded_adapter_takes_no_further_ones_and_leaves_later_ones_alone() -> None:
+    first = adapted()
+    model = first.unload()
+    with pytest.raises(PeftError, match="was unloaded: get_peft_model adapts the model anew"):
+        first.add_adapter("more", LoraConfig(r=2))
+    later = get_peft_model(model, LoraConfig(r=2), host=lora_host())
+    shake(later)
+    before = Snapshot.of(model)
+    with first.disable_adapter():
+        before.assert_unchanged(model)
+    before.assert_unchanged(model)
+
+
+def test_a_model_whose_last_adapter_was_deleted_is_unloaded() -> None:
+    model = small()
+    before = Snapshot.of(model)
+    peft = get_peft_model(model, LoraConfig(r=2), host=lora_host())
+    peft.delete_adapter("default")
+    assert peft.unload() is model
+    before.assert_unchanged(model)
+    get_peft_model(model, LoraConfig(r=2), host=lora_host())
 
 
 # ---------- modes ----------

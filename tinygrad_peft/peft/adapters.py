@@ -37,6 +37,7 @@ class Adapters:
         self.merged: dict[Seam, Module] = {}
         self.rows: dict[Seam, Module] | None = None  # what stands while rows choose
         self.disabled = 0
+        self.gone = False
 
     # ---------- which there are ----------
 
@@ -81,6 +82,12 @@ class Adapters:
         return sum(r.grown for record in self.records.values() for r in record.rewrites)
 
     # ---------- what stands ----------
+
+    def let_go(self) -> None:
+        """Leave the model as it is without adapters, or merged, and never touch it again."""
+        self._put(self.base | self.merged)
+        self.base, self.merged, self.records, self.active = {}, {}, {}, ()
+        self.gone = True
 
     def stand(self) -> None:
         """Put into each place what belongs there now.

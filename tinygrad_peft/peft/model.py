@@ -249,6 +249,8 @@ class PeftModel(Module):
         seed: int = 0,
         fill: Callable[[Record], None] | None = None,
     ) -> None:
+        if self._adapters.gone:
+            raise PeftError("the adapter was unloaded: get_peft_model adapts the model anew")
         check_name(name, self._adapters.records)
         self._refuse_merged("adding")
         with self._adapters.bare():
@@ -346,9 +348,9 @@ class PeftModel(Module):
 
         Raises PeftError if it was unloaded before.
         """
-        self._require_adapter()
+        if self._adapters.gone:
+            raise PeftError("there is no adapter: it was unloaded")
         self._adapters.merged = {}
-        self._adapters.activate(())
         for parameter in self._unfrozen:
             parameter.requires_grad = True
         return self._let_go()
@@ -366,9 +368,10 @@ class PeftModel(Module):
         self._adapters.settle()
 
     def _let_go(self) -> Transformer:
-        model, self._adapters = self.base_model, Adapters(self.base_model, self.host)
-        model.adapted = False
-        return model
+        self._adapters.let_go()
+        self._unfrozen = []
+        self.base_model.adapted = False
+        return self.base_model
 
     def _require_adapter(self) -> None:
         if not self._adapters.active:
