@@ -1,6 +1,7 @@
 """Several adapters on one base: switched, stacked, chosen by row, merged and removed."""
 
 import copy
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -602,6 +603,19 @@ def test_a_released_base_is_merged_into_plain_layers_everywhere() -> None:
     plain = peft.merge_and_unload()
     assert all(type(m).__name__ not in ("Rounded", "LoraLinear") for _, m in plain.named_modules())
     np.testing.assert_allclose(logits(plain), expected, rtol=1e-10)
+
+
+def test_a_released_base_takes_no_memory() -> None:
+    model = small()
+    before = weakref.ref(model.state_dict()["blocks.0.mlp.up_proj.weight"])
+    kept = weakref.ref(model.state_dict()["blocks.0.mlp_norm.weight"])
+    rounding = [RoundConfig(target_modules=["up_proj"]), LORA["llama"]]
+    peft = get_peft_model(model, rounding, host=host())
+    peft.add_adapter("other", LORA["llama"])
+    peft.release_base()
+    assert before() is None
+    assert all(parameter.requires_grad for parameter in peft.unload().parameters())
+    assert kept() is not None
 
 
 def test_a_released_base_takes_further_adapters() -> None:

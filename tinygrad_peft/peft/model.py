@@ -273,6 +273,7 @@ class PeftModel(Module):
             record.thaw()
             raise
         self._unfrozen += record.unfrozen
+        record.unfrozen = []
         self._adapters.add(name, record)
 
     def _refuse_merged(self, doing: str) -> None:
@@ -366,6 +367,9 @@ class PeftModel(Module):
         self._require_adapter()
         self._refuse_merged("releasing the base")
         self._adapters.settle()
+        with self._adapters.bare():
+            left = {id(parameter) for parameter in self.base_model.parameters()}
+        self._unfrozen = [p for p in self._unfrozen if id(p) in left]
 
     def _let_go(self) -> Transformer:
         self._adapters.let_go()
