@@ -511,11 +511,30 @@ def test_rows_cannot_choose_while_an_adapter_is_merged() -> None:
         peft(IDS, adapter_names=["a", "__base__"])
 
 
+@pytest.mark.parametrize("tokens", [2, 5])
+@pytest.mark.parametrize(
+    ("family", "saved"),
+    [("gpt2", "wpe"), ("bert", "token_type_embeddings"), ("bert", "word_embeddings")],
+)
+def test_what_looks_up_ids_that_all_rows_share_is_each_rows_own(
+    family: str, saved: str, tokens: int
+) -> None:
+    saving = LoraConfig(r=2, target_modules=TARGETS[family], modules_to_save=[saved])
+    peft = several(FAMILIES[family], {"a": saving, "b": LORA[family]})
+    ids = IDS[:, :tokens]
+    together = run(peft, ids, ["a", "b"])
+    for row, name in enumerate(["a", "b"]):
+        peft.set_adapter(name)
+        np.testing.assert_allclose(together[row], run(peft, ids)[row], rtol=1e-9, atol=1e-11)
+
+
 def test_a_module_that_is_not_run_row_by_row_is_named() -> None:
-    saving = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["wpe"])
-    peft = several(GPT2, {"a": saving, "b": LORA["gpt2"]})
-    with pytest.raises(PeftError, match=r"transformer\.wpe is not run row by row"):
-        peft(IDS, adapter_names=["a", "b"])
+    peft = several(LLAMA, {"a": LORA["llama"], "b": LORA["llama"]})
+    with (
+        peft._adapters.by_row(["a", "b"]),  # noqa: SLF001 - the model itself runs all by row
+        pytest.raises(PeftError, match=r"layers\.0\.self_attn\.q_proj is not run row by row"),
+    ):
+        peft(np.concatenate([IDS, IDS]))
 
 
 # ---------- merging and disabling ----------

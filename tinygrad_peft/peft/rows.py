@@ -63,6 +63,8 @@ class ByRow(_ByRow):
 
     def __call__(self, x: Tensor | IntArray, *context: Context) -> Tensor:
         now = self.batch.rows
+        if not isinstance(x, Tensor) and (x.ndim == 1 or len(x) == 1):  # positions and types
+            x = np.broadcast_to(x, (len(now), x.shape[-1]))  # that all rows share
         if x.shape[0] != len(now):
             raise PeftError(f"{self.path} is not run row by row: its input is {x.shape}")
         group = self.group[now]
