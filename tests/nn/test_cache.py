@@ -32,3 +32,17 @@ def test_a_cache_does_not_silently_cut_a_gradient() -> None:
     for pair in ((keys, keys.detach()), (keys.detach(), keys)):
         with pytest.raises(GraphError, match=r"without gradients: use it within no_grad\(\)"):
             LayerCache(capacity=2).extend(*pair)
+
+
+def test_rows_of_rows_of_a_cache_are_kept_in_the_whole() -> None:
+    whole, row = LayerCache(capacity=3), np.array([1])
+    for step in (1.0, 2.0):
+        few = whole.of(np.array([0, 2]), batch=3)
+        first, last = (few.of(rows, batch=2) for rows in (np.array([0]), row))
+        alone = whole.of(row, batch=3)
+        for value, cache in ((step, first), (-step, last), (9.0, alone)):
+            one = Tensor(np.full((1, 1, 1, 3), value))
+            keys, _ = cache.extend(one, one)
+            assert cache.length == keys.shape[1] == step
+    keys, _ = whole.extend(Tensor(np.zeros((3, 1, 1, 3))), Tensor(np.zeros((3, 1, 1, 3))))
+    np.testing.assert_array_equal(keys.data[:, :, 0, 0], [[1, 2, 0], [9, 9, 0], [-1, -2, 0]])

@@ -58,8 +58,12 @@ class RowsOfCache(LayerCache):
         self.length = whole.length
         self.whole, self.rows, self.batch = whole, rows, batch
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append to these rows, (R, T, K, D), and return all of theirs: (R, length, K, D)."""
-        extended = self.whole.store(keys, values, self.rows, batch=self.batch, start=self.length)
-        self.length += keys.shape[1]
+    def store(
+        self, keys: Tensor, values: Tensor, rows: IntArray | slice, *, batch: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Put (R, T, K, D) into `rows` of these; return all of theirs. `batch` is the whole's."""
+        del batch
+        own = self.rows[rows]
+        extended = self.whole.store(keys, values, own, batch=self.batch, start=start)
+        self.length = start + keys.shape[1]
         return extended
