@@ -35,7 +35,8 @@ def combine_loras(combination: Combination, configs: Sequence[LoraConfig]) -> Co
     if biased:
         raise PeftError(f"LoRAs with trained biases cannot be combined:\n{listed(biased)}")
     sources = combination.sources
-    if len(sources) == 1 and sources[0].weight == 1 and combination.rank is None:
+    whole = combination.combination_type == "linear" and combination.rank is None
+    if whole and len(sources) == 1 and sources[0].weight == 1:
         return Combined(configs[0], sources[0].tensors)
     paths = dict.fromkeys(path for source in sources for path in source.tensors)
     factors, lost = {}, {}

@@ -250,6 +250,43 @@ def test_all_settings_that_cannot_be_are_told_at_once() -> None:
     before.assert_unchanged(peft)
 
 
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(PeftError, match="numbers are expected"):
+        three("llama").add_weighted_adapter(["plain"], ["much"], "x")  # type: ignore[list-item]
+
+
+def test_adapters_that_hold_nan_are_refused_by_name() -> None:
+    peft = three("llama")
+    peft.set_adapter("rslora")
+    peft.trainable_parameters()[0].data[0, 0] = np.nan
+    before = Snapshot.of(peft)
+    expected = r"'rslora' holds NaN or infinity: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight"
+    with pytest.raises(PeftError, match=expected):
+        peft.add_weighted_adapter(["plain", "rslora"], [1, 1], "x", rank=2)
+    before.assert_unchanged(peft)
+
+
+def test_a_place_that_one_trained_whole_and_another_otherwise_is_refused() -> None:
+    both, one = ".*(q_proj|up_proj)", ["up_proj"]
+    peft = made(
+        LLAMA,
+        {
+            "a": LoraConfig(r=2, target_modules=both),
+            "b": LoraConfig(r=2, target_modules=both, modules_to_save=one),
+        },
+    )
+    with pytest.raises(PeftError, match=r"mlp\.up_proj: one adapter trained it whole, and another"):
+        peft.add_weighted_adapter(["a", "b"], [1, 1], "x", rank=2)
+    assert list(peft.adapters) == ["a", "b"]
+
+
+def test_a_single_adapter_of_weight_one_is_pruned_where_that_is_asked_for() -> None:
+    peft = three("llama")
+    peft.add_weighted_adapter(["plain"], [1.0], "pruned", combination_type="dare_ties", density=0.5)
+    whole, pruned = deltas(peft, "plain"), deltas(peft, "pruned")
+    assert all(not np.allclose(pruned[path], delta) for path, delta in whole.items())
+
+
 def test_names_are_checked() -> None:
     peft = three("llama")
     with pytest.raises(PeftError, match="did you mean 'plain'"):

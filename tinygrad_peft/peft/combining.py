@@ -6,6 +6,7 @@ modules that were trained whole are summed here, their delta being what they hav
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,10 +55,11 @@ def combine_records(
 
     Raises:
         PeftError: weights that are no numbers or too few or many, settings that cannot be, recipes
-            of other methods, steps whose method cannot be combined: all that is wrong.
+            of other methods, NaN, steps whose method cannot be combined, places that one adapter
+            trained whole and another adapted otherwise: all that is wrong.
     """
     problems = _wrong_settings(records, weights, combination_type, rank, density)
-    problems = problems or _different_recipes(records)
+    problems = problems or _different_recipes(records) + _not_finite(records)
     if problems:
         raise PeftError(f"the adapters cannot be combined:\n{listed(problems)}")
     how = Combination((), combination_type, rank, density, seed)
@@ -98,7 +100,7 @@ def _wrong_settings(
         f"{len(records)} adapters ({names}) and {len(weights)} weights": (
             len(records) == len(weights)
         ),
-        f"weights {list(weights)}: numbers are expected": all(map(math.isfinite, weights)),
+        f"weights {list(weights)}: numbers are expected": all(map(_is_finite, weights)),
         f"combination_type {combination_type!r}: expected one of {', '.join(COMBINATION_TYPES)}": (
             combination_type in COMBINATION_TYPES
         ),
@@ -116,6 +118,20 @@ def _different_recipes(records: Mapping[str, Record]) -> list[str]:
     if len(set(methods.values())) == 1:
         return []
     return [f"{name!r} is {steps}" for name, steps in methods.items()]
+
+
+def _is_finite(weight: object) -> bool:
+    return isinstance(weight, numbers.Real) and math.isfinite(weight)
+
+
+def _not_finite(records: Mapping[str, Record]) -> list[str]:
+    return [
+        f"{adapter!r} holds NaN or infinity: {name}"
+        for adapter, record in records.items()
+        for step in range(len(record.recipe))
+        for name, parameter in record.named_parameters(step).items()
+        if not np.isfinite(parameter.data).all()
+    ]
 
 
 def _step(
@@ -136,6 +152,10 @@ def _step(
             method = configs[0].peft_type.lower()
             raise PeftError(f"step {step}: adapters of {method} cannot be combined")
         combined = answer
+    both = [path for path in saved if path in combined.tensors]
+    if both:
+        why = "one adapter trained it whole, and another adapted it otherwise"
+        raise PeftError(f"step {step}:\n{listed(f'{path}: {why}' for path in both)}")
     names = dict.fromkeys(name for config in configs for name in config.modules_to_save)
     return Combined(
         dataclasses.replace(combined.config, modules_to_save=tuple(names)),
