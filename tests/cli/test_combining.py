@@ -78,6 +78,18 @@ def test_heads_are_summed_without_the_model_only_where_it_takes_no_part(
     commands.ok("combine", *adapters, "--weights", "0.5,0.5", "--out", tmp_path / "both")
 
 
+def test_a_module_that_one_alone_trained_whole_needs_the_model(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    adapters: list[str | Path] = []
+    for name, method in (("one", "lora:r=2"), ("other", "lora:r=2,modules_to_save=LayerNorm")):
+        folder = finetuned(commands, small_world, "bert", tmp_path / name, method)
+        adapters += ["--adapter", folder]
+    arguments = ("combine", *adapters, "--weights", "0.5,0.5", "--out", tmp_path / "both")
+    assert "trained other modules whole" in commands.fails(*arguments)
+    assert not (tmp_path / "both").exists()
+
+
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [("1", "2 adapters ('adapter_1', 'adapter_2') and 1 weights"), ("a,b", "numbers are expected")],

@@ -260,7 +260,9 @@ def test_adapters_that_hold_nan_are_refused_by_name() -> None:
     peft.set_adapter("rslora")
     peft.trainable_parameters()[0].data[0, 0] = np.nan
     before = Snapshot.of(peft)
-    expected = r"'rslora' holds NaN or infinity: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight"
+    expected = (
+        r"'rslora' holds NaN or infinity: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight"
+    )
     with pytest.raises(PeftError, match=expected):
         peft.add_weighted_adapter(["plain", "rslora"], [1, 1], "x", rank=2)
     before.assert_unchanged(peft)

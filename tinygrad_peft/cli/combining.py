@@ -1,5 +1,6 @@
 """`tinygrad-peft combine`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +88,18 @@ def _loaded(adapters: Sequence[Path], model: str | None) -> PeftModel:
 
 def _need_no_base(peft: PeftModel, weights: Sequence[float]) -> None:
     """Raise ConfigError where the base's own weights would be needed: W₀ + Σ w (W - W₀)."""
-    saving = any(config.modules_to_save for recipe in peft.adapters.values() for config in recipe)
-    if saving and sum(weights) != 1:
+    recipes = peft.adapters.values()
+    saved = {tuple(frozenset(step.modules_to_save) for step in recipe) for recipe in recipes}
+    total, because = (
+        math.fsum(weights),
+        "then the base's own weights take part, so name the --model",
+    )
+    if len(saved) > 1:
         raise ConfigError(
-            f"the adapters trained whole modules, and the weights sum to {sum(weights):g}, not 1: "
-            "then the base's own weights take part, so name the --model"
+            f"the adapters trained other modules whole than each other: then {because}"
+        )
+    if any(names for steps in saved for names in steps) and total != 1:
+        raise ConfigError(
+            f"the adapters trained whole modules, and the weights sum to {total:g}, not 1: "
+            f"then {because}"
         )
