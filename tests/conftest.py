@@ -1,3 +1,4 @@
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from hypothesis import settings
 # The same examples in every run, and no deadline: a busy machine is no failure.
 settings.register_profile("tinygrad_peft", deadline=None, derandomize=True)
 settings.load_profile("tinygrad_peft")
+
+# A job in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 MARKER_OF_FOLDER = {"interop": "interop", "benchmarks": "bench"}
