@@ -119,7 +119,8 @@ def test_each_config_says_only_what_is_its_own_business() -> None:
             layers_to_transform=[0, 2],
             modules_to_save=["classifier"],
         ),
-        LoraConfig(target_modules="all-linear", layers_to_transform=1),
+        LoraConfig(target_modules="all-linear"),
+    LoraConfig(layers_to_transform=1, layers_pattern="layers"),
         LoraConfig(init_lora_weights=False),
     ],
 )

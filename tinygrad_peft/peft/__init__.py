@@ -16,6 +16,7 @@ from tinygrad_peft.peft.events import (
     Combination,
     Combined,
     Draft,
+    EmbeddingShape,
     ModelShape,
     ParameterCount,
     Source,
@@ -26,6 +27,7 @@ from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.targets import matches
 
 __all__ = [
     "AffineShape",
@@ -33,6 +35,7 @@ __all__ = [
     "Combination",
     "Combined",
     "Draft",
+    "EmbeddingShape",
     "Host",
     "Memory",
     "ModelShape",
@@ -57,5 +60,6 @@ __all__ = [
     "get_peft_model",
     "hookimpl",
     "hookspecs",
+    "matches",
     "parse_method",
 ]
