@@ -277,7 +277,7 @@ def test_the_problems_of_all_steps_are_in_one_error() -> None:
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        (["q_proj", "embed_tokens"], "Embedding"),
+        (["q_proj", "input_layernorm"], "RMSNorm"),
         (["norm", "q_proj"], "RMSNorm"),
         (["mlp"], "Gated"),
     ],

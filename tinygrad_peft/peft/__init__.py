@@ -28,6 +28,7 @@ from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
 from tinygrad_peft.peft.targets import matches
+from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
 __all__ = [
     "AffineShape",
@@ -51,6 +52,7 @@ __all__ = [
     "Source",
     "StepEnded",
     "TargetedConfig",
+    "VirtualConfig",
     "apply_recipe",
     "capture_seams",
     "config_from_dict",
@@ -62,4 +64,5 @@ __all__ = [
     "hookspecs",
     "matches",
     "parse_method",
+    "virtual_objections",
 ]

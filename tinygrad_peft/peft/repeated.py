@@ -31,7 +31,7 @@ def without_base(
 def _base_weights(record: Record, step: int) -> dict[str, Parameter]:
     """The weights of what a step adapted, by the names that PEFT gives them."""
     return {
-        f"base_model.model.{rewrite.seam.path}.base_layer.weight": parameter
+        f"{rewrite.config.stored_root}.{rewrite.seam.path}.base_layer.weight": parameter
         for rewrite in record.rewrites
         if rewrite.step == step
         for name, parameter in rewrite.before.own_parameters()
