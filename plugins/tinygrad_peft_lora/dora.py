@@ -51,12 +51,13 @@ class DoraLinear(LoraLinear):
         base = self.base_layer
         if isinstance(base, Linear):
             return Linear.of(base.weight), base.bias
-        bias = base(Tensor(np.zeros((1, self.in_features), self.lora_A.weight.dtype)))
-        return _Less(base, bias), bias.reshape(-1)
+        nothing = Tensor(np.zeros((1, self.in_features), self.lora_A.weight.dtype))
+        bias = base(nothing).reshape(-1)
+        return _Less(base, bias), bias
 
     def ratio(self) -> Tensor:
         """m/n: (out,)."""
-        return self.lora_magnitude_vector * Tensor(1 / self.norms())
+        return self.lora_magnitude_vector / Tensor(self.norms())
 
     def norms(self) -> Array:
         """n: (out,)."""

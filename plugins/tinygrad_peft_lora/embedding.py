@@ -74,7 +74,7 @@ class DoraEmbedding(LoraEmbedding):
 
     def ratio(self) -> Tensor:
         """m/n: (embedding_dim,)."""
-        return self.lora_magnitude_vector * Tensor(1 / self.norms())
+        return self.lora_magnitude_vector / Tensor(self.norms())
 
     def norms(self) -> Array:
         """n: (embedding_dim,)."""
