@@ -82,8 +82,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         ({"bias": "some"}, "bias='some' must be 'none', 'all' or 'lora_only'"),
         (
             {"init_lora_weights": "pisa"},
-            "init_lora_weights='pisa' must be true, false, 'gaussian', 'pissa', 'pissa_niter_N', "
-            "'olora' or 'orthogonal'; did you mean 'pissa'",
+            "'pissa', 'pissa_niter_N', 'olora' or 'orthogonal'; did you mean 'pissa'",
         ),
         ({"init_lora_weights": "eva"}, "init_lora_weights='eva' must be"),
         ({"init_lora_weights": "pissa_niter_"}, "did you mean 'pissa_niter_4'"),
@@ -199,6 +198,48 @@ def test_features_of_peft_that_are_not_supported_are_all_named_at_once() -> None
     assert "megatron_core" not in str(caught.value)
 
 
+ASKING: Mapping[str, object] = {
+    "alora_invocation_tokens": [1, 2],
+    "arrow_config": {"top_k": 3},
+    "corda_config": {"corda_method": "ipm"},
+    "ensure_weight_tying": True,
+    "eva_config": {"rho": 2.0},
+    "fan_in_fan_out": "yes",
+    "kasa_config": {"beta": 1},
+    "layer_replication": [[0, 4], [2, 5]],
+    "loftq_config": {"loftq_bits": 4},
+    "lora_ga_config": {"direction": "ArB2r"},
+    "megatron_config": {"a": 1},
+    "megatron_core": "megatron.other",
+    "monteclora_config": {"a": 1},
+    "qalora_group_size": 32,
+    "target_parameters": ["experts.down_proj"],
+    "use_bdlora": {"a": 1},
+    "use_qalora": True,
+    "velora_config": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("key", ASKING)
+def test_a_feature_of_peft_that_is_asked_for_and_not_here_is_refused_by_name(key: str) -> None:
+    written = json.loads(WRITTEN_BY_PEFT)
+    assert key in written
+    with pytest.raises(ConfigError, match=rf"LoraConfig does not know:\n  - {key} = "):
+        config_from_dict(LoraConfig, written | {key: ASKING[key]})
+
+
+def test_every_key_that_peft_writes_is_known_or_refused_where_it_asks() -> None:
+    ours = {field.name for field in dataclasses.fields(LoraConfig)}
+    noted = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type"}
+    noted |= {"peft_version", "revision", "task_type"}
+    assert json.loads(WRITTEN_BY_PEFT).keys() == ours | noted | ASKING.keys()
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_how_the_base_stores_its_weights_is_the_bases_business(value: bool) -> None:
+    assert config_from_dict(LoraConfig, {"fan_in_fan_out": value}) == LoraConfig()
+
+
 def test_an_unknown_key_comes_with_the_nearest_one_and_with_the_place() -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(LoraConfig, {"lora_alhpa": 16, "rang": 3}, "here.json: ")
@@ -241,7 +282,7 @@ def test_a_choice_that_there_is_not_comes_with_those_that_there_are() -> None:
         "  - placement='pfeifer' is none of houlsby, pfeiffer; did you mean 'pfeiffer'?\n"
         "  - size='smal' is none of small, large; did you mean 'small'?"
     )
-    with pytest.raises(ConfigError, match="(?s)choosing: .*did you mean 'pfeiffer'"):
+    with pytest.raises(ConfigError, match=r"(?s)choosing: .*did you mean 'pfeiffer'"):
         parse_method("choosing:placement=pfeifer", {"choosing": ChoosingConfig})
     chosen = parse_method("choosing:placement=houlsby,size=3", {"choosing": ChoosingConfig})
     assert chosen == ChoosingConfig(placement="houlsby", size=3)
