@@ -1,9 +1,9 @@
 """What speaks against a recipe with LoRA in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tinygrad_peft.errors import nearest
-from tinygrad_peft.nn import Affine, Module, TokenEmbedding
+from tinygrad_peft.nn import Affine, TokenEmbedding
 from tinygrad_peft.peft import Draft, Seam, capture_seams, matches
 from tinygrad_peft_lora.config import INPUT, LoraConfig, pattern_matches
 from tinygrad_peft_lora.tokens import shares_weight, trained_ids
@@ -23,21 +23,39 @@ def objections(draft: Draft) -> list[str]:
     biased = [i for i, config in steps if config.bias != "none"]
     if biased and len(draft.recipe) > 1:
         found.append(f"step {biased[0]}: bias other than 'none' needs a recipe of one step")
+    with_tokens = {i: config for i, config in steps if config.token_ids()}
+    seams = capture_seams(draft.model) if with_tokens else ()
     return found + [
         f"step {i}: trainable_token_indices: {problem}"
-        for i, config in steps
-        if config.token_ids()
-        for problem in _token_problems(draft.model, config, draft.targets[i])
+        for i, config in with_tokens.items()
+        for problem in (
+            *_token_problems(seams, config, draft.targets[i]),
+            *_trained_twice(seams, config, {k: c for k, c in with_tokens.items() if k < i}),
+        )
     ]
 
 
-def _token_problems(model: Module, config: LoraConfig, targets: frozenset[str]) -> list[str]:
-    seams = capture_seams(model)
+def _token_problems(
+    seams: Sequence[Seam], config: LoraConfig, targets: frozenset[str]
+) -> list[str]:
     named = [s for s in seams if trained_ids(config, s.path, s.name)]
     return [
         *_unmatched(config, seams),
         *(p for seam in named for p in _place_problems(seam, config, targets)),
         *_parted(seams, config),
+    ]
+
+
+def _trained_twice(
+    seams: Sequence[Seam], config: LoraConfig, earlier: Mapping[int, LoraConfig]
+) -> list[str]:
+    """Tokens whose vectors would take the place of those that an earlier step trains."""
+    return [
+        f"{seam.path}: the token {token} is trained by step {step} already"
+        for step, other in earlier.items()
+        for seam in seams
+        for token in trained_ids(config, seam.path, seam.name)
+        if token in trained_ids(other, seam.path, seam.name)
     ]
 
 

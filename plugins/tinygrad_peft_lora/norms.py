@@ -21,7 +21,7 @@ class Norms:
     """
 
     def __init__(self) -> None:
-        self._base: list[Array] = []
+        self._base: tuple[object, list[Array]] = (None, [])
         self._squares: Array | None = None  # ‖w‖² of that base
         self._factors: tuple[Array, Array] | None = None
         self._norms: Array | None = None
@@ -55,8 +55,9 @@ class Norms:
     def _is_known(self, base: object) -> bool:
         """Whether the base is frozen, and still of the arrays that it was of."""
         parameters = list(base.parameters()) if isinstance(base, Module) else []
-        before, self._base = self._base, [p.data for p in parameters]
-        same = len(before) == len(parameters) and all(map(_is, before, self._base))
+        (module, before), now = self._base, [p.data for p in parameters]
+        self._base = base, now
+        same = module is base and len(before) == len(now) and all(map(_is, before, now))
         return same and not any(p.requires_grad for p in parameters)
 
 

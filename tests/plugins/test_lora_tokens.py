@@ -173,10 +173,10 @@ def test_a_loss_reaches_only_the_tokens_that_are_trained() -> None:
     assert all(p.grad is None for p in small(GPT2).parameters())
 
 
-def test_one_step_trains_tokens_over_anothers() -> None:
+def test_two_steps_train_tokens_of_their_own() -> None:
     recipe = [
         LoraConfig(r=2, trainable_token_indices=[1, 2]),
-        LoraConfig(r=2, trainable_token_indices=[2, 3]),
+        LoraConfig(r=2, trainable_token_indices=[4, 3]),
     ]
     peft = get_peft_model(small(GPT2), recipe, host=lora_host())
     shake(peft)
@@ -250,6 +250,15 @@ def test_tokens_that_cannot_be_trained_are_refused(
         get_peft_model(model, config, host=lora_host())
     assert problem in str(caught.value)
     before.assert_unchanged(model)
+
+
+def test_a_token_that_two_steps_would_train_is_refused() -> None:
+    recipe = [
+        LoraConfig(r=2, trainable_token_indices=[1, 2]),
+        LoraConfig(r=2, trainable_token_indices={"embed_tokens": [2, 3]}),
+    ]
+    with pytest.raises(PeftError, match=r"step 1: .* the token 2 is trained by step 0 already"):
+        get_peft_model(small(), recipe, host=lora_host())
 
 
 def test_tokens_of_an_output_layer_that_another_step_adapted_are_refused() -> None:
