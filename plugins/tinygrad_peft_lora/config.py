@@ -77,21 +77,19 @@ class LoraConfig(TargetedConfig):
         ]
 
     def _number_problems(self) -> list[str]:
-        ranks = {"r": self.r, **self.rank_pattern}
-        alphas = {"lora_alpha": self.lora_alpha, **self.alpha_pattern}
-        return [
-            *(f"the rank {k}={v} must be at least 1" for k, v in ranks.items() if v < 1),
-            *(
-                f"{k}={v} must be a number other than 0"
-                for k, v in alphas.items()
-                if not math.isfinite(v) or not v
-            ),
-            *(
-                [f"lora_dropout={self.lora_dropout} must be at least 0 and below 1"]
-                if not 0 <= self.lora_dropout < 1
-                else []
-            ),
-        ]
+        found = [f"the rank {k}={v} must be at least 1" for k, v in self._ranks().items() if v < 1]
+        for name, alpha in self._alphas().items():
+            if not math.isfinite(alpha) or not alpha:
+                found.append(f"{name}={alpha} must be a number other than 0")
+        if not 0 <= self.lora_dropout < 1:
+            found.append(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
+        return found
+
+    def _ranks(self) -> dict[str, int]:
+        return {"r": self.r, **self.rank_pattern}
+
+    def _alphas(self) -> dict[str, float]:
+        return {"lora_alpha": self.lora_alpha, **self.alpha_pattern}
 
     def _start_problems(self) -> list[str]:
         start = self.init_lora_weights
@@ -101,12 +99,14 @@ class LoraConfig(TargetedConfig):
             close = nearest(str(start), STARTS)
             known = "true, false, 'gaussian', 'pissa', 'pissa_niter_N', 'olora' or 'orthogonal'"
             return [f"init_lora_weights={start!r} must be {known}{close}"]
-        ranks = {"r": self.r, **self.rank_pattern}
-        alphas = {"lora_alpha": self.lora_alpha, **self.alpha_pattern}
         if start == "orthogonal":
-            return [f"{k}={v} must be even for {start!r}" for k, v in ranks.items() if v % 2]
+            odd = {name: rank for name, rank in self._ranks().items() if rank % 2}
+            return [f"{name}={rank} must be even for {start!r}" for name, rank in odd.items()]
         if self.start == "pissa":
-            return [f"{k}={v} must be above 0 for {start!r}" for k, v in alphas.items() if v < 0]
+            below = {name: alpha for name, alpha in self._alphas().items() if alpha < 0}
+            return [
+                f"{name}={alpha} must be above 0 for {start!r}" for name, alpha in below.items()
+            ]
         return []
 
     def _pattern_problems(self) -> list[str]:

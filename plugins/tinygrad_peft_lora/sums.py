@@ -34,9 +34,10 @@ def combined_factors(
             ((b, a), 0.0) if how.rank is None or how.rank >= len(a) else truncated(b, a, how.rank)
         )
     update = summed(how, [(weight, b @ a) for weight, b, a in parts], place)
-    full = min(update.shape)
     rank = sum(len(a) for _, _, a in parts) if how.rank is None else how.rank
-    return truncated(update, np.eye(update.shape[1], dtype=update.dtype), min(rank, full))
+    small = np.eye(min(update.shape), dtype=update.dtype)
+    b, a = (small, update) if len(small) == len(update) else (update, small)
+    return truncated(b, a, min(rank, len(small)))
 
 
 def truncated(b: Array, a: Array, rank: int) -> tuple[Factors, float]:

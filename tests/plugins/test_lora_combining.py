@@ -1,6 +1,8 @@
 """Weighted sums of LoRAs that train more than A and B (tests/peft has those of plain ones)."""
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,3 +159,16 @@ def test_tokens_of_other_modules_are_no_sum() -> None:
     message = "trainable_token_indices of embed_tokens and of lm_head"
     with pytest.raises(PeftError, match=message):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
+
+
+def test_a_large_table_is_combined_by_its_narrow_side() -> None:
+    shape = replace(LLAMA, vocab_size=3000)
+    table = lora(target_modules=["embed_tokens"])
+    peft = made(shape, one=table, other=table)
+    tracemalloc.start()
+    try:
+        peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum", combination_type="ties")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3000 * 3000 * 8 / 3

@@ -17,6 +17,7 @@ __all__ = [
     "TargetedConfig",
     "config_from_dict",
     "config_to_dict",
+    "layer_patterns",
     "parse_method",
     "steps_of",
     "usual_lr",
@@ -113,7 +114,7 @@ class TargetedConfig(PeftConfig):
         }
         for name, values in expressions.items():
             for value in values:
-                if isinstance(value, str) and (error := expression_error(value)):
+                if isinstance(value, str) and (error := _expression_error(value)):
                     found.append(f"{name}={value!r} is no regular expression: {error}")
         if layer_patterns(self) and self.layers_to_transform is None:
             found.append("layers_pattern says nothing without layers_to_transform")
@@ -124,7 +125,7 @@ class TargetedConfig(PeftConfig):
         return found
 
 
-def expression_error(text: str) -> str:
+def _expression_error(text: str) -> str:
     """Why a text is no regular expression; nothing if it is one."""
     try:
         re.compile(text)
