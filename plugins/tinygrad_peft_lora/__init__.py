@@ -1,6 +1,20 @@
 """LoRA: low-rank adaptation of large language models (Hu et al. 2021)."""
 
 from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.dora import DoraLinear
+from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear, lora_linear
+from tinygrad_peft_lora.taken_out import TakenOutLora
+from tinygrad_peft_lora.tokens import TrainedLogits, TrainedTokens
 
-__all__ = ["LoraConfig", "LoraLinear", "lora_linear"]
+__all__ = [
+    "DoraEmbedding",
+    "DoraLinear",
+    "LoraConfig",
+    "LoraEmbedding",
+    "LoraLinear",
+    "TakenOutLora",
+    "TrainedLogits",
+    "TrainedTokens",
+    "lora_linear",
+]

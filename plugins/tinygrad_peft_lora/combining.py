@@ -1,128 +1,201 @@
-"""One LoRA out of several.
+"""One LoRA out of several: ΔW = Σ wᵢ sᵢ Bᵢ Aᵢ (see `sums`).
 
-    ΔW = Σ wᵢ sᵢ Bᵢ Aᵢ = [w₁ s₁ B₁, w₂ s₂ B₂, ...] [A₁; A₂; ...]
-
-The factors one after another are the sum itself, of rank Σ rᵢ. A smaller rank keeps its largest
-singular values. TIES (Yadav et al. 2023, arXiv 2306.01708, section 3) and DARE (Yu et al. 2023,
-arXiv 2311.03099, eq. 1) leave elements of the updates out before they are summed; both are of whole
-updates ΔWᵢ, and not of the factors, whose elements mean nothing by themselves.
+A bias of B is an update sᵢ βᵢ of its own. So is what a bias or a token's vector that is trained in
+the base's place has more than the base's: b = b₀ + Σ wᵢ (bᵢ - b₀).
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, listed
 from tinygrad_peft.peft import Combination, Combined
-from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.config import INPUT, LoraConfig
+from tinygrad_peft_lora.sums import combined_factors, summed
+from tinygrad_peft_lora.tokens import trained_ids
 
 __all__ = ["combine_loras"]
 
-A, B = "lora_A.weight", "lora_B.weight"
-Factors: TypeAlias = tuple[Array, Array]  # B (out, r) with the scaling in it, and A (r, in)
+A, B, SHIFT = "lora_A.weight", "lora_B.weight", "lora_B.bias"
+FACTORS = ((A, B), ("lora_embedding_A", "lora_embedding_B"))
+TOKENS = "trainable_tokens_delta"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one adapter trained at a path, and what stood there before."""
+
+    weight: float
+    scaling: float
+    ids: tuple[int, ...]
+    own: Mapping[str, Array]
+    base: Mapping[str, Array]
 
 
 def combine_loras(combination: Combination, configs: Sequence[LoraConfig]) -> Combined:
     """One LoRA in the place of several, whose configs are `configs`.
 
-    Raises PeftError for what is no update of a weight: trained biases.
+    Raises PeftError for what is no sum: DoRA's magnitudes; and where tokens of other modules are
+    trained in one than in another.
     """
-    biased = [f"bias={c.bias!r}" for c in configs if c.bias != "none"]
-    if biased:
-        raise PeftError(f"LoRAs with trained biases cannot be combined:\n{listed(biased)}")
     sources = combination.sources
     whole = combination.combination_type == "linear" and combination.rank is None
     if whole and len(sources) == 1 and sources[0].weight == 1:
         return Combined(configs[0], sources[0].tensors)
-    paths = dict.fromkeys(path for source in sources for path in source.tensors)
-    factors, lost = {}, {}
-    for place, path in enumerate(paths):
-        parts = [
-            (source.weight, config.scaling(path) * source.tensors[path][B], source.tensors[path][A])
-            for source, config in zip(sources, configs, strict=True)
-            if path in source.tensors
-        ]
-        factors[path], lost[path] = _combined(combination, parts, place)
-    ranks = {path: len(a) for path, (_, a) in factors.items()}
-    tensors = {path: {A: a, B: b} for path, (b, a) in factors.items()}
-    return Combined(_config(configs, ranks), tensors, {p: x for p, x in lost.items() if x})
+    _refuse(configs)
+    settings = _options(configs)
+    tensors: dict[str, Mapping[str, Array]] = {}
+    lost: dict[str, float] = {}
+    ranks: dict[str, int] = {}
+    for place, path in enumerate(dict.fromkeys(p for s in sources for p in s.tensors)):
+        parts = _parts(combination, configs, path)
+        factors, lost[path] = _factors(combination, parts, place)
+        for a, _ in FACTORS:
+            if a in factors:
+                ranks[path] = len(factors[a])
+        tensors[path] = {
+            **factors,
+            **_shift(combination, settings, parts, factors, place),
+            **_bias(combination, settings, parts, place, wrapped=bool(factors)),
+            **_tokens(combination, trained_ids(settings, path, INPUT), parts, place),
+        }
+    lost = {path: share for path, share in lost.items() if share}
+    return Combined(_with_ranks(settings, configs, ranks), tensors, lost)
 
 
-def _combined(
-    how: Combination, parts: Sequence[tuple[float, Array, Array]], place: int
-) -> tuple[Factors, float]:
-    """The factors of the combined update, and the share of it that the rank left out."""
-    if how.combination_type == "linear":
-        b = np.concatenate([weight * b for weight, b, _ in parts], axis=1)  # (out, Σ r)
-        a = np.concatenate([a for _, _, a in parts])  # (Σ r, in)
-        return (
-            ((b, a), 0.0) if how.rank is None or how.rank >= len(a) else truncated(b, a, how.rank)
+def _refuse(configs: Sequence[LoraConfig]) -> None:
+    """Raise PeftError for settings that cannot be summed."""
+    problems = []
+    if any(config.use_dora for config in configs):
+        problems.append("use_dora: magnitudes times directions are no sum of updates")
+    named = {tuple(sorted(config.token_ids())) for config in configs} - {()}
+    if len(named) > 1:
+        modules = " and of ".join(", ".join(names) for names in sorted(named))
+        problems.append(f"trainable_token_indices of {modules}")
+    if problems:
+        raise PeftError(f"LoRAs that cannot be combined:\n{listed(problems)}")
+
+
+def _parts(combination: Combination, configs: Sequence[LoraConfig], path: str) -> list[_Part]:
+    return [
+        _Part(
+            source.weight,
+            config.scaling(path),
+            trained_ids(config, path, INPUT),
+            source.tensors[path],
+            source.base.get(path, {}),
         )
-    updates = [(weight, b @ a) for weight, b, a in parts]
-    update = _sparse_sum(how, updates, np.random.default_rng((how.seed, place)))
-    full = min(update.shape)
-    rank = sum(len(a) for _, _, a in parts) if how.rank is None else how.rank
-    return truncated(update, np.eye(update.shape[1], dtype=update.dtype), min(rank, full))
+        for source, config in zip(combination.sources, configs, strict=True)
+        if path in source.tensors
+    ]
 
 
-def truncated(b: Array, a: Array, rank: int) -> tuple[Factors, float]:
-    """The nearest B A of a rank (Eckart and Young 1936), and ‖what is left out‖ / ‖B A‖."""
-    q_b, r_b = np.linalg.qr(b)
-    q_a, r_a = np.linalg.qr(a.T)
-    u, s, vt = np.linalg.svd(r_b @ r_a.T)
-    root = np.sqrt(s[:rank])
-    near = (q_b @ (u[:, :rank] * root), (root[:, None] * vt[:rank]) @ q_a.T)
-    whole = float(np.linalg.norm(s))
-    return near, float(np.linalg.norm(s[rank:])) / whole if whole else 0.0
+def _factors(
+    how: Combination, parts: Sequence[_Part], place: int
+) -> tuple[dict[str, Array], float]:
+    """The combined A and B, and the share of the update that the rank left out."""
+    for a, b in FACTORS:
+        pairs = [(p.weight, p.scaling * p.own[b], p.own[a]) for p in parts if a in p.own]
+        if pairs:
+            (joint_b, joint_a), lost = combined_factors(how, pairs, place)
+            return {a: joint_a, b: joint_b}, lost
+    return {}, 0.0
 
 
-def _sparse_sum(
-    how: Combination, updates: Sequence[tuple[float, Array]], rng: np.random.Generator
-) -> Array:
-    """The weighted sum of updates (out, in) of which elements were left out."""
-    if how.combination_type == "ties":
-        kept = np.stack([w * _largest(update, how.density) for w, update in updates])
-    else:
-        kept = np.stack([w * _dropped(update, how.density, rng) for w, update in updates])
-    if how.combination_type == "dare_linear":
-        return np.asarray(kept.sum(axis=0))
-    elected = np.sign(kept.sum(axis=0))  # the sign that has more weight, element by element
-    agreeing = (np.sign(kept) == elected) & (kept != 0)
-    return np.asarray((kept * agreeing).sum(axis=0) / np.maximum(agreeing.sum(axis=0), 1))
+def _shift(
+    how: Combination,
+    settings: LoraConfig,
+    parts: Sequence[_Part],
+    factors: Mapping[str, Array],
+    place: int,
+) -> dict[str, Array]:
+    """B's bias, which all have if one has it."""
+    if not settings.lora_bias or B not in factors:
+        return {}
+    shifts = [(p.weight, p.scaling * p.own[SHIFT]) for p in parts if SHIFT in p.own]
+    return {SHIFT: summed(how, shifts, place) if shifts else np.zeros_like(factors[B][:, 0])}
 
 
-def _largest(update: Array, density: float) -> Array:
-    """The elements of largest magnitude, a share `density` of them; zero elsewhere."""
-    count = max(1, round(density * update.size))
-    threshold = np.partition(np.abs(update), update.size - count, axis=None)[update.size - count]
-    return np.where(np.abs(update) >= threshold, update, 0)
+def _bias(
+    how: Combination,
+    settings: LoraConfig,
+    parts: Sequence[_Part],
+    place: int,
+    *,
+    wrapped: bool,
+) -> dict[str, Array]:
+    """The bias that is trained in the place of the base's, if there is one."""
+    base = next((p.base["bias"] for p in parts if "bias" in p.base), None)
+    if settings.bias == "none" or base is None:
+        return {}
+    own = [(p.weight, p.own.get("base_layer.bias", p.own.get("bias"))) for p in parts]
+    updates = [(weight, bias - base) for weight, bias in own if bias is not None]
+    bias = base + summed(how, updates, place) if updates else base
+    return {"base_layer.bias" if wrapped else "bias": bias}
 
 
-def _dropped(update: Array, density: float, rng: np.random.Generator) -> Array:
-    """A share `density` of the elements, drawn at random, over the density; zero elsewhere."""
-    keep = rng.random(update.shape) < density
-    return np.where(keep, update / update.dtype.type(density), 0)
+def _tokens(
+    how: Combination, ids: Sequence[int], parts: Sequence[_Part], place: int
+) -> dict[str, Array]:
+    """The vectors of all tokens that any of them trained."""
+    trained = [part for part in parts if TOKENS in part.own]
+    if not trained:
+        return {}
+    base = trained[0].base["weight"]
+    updates = []
+    for part in trained:
+        update = np.zeros((len(ids), base.shape[1]), base.dtype)
+        update[[ids.index(i) for i in part.ids]] = part.own[TOKENS] - base[list(part.ids)]
+        updates.append((part.weight, update))
+    return {TOKENS: base[list(ids)] + summed(how, updates, place)}
 
 
-def _config(configs: Sequence[LoraConfig], ranks: Mapping[str, int]) -> LoraConfig:
-    """Settings with which B A is the update itself: α = r at every path."""
+def _options(configs: Sequence[LoraConfig]) -> LoraConfig:
+    """The settings of what is trained beside A and B: all that any of them trains."""
+    biases = [config.bias for config in configs]
+    with_tokens = [config for config in configs if config.token_ids()]
+    tokens = {
+        name: tuple(dict.fromkeys(i for c in with_tokens for i in c.token_ids()[name]))
+        for config in with_tokens
+        for name in config.token_ids()
+    }
+    of_input = with_tokens and not isinstance(with_tokens[0].trainable_token_indices, Mapping)
+    return dataclasses.replace(
+        configs[0],
+        lora_bias=any(config.lora_bias for config in configs),
+        bias=next((kind for kind in ("all", "lora_only") if kind in biases), "none"),
+        init_lora_weights=True,
+        trainable_token_indices=tokens[INPUT] if of_input else tokens or None,
+    )
+
+
+def _with_ranks(
+    settings: LoraConfig, configs: Sequence[LoraConfig], ranks: Mapping[str, int]
+) -> LoraConfig:
+    """The settings with which B A is the update itself: α = r at every path."""
     rank = max(set(ranks.values()), key=lambda r: (list(ranks.values()).count(r), r))
     other = {re.escape(path): r for path, r in ranks.items() if r != rank}
-    same = {(c.target_modules, c.exclude_modules, c.layers_to_transform) for c in configs}
-    first = configs[0]
+    wheres = {
+        (c.target_modules, c.exclude_modules, c.layers_to_transform, c.layers_pattern)
+        for c in configs
+    }
+    if len(wheres) > 1:
+        settings = dataclasses.replace(
+            settings,
+            target_modules=sorted(ranks),
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+        )
     return dataclasses.replace(
-        first,
+        settings,
         r=rank,
         lora_alpha=rank,
         rank_pattern=other,
         alpha_pattern=dict(other),
         use_rslora=False,
-        init_lora_weights=True,
-        target_modules=first.target_modules if len(same) == 1 else sorted(ranks),
-        exclude_modules=first.exclude_modules if len(same) == 1 else None,
-        layers_to_transform=first.layers_to_transform if len(same) == 1 else None,
     )

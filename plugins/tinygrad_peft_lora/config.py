@@ -1,29 +1,42 @@
 """LoRA's settings, with the names and meanings that Hugging Face PEFT gives them on disk."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from tinygrad_peft.errors import nearest
 from tinygrad_peft.peft import TargetedConfig
 
 __all__ = ["LoraConfig", "pattern_matches"]
 
+INPUT = "embed_tokens"  # what a bare list of token ids is for: the field of the input embedding
+# Starts that a file for other programs cannot have, since PEFT takes them out of the base's weight.
+TAKEN_OUT = ("pissa", "olora")
+STARTS = ("gaussian", *TAKEN_OUT, "orthogonal", "pissa_niter_4")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(TargetedConfig):
-    """Low-rank adaptation of affine layers.
+    """Low-rank adaptation of affine layers and embeddings.
 
     r: the rank of the update.
     lora_alpha: the update is scaled by lora_alpha / r.
     lora_dropout: how much of the low-rank path's input is dropped in training.
     use_rslora: scale by lora_alpha / √r instead (Kalajdzievski 2023, arXiv 2312.03732).
+    use_dora: train the magnitude of each of the weight's rows by itself (`dora`).
+    lora_bias: B has a bias, which is trained.
     bias: which of the base's biases are trained as well: "none", "all", or those of the targets.
     init_lora_weights: True, A Kaiming-uniform and B zero; "gaussian", A ~ N(0, 1/r²) and B zero;
-        False, both Kaiming-uniform, which does not start as the identity.
+        False, both Kaiming-uniform, which does not start as the identity; "orthogonal", "pissa",
+        "pissa_niter_N" or "olora" (`starts`).
     rank_pattern, alpha_pattern: other ranks and alphas for paths that a key matches, as a regular
         expression for the whole path or for what follows a dot; the first key that matches counts.
+    trainable_token_indices: tokens whose vectors are trained whole (`tokens`): a list of ids for
+        the input embedding, or for each module's name a list.
     """
 
     peft_type: ClassVar[str] = "LORA"
@@ -44,34 +57,106 @@ class LoraConfig(TargetedConfig):
     lora_alpha: float = 8
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
-    init_lora_weights: bool | Literal["gaussian"] = True
+    init_lora_weights: bool | str = True
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
 
     def problems(self) -> list[str]:
-        """Ranks below one, an alpha that is no number, rates outside [0, 1), broken patterns."""
-        found = super().problems()
-        for name, rank in {"r": self.r, **self.rank_pattern}.items():
-            if rank < 1:
-                found.append(f"the rank {name}={rank} must be at least 1")
-        for name, alpha in {"lora_alpha": self.lora_alpha, **self.alpha_pattern}.items():
+        """Numbers out of range, broken patterns, and settings that exclude one another."""
+        return [
+            *super().problems(),
+            *self._number_problems(),
+            *self._start_problems(),
+            *self._pattern_problems(),
+            *self._excluded(),
+            *(p for name, ids in self.token_ids().items() for p in _id_problems(name, ids)),
+        ]
+
+    def _number_problems(self) -> list[str]:
+        found = [f"the rank {k}={v} must be at least 1" for k, v in self._ranks().items() if v < 1]
+        for name, alpha in self._alphas().items():
             if not math.isfinite(alpha) or not alpha:
                 found.append(f"{name}={alpha} must be a number other than 0")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
-        if self.bias not in ("none", "all", "lora_only"):
-            found.append(f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'")
-        if self.init_lora_weights not in (True, False, "gaussian"):
-            found.append(
-                f"init_lora_weights={self.init_lora_weights!r} must be a bool or 'gaussian'"
-            )
+        return found
+
+    def _ranks(self) -> dict[str, int]:
+        return {"r": self.r, **self.rank_pattern}
+
+    def _alphas(self) -> dict[str, float]:
+        return {"lora_alpha": self.lora_alpha, **self.alpha_pattern}
+
+    def _start_problems(self) -> list[str]:
+        start = self.init_lora_weights
+        if isinstance(start, bool):
+            return []
+        if not isinstance(start, str) or self.start not in STARTS:
+            close = nearest(str(start), STARTS)
+            known = "true, false, 'gaussian', 'pissa', 'pissa_niter_N', 'olora' or 'orthogonal'"
+            return [f"init_lora_weights={start!r} must be {known}{close}"]
+        if start == "orthogonal":
+            odd = {name: rank for name, rank in self._ranks().items() if rank % 2}
+            return [f"{name}={rank} must be even for {start!r}" for name, rank in odd.items()]
+        if self.start == "pissa":
+            below = {name: alpha for name, alpha in self._alphas().items() if alpha < 0}
+            return [
+                f"{name}={alpha} must be above 0 for {start!r}" for name, alpha in below.items()
+            ]
+        return []
+
+    def _pattern_problems(self) -> list[str]:
+        found = []
         for key in (*self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(key)
             except re.error as error:
                 found.append(f"the pattern {key!r} is no regular expression: {error}")
         return found
+
+    def _excluded(self) -> list[str]:
+        """Settings that cannot be together, here as in PEFT."""
+        start = self.init_lora_weights
+        rules = {
+            f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'": (
+                self.bias not in ("none", "all", "lora_only")
+            ),
+            "lora_bias and use_dora exclude each other": self.lora_bias and self.use_dora,
+            f"lora_bias starts at zero, and not with init_lora_weights={start!r}": (
+                self.lora_bias and not isinstance(start, bool)
+            ),
+            f"use_dora needs the whole weight, of which init_lora_weights={start!r} takes a part": (
+                self.use_dora and self.is_taken_out
+            ),
+            "layers_to_transform needs target_modules as a list (or None), not as one expression": (
+                isinstance(self.target_modules, str) and self.layers_to_transform is not None
+            ),
+        }
+        return [problem for problem, broken in rules.items() if broken]
+
+    @property
+    def start(self) -> bool | str:
+        """`init_lora_weights`, without the iterations: PiSSA's decomposition is exact here."""
+        value = self.init_lora_weights
+        is_pissa = isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value)
+        return "pissa" if is_pissa else value
+
+    @property
+    def is_taken_out(self) -> bool:
+        """Whether the update starts as a part of the base's weight, which is taken out of that."""
+        return self.start in TAKEN_OUT
+
+    def token_ids(self) -> dict[str, tuple[int, ...]]:
+        """The tokens whose vectors are trained, by the name of the module."""
+        ids = self.trainable_token_indices
+        if ids is None:
+            return {}
+        named = ids if isinstance(ids, Mapping) else {INPUT: ids}
+        return {name: tuple(own) for name, own in named.items()}
 
     def rank(self, path: str) -> int:
         """The rank at a path."""
@@ -84,7 +169,39 @@ class LoraConfig(TargetedConfig):
         rank = self.rank(path)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
+    def flattened(self) -> "LoraConfig":
+        """The plain LoRA of twice the rank that stands for one that was taken out of the base.
+
+        α grows with r, or with √r, so that every scaling is what it was.
+        """
+        if not self.is_taken_out:
+            return self
+        grown = math.sqrt(2) if self.use_rslora else 2
+        return dataclasses.replace(
+            self,
+            r=2 * self.r,
+            lora_alpha=grown * self.lora_alpha,
+            rank_pattern={key: 2 * rank for key, rank in self.rank_pattern.items()},
+            alpha_pattern={key: grown * alpha for key, alpha in self.alpha_pattern.items()},
+            init_lora_weights=True,
+        )
+
+    def stored_name(self, path: str, name: str) -> str:
+        """PEFT's name: it keeps trained vectors in a wrapper's wrapper."""
+        renamed = {"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
+        return super().stored_name(path, renamed.get(name, name))
+
 
 def pattern_matches(key: str, path: str) -> bool:
     """Whether a pattern's key names a path, or the end of one after a dot."""
     return re.fullmatch(rf"(.*\.)?({key})", path) is not None
+
+
+def _id_problems(name: str, ids: Sequence[int]) -> list[str]:
+    where = f"trainable_token_indices of {name!r}"
+    repeated = [i for i, count in Counter(ids).items() if count > 1]
+    return [
+        *([f"{where}: there are none"] if not ids else []),
+        *(f"{where}: {i} is no token id" for i in ids if i < 0),
+        *(f"{where}: {i} is named {ids.count(i)} times" for i in repeated),
+    ]

@@ -7,8 +7,11 @@
     B  (out, r)   starts at zero, so that ΔW = B A does, and training begins at the base model
 
 With g the gradient of y:  dB = s g (A x)ᵀ,  dA = s Bᵀ g xᵀ,  dx = W₀ᵀ g + s Aᵀ Bᵀ g.
-Merged, the layer is the plain W₀ + s B A: no cost at inference.
+Merged, the layer is the plain W₀ + s B A: no cost at inference. With `lora_bias`, B has a bias β:
+y gains s β, and the merged layer has it in its own bias.
 """
+
+import math
 
 import numpy as np
 
@@ -19,8 +22,9 @@ from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import FusedResult, Needs
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.starts import orthogonal
 
-__all__ = ["LoraLinear", "lora_linear"]
+__all__ = ["LoraLinear", "lora_affine", "lora_linear"]
 
 
 class LoraLinear(Module):
@@ -36,30 +40,27 @@ class LoraLinear(Module):
         self.scaling = config.scaling(path)
         self.base_layer = base
         self.lora_A = Linear(self.in_features, rank, bias=False, init=init)
-        self.lora_B = Linear(rank, self.out_features, bias=False, init=init)
+        self.lora_B = Linear(rank, self.out_features, bias=config.lora_bias, init=init)
         self.dropout = Dropout(config.lora_dropout)
         self.dropout.rng = init.rng  # the place's own: no two places drop the same elements
-        if config.init_lora_weights == "gaussian":
-            self.lora_A.weight.data = init.normal(rank, self.in_features, std=1 / rank)
-        if config.init_lora_weights:
-            self.lora_B.weight.data = init.zeros(self.out_features, rank)
+        self._start(config, rank, init)
+
+    def _start(self, config: LoraConfig, rank: int, init: Init) -> None:
+        a, b, bias = self.lora_A.weight, self.lora_B.weight, self.lora_B.bias
+        if config.start == "orthogonal":
+            a.data, b.data = orthogonal(self.in_features, self.out_features, rank, init)
+        elif config.start:
+            b.data = init.zeros(self.out_features, rank)
+        if config.start == "gaussian":
+            a.data = init.normal(rank, self.in_features, std=1 / rank)
+        if not config.start and bias is not None:
+            bias.data = init.uniform(self.out_features, bound=1 / math.sqrt(rank))
 
     def __call__(self, x: Tensor) -> Tensor:
         keep = self.dropout.keep(x.shape)
-        if isinstance(self.base_layer, Linear):
-            return apply_fused(
-                lora_linear,
-                x,
-                self.base_layer.weight,
-                self.base_layer.bias,
-                self.lora_A.weight,
-                self.lora_B.weight,
-                scaling=self.scaling,
-                keep=keep,
-                rate=self.dropout.rate,
-            )
-        dropped = x if keep is None else F.dropout(x, keep, self.dropout.rate)
-        return self.base_layer(x) + self.lora_B(self.lora_A(dropped)) * self.scaling
+        a, b = self.lora_A.weight, self.lora_B.weight
+        y = lora_affine(self.base_layer, x, a, b, self.scaling, keep=keep, rate=self.dropout.rate)
+        return y if self.lora_B.bias is None else y + self.lora_B.bias * self.scaling
 
     def delta(self) -> Array:
         """ΔW = s B A: (out, in)."""
@@ -71,8 +72,29 @@ class LoraLinear(Module):
         if not isinstance(base, Linear):
             return None
         weight = base.weight.data + self.delta().astype(base.weight.dtype)
-        bias = None if base.bias is None else Parameter(base.bias.data.copy())
-        return Linear.of(Parameter(weight), bias)
+        bias = None if base.bias is None else base.bias.data.copy()
+        if self.lora_B.bias is not None:
+            shift = (self.scaling * self.lora_B.bias.data).astype(weight.dtype)
+            bias = shift if bias is None else bias + shift
+        return Linear.of(Parameter(weight), None if bias is None else Parameter(bias))
+
+
+def lora_affine(
+    base: Affine,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    *,
+    keep: BoolArray | None = None,
+    rate: float = 0.0,
+) -> Tensor:
+    """base(x) + s B A dropout(x): (..., in) -> (..., out). One op where the base is plain."""
+    if isinstance(base, Linear):
+        settings = {"scaling": scaling, "keep": keep, "rate": rate}
+        return apply_fused(lora_linear, x, base.weight, base.bias, a, b, **settings)
+    dropped = x if keep is None else F.dropout(x, keep, rate)
+    return base(x) + F.linear(F.linear(dropped, a), b) * scaling
 
 
 def lora_linear(

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import TargetError
-from tinygrad_peft.nn import Affine, Linear, Module, Parameter
+from tinygrad_peft.nn import Affine, Linear, Module, Parameter, TokenEmbedding
 from tinygrad_peft.peft import (
     Combination,
     Combined,
@@ -16,9 +16,15 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft_lora.checks import objections
 from tinygrad_peft_lora.combining import combine_loras
-from tinygrad_peft_lora.config import LoraConfig, pattern_matches
+from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.counting import count_lora
+from tinygrad_peft_lora.dora import DoraLinear
+from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear
+from tinygrad_peft_lora.taken_out import TakenOutLora
+from tinygrad_peft_lora.tokens import TrainedLogits, TrainedTokens, adapt_tokens
 
 __all__ = [
     "adapt_module",
@@ -38,37 +44,48 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
 
 @hookimpl(hookspecs.adapt_module)
 def adapt_module(site: Site, config: PeftConfig) -> Module | None:
-    """Wrap a target in a LoraLinear; train the biases that `bias` asks for."""
+    """Wrap a target, or a place of trained tokens; train the biases that `bias` asks for."""
     if not isinstance(config, LoraConfig):
         return None
     if not site.is_target:
+        if config.token_ids() and (tokens := adapt_tokens(site, config)):
+            return tokens
         return _with_trained_bias(site.module) if config.bias == "all" else None
     base = site.module
     if config.bias != "none":
         base = _with_trained_bias(base) or base
-    return LoraLinear(base, config, site.path, site.init) if isinstance(base, Affine) else None
+    return _adapted(base, site, config)
+
+
+def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:
+    """The kind of LoRA that the settings ask for on a layer; None where there is none."""
+    if isinstance(base, Affine):
+        kind = LoraLinear
+        if config.use_dora or config.is_taken_out:
+            kind = DoraLinear if config.use_dora else TakenOutLora
+        return kind(base, config, site.path, site.init)
+    if isinstance(base, TokenEmbedding):
+        on_ids = DoraEmbedding if config.use_dora else LoraEmbedding
+        return on_ids(base, config, site.path, site.init)
+    return None
 
 
 @hookimpl(hookspecs.merge_module)
 def merge_module(module: Module) -> Module | None:
-    """W₀ + s B A in place of a LoraLinear on a plain layer."""
-    return module.merge() if isinstance(module, LoraLinear) else None
+    """W₀ + s B A in place of a LoraLinear on a plain layer, and the like."""
+    kinds = LoraLinear | LoraEmbedding | TrainedTokens | TrainedLogits
+    return module.merge() if isinstance(module, kinds) else None
 
 
 @hookimpl(hookspecs.count_parameters)
 def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
-    """Σ r (in + out) over the targets, and the biases that are trained."""
+    """Σ r (in + out) over the targets, and what the options add to it."""
     if not isinstance(config, LoraConfig):
         return None
-    if not shape.targets:
-        raise TargetError(f"lora: the targets {config.target_modules!r} name no affine layer")
-    added = sum(config.rank(t.path) * (t.in_features + t.out_features) for t in shape.targets)
-    biases = {
-        "none": 0,
-        "all": shape.biases,
-        "lora_only": sum(t.out_features for t in shape.targets if t.has_bias),
-    }
-    return ParameterCount(trainable=added + biases[config.bias], added=added)
+    if not shape.targets and not any(e.is_target for e in shape.embeddings):
+        targets = config.target_modules
+        raise TargetError(f"lora: the targets {targets!r} name no affine layer and no embedding")
+    return count_lora(config, shape)
 
 
 @hookimpl(hookspecs.combine_adapters)
@@ -82,18 +99,8 @@ def combine_adapters(combination: Combination) -> Combined | None:
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Patterns that match no target, and biases that two steps would train."""
-    steps = [(i, c) for i, c in enumerate(draft.recipe) if isinstance(c, LoraConfig)]
-    idle = [
-        f"step {i}: the pattern {key!r} matches none of the targets"
-        for i, config in steps
-        for key in dict.fromkeys((*config.rank_pattern, *config.alpha_pattern))
-        if not any(pattern_matches(key, path) for path in draft.targets[i])
-    ]
-    biased = [i for i, config in steps if config.bias != "none"]
-    if biased and len(draft.recipe) > 1:
-        idle.append(f"step {biased[0]}: bias other than 'none' needs a recipe of one step")
-    return idle
+    """Patterns that match no target, biases that two steps would train, and tokens not there."""
+    return objections(draft)
 
 
 def _with_trained_bias(module: Module) -> Module | None:

@@ -8,7 +8,7 @@ import pytest
 
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import SaveDtype, load_config, load_model, save_model
-from tinygrad_peft.nn import Linear, Transformer, TransformerConfig
+from tinygrad_peft.nn import Linear, Parameter, Transformer, TransformerConfig
 from tinygrad_peft.tensor import Tensor
 
 Golden = Callable[[str], Path]
@@ -79,6 +79,36 @@ def test_a_float64_model_is_saved_as_float32(golden: Golden, tmp_path: Path) -> 
     expected = load_model(golden("bert")).state_dict()
     found = load_model(tmp_path).state_dict()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "settings"),
+    [("attn.v_proj", {"attention_bias": True}), ("mlp.down_proj", {"mlp_bias": True})],
+)
+def test_where_merging_made_a_bias_all_layers_of_the_kind_have_one(
+    layer: str, settings: dict[str, object], golden: Golden, tmp_path: Path
+) -> None:
+    model = load_model(golden("llama"))
+    plain = model(IDS).data
+    with_bias = dict(model.named_modules())[f"blocks.1.{layer}"]
+    assert isinstance(with_bias, Linear)
+    with_bias.bias = Parameter(np.ones(with_bias.out_features, np.float32))
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    np.testing.assert_allclose(again(IDS).data, model(IDS).data, atol=1e-6)
+    assert np.abs(again(IDS).data - plain).max() > 1e-2
+    assert saved_config(tmp_path).items() >= settings.items()
+
+
+def test_a_bias_that_no_checkpoint_has_is_refused(golden: Golden, tmp_path: Path) -> None:
+    model = load_model(golden("llama"))
+    assert isinstance(model.lm_head, Linear)
+    model.lm_head.bias = Parameter(np.zeros(model.lm_head.out_features, np.float32))
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint has:\n  - lm_head\.bias: a llama has"
+    ):
+        save_model(model, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_made_and_files_in_it_are_replaced(golden: Golden, tmp_path: Path) -> None:

@@ -510,10 +510,10 @@ def test_targets_that_the_model_does_not_have_are_an_error(tmp_path: Path) -> No
 
 def test_unknown_settings_are_all_named_with_the_file(tmp_path: Path) -> None:
     saved(tmp_path)
-    edit_json(tmp_path / CONFIG, use_dora=True, lora_alhpa=3, use_qalora=False)
-    message = refused(tmp_path, str(tmp_path / CONFIG), "use_dora = True", kind=ConfigError)
+    edit_json(tmp_path / CONFIG, use_qalora=True, lora_alhpa=3, use_bdlora=False)
+    message = refused(tmp_path, str(tmp_path / CONFIG), "use_qalora = True", kind=ConfigError)
     assert "lora_alhpa = 3; did you mean 'lora_alpha'" in message
-    assert "use_qalora" not in message
+    assert "use_bdlora" not in message
 
 
 def test_a_method_of_no_plugin_is_named_with_the_nearest(tmp_path: Path) -> None:

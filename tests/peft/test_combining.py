@@ -313,13 +313,6 @@ def test_recipes_of_other_methods_are_not_combined() -> None:
         peft.add_weighted_adapter(["c", "d"], [1, 1], "sum")
 
 
-def test_trained_biases_are_refused() -> None:
-    biased = LoraConfig(r=2, target_modules=["query"], bias="lora_only")
-    peft = made(BERT_CLASSIFIER, {"a": biased})
-    with pytest.raises(PeftError, match=r"trained biases cannot be combined:\n.*lora_only"):
-        peft.add_weighted_adapter(["a"], [0.5], "sum")
-
-
 def test_an_answer_that_does_not_fit_its_own_settings_is_refused() -> None:
     def combine_adapters(combination: Combination) -> Combined | None:
         source = combination.sources[0]

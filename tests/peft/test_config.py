@@ -2,7 +2,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -80,7 +81,41 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         ({"alpha_pattern": {"q": math.nan}}, "q=nan must be a number"),
         ({"lora_dropout": math.nan}, "lora_dropout=nan"),
         ({"bias": "some"}, "bias='some' must be 'none', 'all' or 'lora_only'"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' must be"),
+        (
+            {"init_lora_weights": "pisa"},
+            "'pissa', 'pissa_niter_N', 'olora' or 'orthogonal'; did you mean 'pissa'",
+        ),
+        ({"init_lora_weights": "eva"}, "init_lora_weights='eva' must be"),
+        ({"init_lora_weights": "pissa_niter_"}, "did you mean 'pissa_niter_4'"),
+        ({"init_lora_weights": 2}, "init_lora_weights=2 must be"),
+        ({"init_lora_weights": "orthogonal", "r": 3}, "r=3 must be even for 'orthogonal'"),
+        (
+            {"init_lora_weights": "orthogonal", "rank_pattern": {"q": 5}},
+            "q=5 must be even for 'orthogonal'",
+        ),
+        ({"init_lora_weights": "pissa", "lora_alpha": -1}, "lora_alpha=-1 must be above 0"),
+        ({"lora_bias": True, "use_dora": True}, "lora_bias and use_dora exclude each other"),
+        (
+            {"lora_bias": True, "init_lora_weights": "gaussian"},
+            "lora_bias starts at zero, and not with init_lora_weights='gaussian'",
+        ),
+        (
+            {"use_dora": True, "init_lora_weights": "olora"},
+            "use_dora needs the whole weight, of which init_lora_weights='olora' takes a part",
+        ),
+        (
+            {"target_modules": "all-linear", "layers_to_transform": 1},
+            "layers_to_transform needs target_modules as a list (or None)",
+        ),
+        ({"layers_pattern": "h"}, "layers_pattern says nothing without layers_to_transform"),
+        (
+            {"layers_to_transform": 1, "layers_pattern": ["h", "("]},
+            "layers_pattern='(' is no regular expression",
+        ),
+        ({"trainable_token_indices": []}, "'embed_tokens': there are none"),
+        ({"trainable_token_indices": {"wte": []}}, "'wte': there are none"),
+        ({"trainable_token_indices": [3, -1]}, "'embed_tokens': -1 is no token id"),
+        ({"trainable_token_indices": {"wte": [3, 1, 3]}}, "'wte': 3 is named 2 times"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ""}, "target_modules is empty"),
         ({"layers_to_transform": []}, "layers_to_transform is empty"),
@@ -120,7 +155,11 @@ def test_each_config_says_only_what_is_its_own_business() -> None:
             layers_to_transform=[0, 2],
             modules_to_save=["classifier"],
         ),
-        LoraConfig(target_modules="all-linear", layers_to_transform=1),
+        LoraConfig(target_modules="all-linear"),
+        LoraConfig(layers_to_transform=1, layers_pattern="layers"),
+        LoraConfig(use_dora=True, init_lora_weights="orthogonal", trainable_token_indices=[3, 1]),
+        LoraConfig(lora_bias=True, trainable_token_indices={"wte": [3, 1], "lm_head": [3, 1]}),
+        LoraConfig(init_lora_weights="pissa_niter_16"),
         LoraConfig(init_lora_weights=False),
     ],
 )
@@ -170,12 +209,54 @@ def test_a_feature_that_is_asked_for_is_an_error_if_it_is_unknown(value: object)
 
 
 def test_features_of_peft_that_are_not_supported_are_all_named_at_once() -> None:
-    asked = json.loads(WRITTEN_BY_PEFT) | {"use_dora": True, "qalora_group_size": 8}
+    asked = json.loads(WRITTEN_BY_PEFT) | {"use_qalora": True, "qalora_group_size": 8}
     with pytest.raises(ConfigError) as caught:
         config_from_dict(LoraConfig, asked)
-    assert "use_dora = True" in str(caught.value)
+    assert "use_qalora = True" in str(caught.value)
     assert "qalora_group_size = 8" in str(caught.value)
     assert "megatron_core" not in str(caught.value)
+
+
+ASKING: Mapping[str, object] = {
+    "alora_invocation_tokens": [1, 2],
+    "arrow_config": {"top_k": 3},
+    "corda_config": {"corda_method": "ipm"},
+    "ensure_weight_tying": True,
+    "eva_config": {"rho": 2.0},
+    "fan_in_fan_out": "yes",
+    "kasa_config": {"beta": 1},
+    "layer_replication": [[0, 4], [2, 5]],
+    "loftq_config": {"loftq_bits": 4},
+    "lora_ga_config": {"direction": "ArB2r"},
+    "megatron_config": {"a": 1},
+    "megatron_core": "megatron.other",
+    "monteclora_config": {"a": 1},
+    "qalora_group_size": 32,
+    "target_parameters": ["experts.down_proj"],
+    "use_bdlora": {"a": 1},
+    "use_qalora": True,
+    "velora_config": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("key", ASKING)
+def test_a_feature_of_peft_that_is_asked_for_and_not_here_is_refused_by_name(key: str) -> None:
+    written = json.loads(WRITTEN_BY_PEFT)
+    assert key in written
+    with pytest.raises(ConfigError, match=rf"LoraConfig does not know:\n  - {key} = "):
+        config_from_dict(LoraConfig, written | {key: ASKING[key]})
+
+
+def test_every_key_that_peft_writes_is_known_or_refused_where_it_asks() -> None:
+    ours = {field.name for field in dataclasses.fields(LoraConfig)}
+    noted = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type"}
+    noted |= {"peft_version", "revision", "task_type"}
+    assert json.loads(WRITTEN_BY_PEFT).keys() == ours | noted | ASKING.keys()
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_how_the_base_stores_its_weights_is_the_bases_business(value: bool) -> None:
+    assert config_from_dict(LoraConfig, {"fan_in_fan_out": value}) == LoraConfig()
 
 
 def test_an_unknown_key_comes_with_the_nearest_one_and_with_the_place() -> None:
@@ -183,7 +264,7 @@ def test_an_unknown_key_comes_with_the_nearest_one_and_with_the_place() -> None:
         config_from_dict(LoraConfig, {"lora_alhpa": 16, "rang": 3}, "here.json: ")
     message = str(caught.value)
     assert message.startswith("here.json: LoraConfig does not know:")
-    assert "lora_alhpa = 16; did you mean 'lora_alpha' or 'lora_dropout'?" in message
+    assert "lora_alhpa = 16; did you mean 'lora_alpha' or" in message
     assert "rang = 3" in message
 
 
@@ -203,6 +284,32 @@ def test_a_value_of_the_wrong_type_is_an_error_with_its_path(
 ) -> None:
     with pytest.raises(ConfigError, match=f"here.json: .*{place}"):
         config_from_dict(LoraConfig, values, "here.json: ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoosingConfig(PeftConfig):
+    peft_type: ClassVar[str] = "CHOOSING"
+    placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
+    size: int | Literal["small", "large"] | None = None
+
+
+def test_a_choice_that_there_is_not_comes_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(ChoosingConfig, {"placement": "pfeifer", "size": "smal"}, "here.json: ")
+    assert str(caught.value) == (
+        "here.json: ChoosingConfig cannot be:\n"
+        "  - placement='pfeifer' is none of houlsby, pfeiffer; did you mean 'pfeiffer'?\n"
+        "  - size='smal' is none of small, large; did you mean 'small'?"
+    )
+    with pytest.raises(ConfigError, match=r"(?s)choosing: .*did you mean 'pfeiffer'"):
+        parse_method("choosing:placement=pfeifer", {"choosing": ChoosingConfig})
+    chosen = parse_method("choosing:placement=houlsby,size=3", {"choosing": ChoosingConfig})
+    assert chosen == ChoosingConfig(placement="houlsby", size=3)
+
+
+def test_a_choice_of_another_type_is_an_error_with_its_path() -> None:
+    with pytest.raises(ConfigError, match=r"here.json: .*\$\.placement"):
+        config_from_dict(ChoosingConfig, {"placement": 3}, "here.json: ")
 
 
 def test_a_value_that_cannot_be_is_an_error_with_the_place() -> None:
@@ -231,7 +338,14 @@ def test_a_value_that_cannot_be_is_an_error_with_the_place() -> None:
         ("lora:layers_to_transform=0+2", LoraConfig(layers_to_transform=[0, 2])),
         ("lora:init_lora_weights=gaussian", LoraConfig(init_lora_weights="gaussian")),
         ("lora:init_lora_weights=false", LoraConfig(init_lora_weights=False)),
-        ("lora:lora_dropout=1e-1", LoraConfig(lora_dropout=0.1)),
+        ("lora:init_lora_weights=pissa_niter_4", LoraConfig(init_lora_weights="pissa_niter_4")),
+        ("lora:use_dora=1,lora_dropout=1e-1", LoraConfig(use_dora=True, lora_dropout=0.1)),
+        ("lora:trainable_token_indices=3+7", LoraConfig(trainable_token_indices=[3, 7])),
+        ("lora:trainable_token_indices=7", LoraConfig(trainable_token_indices=[7])),
+        (
+            'lora:{"trainable_token_indices": {"wte": [7]}}',
+            LoraConfig(trainable_token_indices={"wte": [7]}),
+        ),
         ('lora:{"r": 4, "rank_pattern": {"q,v": 2}}', LoraConfig(r=4, rank_pattern={"q,v": 2})),
         ('lora: {"target_modules": ".*[qv]"}', LoraConfig(target_modules=".*[qv]")),
         ("shift:start=0.5,modules_to_save=a+b", ShiftConfig(start=0.5, modules_to_save=["a", "b"])),
@@ -249,7 +363,12 @@ def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -
         ("adalora9000", "no method is called 'adalora9000'"),
         ("lora:r", "lora: 'r' is no setting: write KEY=VALUE"),
         ("lora:rank=4", "lora: unknown settings:\n  - rank"),
-        ("lora:lora_alhpa=4,usersl=1", "lora_alhpa; did you mean 'lora_alpha' or 'lora_dropout'?"),
+        ("lora:lora_alhpa=4,usersl=1", "lora_alhpa; did you mean 'lora_alpha' or"),
+        (
+            "lora:bias=lora",
+            "lora: LoraConfig cannot be:\n  - bias='lora' is none of none, all, lora_only",
+        ),
+        ("lora:bias=lora_onyl", "bias='lora_onyl' is none of none, all, lora_only; did you mean"),
         ("lora:r=four", "lora: Expected `int`, got `str` - at `$.r`"),
         ("lora:r=true", "`$.r`"),
         ("lora:r=", "`$.r`"),

@@ -78,6 +78,10 @@ OPTIONS = {
     "biases of targets": [LoraConfig(r=2, target_modules="all-linear", bias="lora_only")],
     "all biases": [LoraConfig(r=2, bias="all")],
     "rslora": [LoraConfig(r=2, use_rslora=True, lora_alpha=1)],
+    "dora": [LoraConfig(r=2, use_dora=True, target_modules="all-linear")],
+    "a bias of B": [LoraConfig(r=2, lora_bias=True, target_modules="all-linear", bias="all")],
+    "taken out": [LoraConfig(r=2, init_lora_weights="pissa", rank_pattern={".*": 3})],
+    "tokens": [LoraConfig(r=2, trainable_token_indices=[3, 1, 7])],
     "two steps": [LoraConfig(r=2), LoraConfig(r=3, target_modules="all-linear")],
 }
 FINAL_NORM = {"gpt2": "ln_f", "llama": "norm", "bert": "classifier"}
@@ -182,7 +186,7 @@ def test_what_plugins_object_to_is_not_counted() -> None:
 
 
 def test_targets_that_lora_cannot_adapt_are_not_counted_as_nothing() -> None:
-    with pytest.raises(TargetError, match=r"lora: .* name no affine layer"):
+    with pytest.raises(TargetError, match=r"lora: .* name no affine layer and no emb"):
         count_recipe(LLAMA_7B, [LoraConfig(target_modules=["norm"])], lora_host())
 
 

@@ -15,7 +15,7 @@ from tests.peft.small import (
     small,
 )
 from tinygrad_peft.errors import PeftError, TargetError
-from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.nn import Linear, Module, TransformerConfig
 from tinygrad_peft.peft import PeftConfig, capture_seams, get_peft_model
 from tinygrad_peft.peft.targets import Targets, find_targets, matches
 from tinygrad_peft_lora import LoraConfig
@@ -277,7 +277,7 @@ def test_the_problems_of_all_steps_are_in_one_error() -> None:
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        (["q_proj", "embed_tokens"], "Embedding"),
+        (["q_proj", "input_layernorm"], "RMSNorm"),
         (["norm", "q_proj"], "RMSNorm"),
         (["mlp"], "Gated"),
     ],
@@ -324,3 +324,48 @@ def test_a_method_that_found_no_place_is_an_error() -> None:
     host.register(plugin(NowhereConfig), "nowhere")
     with pytest.raises(PeftError, match="step 0, nowhere, adapted nothing: the model has no place"):
         get_peft_model(small(), NowhereConfig(), host=host)
+
+
+# ---------- layers by what stands before their number ----------
+
+
+@pytest.mark.parametrize(
+    "pattern", ["layers", ["layers"], ["h", "layers"], r"model\.layers", ["l.*s"]]
+)
+def test_a_layer_is_counted_by_the_pattern_before_its_number(pattern: str | list[str]) -> None:
+    config = LoraConfig(
+        target_modules=["q_proj"], layers_to_transform=[0, 2], layers_pattern=pattern
+    )
+    assert paths(config) == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 2)]
+
+
+def test_the_first_pattern_that_matches_says_which_number_counts() -> None:
+    class Nested(Module):
+        def __init__(self) -> None:
+            self.experts = [Linear(2, 2), Linear(2, 2)]
+
+    class Model(Module):
+        def __init__(self) -> None:
+            self.layers = [Nested(), Nested(), Nested()]
+
+    seams = capture_seams(Model())
+
+    def named(pattern: list[str]) -> list[str]:
+        config = LoraConfig(
+            target_modules=["0", "1"], layers_to_transform=1, layers_pattern=pattern
+        )
+        targets = find_targets(config, seams, "")
+        return sorted(path for path in targets.paths if "experts" in path)
+
+    assert named(["experts"]) == [f"layers.{n}.experts.1" for n in range(3)]
+    assert named(["layers", "experts"]) == [f"layers.1.experts.{n}" for n in range(2)]
+
+
+def test_a_pattern_that_is_before_no_number_is_said() -> None:
+    config = LoraConfig(target_modules=["q_proj"], layers_to_transform=1, layers_pattern="h")
+    assert problem(config) == "layers_pattern: no number of a layer follows 'h'"
+
+
+def test_a_layer_that_the_pattern_does_not_count_to_is_said() -> None:
+    config = LoraConfig(target_modules=["q_proj"], layers_to_transform=3, layers_pattern="layers")
+    assert problem(config) == "layers_to_transform: the model has no layer 3 (it has 3, from 0)"

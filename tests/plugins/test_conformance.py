@@ -2,7 +2,9 @@
 
 from typing import ClassVar
 
-from tinygrad_peft.testing import SMALL_MODELS, MethodConformance
+import pytest
+
+from tinygrad_peft.testing import SMALL_MODELS, Case, MethodConformance
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
@@ -10,6 +12,7 @@ from tinygrad_peft_prompt import PromptEncoderConfig, PromptTuningConfig
 from tinygrad_peft_qlora import QLoraConfig, QuantizeConfig
 
 BERT = {"bert": SMALL_MODELS["bert"]}
+UNTIED = {family: SMALL_MODELS[family] for family in ("llama", "bert")}
 
 
 class TestLora(MethodConformance):
@@ -61,6 +64,55 @@ class TestLoraOnAllLinearLayers(Variant):
 class TestLoraThatStartsElsewhere(Variant):
     config = LoraConfig(init_lora_weights=False, rank_pattern={r".*\.0\..*": 3})
     starts_as_identity = False
+
+
+class TestLoraWithABiasOfB(Variant):
+    config = LoraConfig(lora_bias=True)
+    models: ClassVar = {family: SMALL_MODELS[family] for family in ("gpt2", "bert")}  # with biases
+
+
+class Dora(MethodConformance):
+    def test_gradients_agree_with_differences(self, case: Case) -> None:
+        pytest.skip(f"not promised: {case} takes its norms for constants")
+
+
+class TestDora(Dora):
+    config = LoraConfig(use_dora=True, init_lora_weights="gaussian")
+
+
+class TestPissa(MethodConformance):
+    config = LoraConfig(r=2, init_lora_weights="pissa")
+    starts_as_identity = False  # but for rounding
+
+
+class TestOlora(Variant):
+    config = LoraConfig(r=3, init_lora_weights="olora", use_rslora=True)
+    starts_as_identity = False
+
+
+class TestLoraThatStartsOrthogonal(Variant):
+    config = LoraConfig(init_lora_weights="orthogonal")
+    starts_as_identity = False
+
+
+class TestLoraOnAnEmbedding(Variant):
+    config = LoraConfig(target_modules=["embed_tokens", "q_proj"])
+    configs: ClassVar = {"bert": LoraConfig(target_modules=["word_embeddings", "query"])}
+    models = UNTIED
+
+
+class TestDoraOnAnEmbedding(Dora, Variant):
+    config = LoraConfig(target_modules=["embed_tokens", "q_proj"], use_dora=True)
+    configs: ClassVar = {
+        "bert": LoraConfig(target_modules=["word_embeddings", "query"], use_dora=True)
+    }
+    models = UNTIED
+
+
+class TestLoraWithTrainedTokens(Variant):
+    config = LoraConfig(trainable_token_indices=[3, 1, 7])
+    starts_as_identity = False  # but for rounding, where the output layer is tied
+    composes_with_itself = False
 
 
 class TestLoraWithBiases(Variant):

@@ -11,11 +11,11 @@ from tinygrad_peft.errors import PeftError, ShapeError
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import (
     Affine,
-    Embedding,
     Init,
     Linear,
     Module,
     Parameter,
+    RMSNorm,
     Transformer,
     TransformerConfig,
 )
@@ -425,8 +425,8 @@ def a_target(slot: str, module: Module) -> Site:
     return Site(slot, slot, module, None, is_target=True, init=Init(), model=module)
 
 
-def test_an_embedding_is_left_to_other_methods() -> None:
-    site = a_target("wte", Embedding(4, 3))
+def test_a_norm_is_left_to_other_methods() -> None:
+    site = a_target("norm", RMSNorm(4))
     assert tinygrad_peft_lora.plugin.adapt_module(site, LoraConfig()) is None
 
 
@@ -545,3 +545,53 @@ def test_an_input_of_another_width_is_an_error() -> None:
     layer = LoraLinear(Linear(4, 3), LoraConfig(r=2), "q", Init())
     with pytest.raises(ShapeError, match=r"lora_linear: x \(2, 5\) for a weight \(3, 4\)"):
         layer(Tensor(np.zeros((2, 5))))
+
+
+# ---------- a bias of B ----------
+
+
+def with_shift(base: Affine | None = None) -> LoraLinear:
+    made = layer(base, LoraConfig(r=2, lora_alpha=3, lora_bias=True))
+    assert made.lora_B.bias is not None
+    made.lora_B.bias.data = np.array([1.0, -2.0, 3.0, 0.5])
+    return made
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_bias_of_b_is_scaled_as_b_is(plain: bool) -> None:
+    base = Linear(5, 4, init=Init(3, np.float64))
+    made = with_shift(base if plain else Doubled(base))
+    x = Tensor(np.random.default_rng(0).normal(size=(3, 5)))
+    shift = present(made.lora_B.bias.data if made.lora_B.bias is not None else None)
+    expected = made.base_layer(x).data + x.data @ made.delta().T + 3 / 2 * shift
+    np.testing.assert_allclose(made(x).data, expected, rtol=1e-12)
+
+
+def test_the_gradient_of_a_bias_of_b_is_its_difference() -> None:
+    made = with_shift()
+    x = Tensor(np.random.default_rng(0).normal(size=(3, 5)), requires_grad=True)
+
+    def function(x: Tensor, *_: Tensor) -> Tensor:
+        return made(x)
+
+    assert check_gradients(function, [x, *made.parameters()]) < 1e-6
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bias_of_b_is_merged_with_its_scaling_into_a_bias_that_may_be_new(bias: bool) -> None:
+    base = Linear(5, 4, bias=bias, init=Init(3, np.float64))
+    made = with_shift(base)
+    merged = made.merge()
+    assert isinstance(merged, Linear)
+    x = Tensor(np.random.default_rng(0).normal(size=(3, 5)))
+    np.testing.assert_allclose(merged(x).data, made(x).data, rtol=1e-12)
+    assert (base.bias is not None) == bias
+
+
+def test_a_bias_of_b_starts_at_zero_unless_nothing_is_to_start_so() -> None:
+    for start in (True, False):
+        config = LoraConfig(r=4, lora_bias=True, init_lora_weights=start)
+        shift = LoraLinear(Linear(5, 40), config, "layer", Init()).lora_B.bias
+        assert shift is not None
+        assert bool(shift.data.any()) != start
+        assert np.abs(shift.data).max() <= 1 / 2

@@ -1,5 +1,6 @@
 """A checkpoint in Hugging Face layout: config.json beside model.safetensors or its shards."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,17 +52,40 @@ def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
 
 def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
     """Write config.json and model.safetensors into the folder `path`, both or neither."""
-    config = config_to_json(model.config)
-    known = family(model.config.model_type)
+    expressed, state = _expressed(model)
+    config = config_to_json(expressed)
+    known = family(expressed.model_type)
     arrays: dict[str, Array] = {}
-    for name, array in model.state_dict().items():
-        stored = known.path(model.config, name)
+    for name, array in state.items():
+        stored = known.path(expressed, name)
         arrays[stored] = array.T if known.is_transposed(stored) else array
     text = msgspec.json.format(msgspec.json.encode({**config, "torch_dtype": dtype}), indent=2)
     path.mkdir(parents=True, exist_ok=True)
     with replacing(path / _CONFIG) as settings, replacing(path / _WEIGHTS) as weights:
         write_tensors(weights, arrays, dtype)
         settings.write_bytes(text + b"\n")
+
+
+def _expressed(model: Transformer) -> tuple[TransformerConfig, dict[str, Array]]:
+    """The config and the weights that a checkpoint can have.
+
+    Where merging has given a layer a bias, all of its kind have one, of zeros where there was none.
+    """
+    state, config = model.state_dict(), model.config
+    plain = Transformer(config, Skeleton()).state_dict()
+    added = [name for name in state if name not in plain]
+    if not added:
+        return config, state
+    config = dataclasses.replace(
+        config,
+        attention_bias=config.attention_bias or any(".attn." in name for name in added),
+        mlp_bias=config.mlp_bias or any(".mlp." in name for name in added),
+    )
+    wanted = Transformer(config, Skeleton()).state_dict()
+    problems = [f"{name}: a {config.model_type} has none" for name in added if name not in wanted]
+    if problems:
+        raise CheckpointError(f"weights that no checkpoint has:\n{listed(problems)}")
+    return config, {name: state.get(name, zeros) for name, zeros in wanted.items()}
 
 
 def _open(path: Path) -> tuple[Family, TransformerConfig, dict[str, StoredTensor]]:

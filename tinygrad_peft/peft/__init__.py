@@ -16,6 +16,7 @@ from tinygrad_peft.peft.events import (
     Combination,
     Combined,
     Draft,
+    EmbeddingShape,
     ModelShape,
     ParameterCount,
     Source,
@@ -26,6 +27,7 @@ from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.targets import matches
 from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Combination",
     "Combined",
     "Draft",
+    "EmbeddingShape",
     "Host",
     "Memory",
     "ModelShape",
@@ -59,6 +62,7 @@ __all__ = [
     "get_peft_model",
     "hookimpl",
     "hookspecs",
+    "matches",
     "parse_method",
     "virtual_objections",
 ]

@@ -4,7 +4,8 @@ A folder holds `recipe.json`, which lists the steps in their order, and for each
 `adapter_config.json` and an `adapter_model.safetensors` in Hugging Face PEFT's layout: beside it if
 there is one step, in a folder of its own if there are several. `PeftConfig.stored_name` says what a
 tensor is called. Where a step's weights come out of others, as a prefix's out of its projection,
-those are beside them in `reparameterization.safetensors`.
+those are beside them in `reparameterization.safetensors`, and the settings with which they are
+trained in `reparameterization.json` if they are others.
 """
 
 import json
@@ -25,6 +26,7 @@ from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
+    ORIGIN,
     PICKLE,
     RECIPE,
     REPARAMETERIZATION,
@@ -33,6 +35,7 @@ from tinygrad_peft.peft.layout import (
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.repeated import without_base
 
 __all__ = ["load_adapter", "read_recipe", "save_adapter"]
 
@@ -56,12 +59,9 @@ def save_adapter(
         _write_tensors(folder / WEIGHTS, record.stored_parameters(step))
         origin = {} if flatten else record.reparameterization(step)
         _write_tensors(folder / REPARAMETERIZATION, origin)
-        settings = config_to_dict(config) | {
-            "base_model_name_or_path": None,
-            "inference_mode": True,
-            "task_type": _task_type(model),
-        }
-        _write_json(folder / CONFIG, dict(sorted(settings.items())))
+        differs = bool(origin) and config.flattened() != config
+        _write_config(folder / ORIGIN, config if differs else None, model)
+        _write_config(folder / CONFIG, config.flattened(), model)
     about = {"plugins": _distributions(record.recipe, host), "base": base_of(model)}
     _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
     for name in left:
@@ -77,7 +77,8 @@ def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    return tuple(_read_config(directory / name / CONFIG, host) for name in step_folders(directory))
+    folders = [directory / name for name in step_folders(directory)]
+    return tuple(_read_config(_settings_file(folder), host) for folder in folders)
 
 
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
@@ -90,7 +91,7 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     problems: list[str] = []
     for step, name in enumerate(step_folders(directory)):
         wanted, found, more = _matched(record, step, directory / name)
-        differences = more + _differences(wanted, found)
+        differences = dict.fromkeys(more + _differences(wanted, found))
         problems += [p if name == "." else f"{name}: {p}" for p in differences]
         tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
     if problems:
@@ -107,11 +108,16 @@ def _matched(
 ) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
     """What a step wants, where it is found, and what is wrong beside."""
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
-    found = _stored(folder / WEIGHTS) if stored else {}
+    found, problems = without_base(record, step, _stored(folder / WEIGHTS) if stored else {})
     if origin.exists() and (wanted := record.reparameterization(step)):
-        return wanted, read_header(origin), _differences(stored, found)
+        problems += _differences(stored, found)
+        beside = record.stored_beside(step)
+        more = {key: tensor for key, tensor in found.items() if key in beside}
+        return wanted | beside, read_header(origin) | more, problems
+    if record.recipe[step].flattened() != record.recipe[step]:
+        return record.trained_parameters(step), found, problems
     record.flatten(step)
-    return record.stored_parameters(step), found, []
+    return record.stored_parameters(step), found, problems
 
 
 def _stored(path: Path) -> dict[str, StoredTensor]:
@@ -150,10 +156,16 @@ def _left_behind(directory: Path) -> list[str]:
 
 def _remove_step(folder: Path) -> None:
     """Remove a step's files, and its folder if nothing else is in it."""
-    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION):
+    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
         (folder / name).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _settings_file(folder: Path) -> Path:
+    """Where a step's settings are: those with which it is trained, if it can be trained on."""
+    trained_on = (folder / REPARAMETERIZATION).exists() and (folder / ORIGIN).exists()
+    return folder / (ORIGIN if trained_on else CONFIG)
 
 
 def _read_config(path: Path, host: Host) -> PeftConfig:
@@ -225,6 +237,19 @@ def _write_tensors(path: Path, parameters: Mapping[str, Parameter]) -> None:
     tensors = {name: np.asarray(p.data, order="C") for name, p in sorted(parameters.items())}
     with replacing(path) as file:
         file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
+
+
+def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> None:
+    """Write a step's settings; without any there is no file."""
+    if config is None:
+        path.unlink(missing_ok=True)
+        return
+    settings = config_to_dict(config) | {
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "task_type": _task_type(model),
+    }
+    _write_json(path, dict(sorted(settings.items())))
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

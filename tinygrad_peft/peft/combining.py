@@ -138,14 +138,14 @@ def _step(
     step: int, records: Sequence[Record], weights: Sequence[float], host: Host, how: Combination
 ) -> Combined:
     """One step of all adapters as one."""
-    configs = [record.recipe[step] for record in records]
-    own = [[r for r in record.rewrites if r.step == step] for record in records]
+    configs = [record.recipe[step].flattened() for record in records]
+    own = [[r.flattened() for r in record.rewrites if r.step == step] for record in records]
     saved = _saved_modules(own, weights)
     bare = [dataclasses.replace(config, modules_to_save=()) for config in configs]
     if not any(r.added and not r.saved for rewrites in own for r in rewrites):
         combined = _untrained(step, bare)
     else:
-        sources = zip(bare, weights, map(_tensors, own), strict=True)
+        sources = zip(bare, weights, map(_tensors, own), map(_base, own), strict=True)
         request = dataclasses.replace(how, sources=tuple(Source(*each) for each in sources))
         answer = host.one(hookspecs.combine_adapters, request)
         if answer is None:
@@ -175,6 +175,14 @@ def _untrained(step: int, configs: Sequence[PeftConfig]) -> Combined:
 def _tensors(rewrites: Sequence[Rewrite]) -> dict[str, dict[str, Array]]:
     return {
         rewrite.seam.path: {name: p.data for name, p in rewrite.added.items()}
+        for rewrite in rewrites
+        if rewrite.added and not rewrite.saved
+    }
+
+
+def _base(rewrites: Sequence[Rewrite]) -> dict[str, dict[str, Array]]:
+    return {
+        rewrite.seam.path: {name: p.data for name, p in rewrite.before.named_parameters()}
         for rewrite in rewrites
         if rewrite.added and not rewrite.saved
     }

@@ -120,11 +120,18 @@ def _apply_step(
         if after is None:
             continue
         _check_answer(after, seam, config)
-        added = new_parameters(after, seam.module)
+        added = _own_parameters(after, seam.module, record)
         record.rewrites.append(Rewrite(step, config, seam, seam.module, after, saved, added))
         seam.put(after)
     done = {rewrite.seam.path for rewrite in record.rewrites[before_step:]}
     _refuse_idle(config, step, seams, targets, done)
+
+
+def _own_parameters(after: Module, before: Module, record: Record) -> dict[str, Parameter]:
+    """What is new in `after` and nowhere before it: tied places may share what one of them adds."""
+    old = {id(p) for p in record.parameters()}
+    new = new_parameters(after, before)
+    return {name: parameter for name, parameter in new.items() if id(parameter) not in old}
 
 
 def _check_answer(after: object, seam: Seam, config: PeftConfig) -> None:

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ __all__ = [
     "TargetedConfig",
     "config_from_dict",
     "config_to_dict",
+    "layer_patterns",
     "parse_method",
     "steps_of",
     "usual_lr",
@@ -69,6 +71,14 @@ class PeftConfig:
         """The steps that these settings stand for, the innermost first: themselves, as a rule."""
         return (self,)
 
+    def flattened(self) -> "PeftConfig":
+        """The settings of what `Reparameterized.flattened` gives: themselves, as a rule.
+
+        Where they are others, a file for other programs has those, and one with these has the
+        weights as they are trained.
+        """
+        return self
+
     def stored_name(self, path: str, name: str) -> str:
         """What a file calls the parameter `name` of the module that the method put at `path`."""
         return f"{self.stored_root}.{path}.{name}"
@@ -84,29 +94,50 @@ class TargetedConfig(PeftConfig):
     exclude_modules: names or a regular expression of the same kind, to be left alone.
     layers_to_transform: only the layers of these numbers (the first number in a path), all others
         being left alone; a target that is a whole path is taken in any case.
+    layers_pattern: what stands before the number that counts, where a path has several.
     """
 
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
     layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
 
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
 
     def problems(self) -> list[str]:
         """Regular expressions that do not compile, and lists that are empty."""
         found = super().problems()
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                try:
-                    re.compile(value)
-                except re.error as error:
+        expressions = {
+            "target_modules": [self.target_modules],
+            "exclude_modules": [self.exclude_modules],
+            "layers_pattern": layer_patterns(self),
+        }
+        for name, values in expressions.items():
+            for value in values:
+                if isinstance(value, str) and (error := _expression_error(value)):
                     found.append(f"{name}={value!r} is no regular expression: {error}")
+        if layer_patterns(self) and self.layers_to_transform is None:
+            found.append("layers_pattern says nothing without layers_to_transform")
         if self.target_modules is not None and not self.target_modules:
             found.append("target_modules is empty: leave it out for the method's usual targets")
         if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
             found.append("layers_to_transform is empty: leave it out for all layers")
         return found
+
+
+def _expression_error(text: str) -> str:
+    """Why a text is no regular expression; nothing if it is one."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        return str(error)
+    return ""
+
+
+def layer_patterns(config: TargetedConfig) -> Sequence[str]:
+    """What stands before the number of a layer; none of them, anything."""
+    pattern = config.layers_pattern
+    return [pattern] if pattern and isinstance(pattern, str) else pattern or ()
 
 
 def steps_of(recipe: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...]:
@@ -201,7 +232,7 @@ def _settled(value: object) -> object:
         return tuple(value)
     if isinstance(value, set | frozenset):
         return tuple(sorted(value))
-    return dict(value) if isinstance(value, Mapping) else value
+    return {k: _settled(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _asks_nothing(value: object) -> bool:
@@ -214,7 +245,29 @@ def _convert(kind: type[C], values: Mapping[str, object], where: str, *, strict:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):
             raise ConfigError(f"{where}{error.__cause__}") from None
-        raise ConfigError(f"{where}{error}") from None
+        unknown = _unknown_choices(kind, values)
+        what = f"{kind.__name__} cannot be:\n{listed(unknown)}" if unknown else str(error)
+        raise ConfigError(f"{where}{what}") from None
+
+
+def _unknown_choices(kind: type[PeftConfig], values: Mapping[str, object]) -> list[str]:
+    """The values that are none of those that their settings allow, with the nearest of these."""
+    hints = typing.get_type_hints(kind)
+    found = []
+    for name, value in values.items():
+        allowed = _choices(hints[name])
+        if isinstance(value, str) and allowed and value not in allowed:
+            known = ", ".join(allowed)
+            found.append(f"{name}={value!r} is none of {known}{nearest(value, allowed)}")
+    return found
+
+
+def _choices(hint: object) -> tuple[str, ...]:
+    """The texts that an annotation allows; none where it names no texts."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return tuple(a for a in arguments if isinstance(a, str))
+    return tuple(choice for argument in arguments for choice in _choices(argument))
 
 
 def _text_value(kind: type[PeftConfig], key: str, value: str) -> object:

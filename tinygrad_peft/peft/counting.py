@@ -4,12 +4,19 @@ import dataclasses
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import PeftError
-from tinygrad_peft.nn import Affine, Module, Skeleton, Transformer, TransformerConfig
+from tinygrad_peft.nn import (
+    Affine,
+    Module,
+    Skeleton,
+    TokenEmbedding,
+    Transformer,
+    TransformerConfig,
+)
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.composition import checked_targets
 from tinygrad_peft.peft.config import PeftConfig, steps_of
-from tinygrad_peft.peft.events import AffineShape, ModelShape, ParameterCount
+from tinygrad_peft.peft.events import AffineShape, EmbeddingShape, ModelShape, ParameterCount
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import Seam, capture_seams
 from tinygrad_peft.peft.targets import Targets
@@ -44,13 +51,14 @@ def _count(
     config: PeftConfig, targets: Targets, seams: Sequence[Seam], bare: ModelShape, host: Host
 ) -> ParameterCount:
     """What the method's plugin counts, and what `modules_to_save` adds to it."""
-    affine = tuple(
-        AffineShape(s.path, s.module.in_features, s.module.out_features, _bias_size(s.module) > 0)
-        for s in seams
-        if s.path in targets.paths and isinstance(s.module, Affine)
+    affine = {s: _affine_shape(s.path, s.module) for s in seams if isinstance(s.module, Affine)}
+    shape = dataclasses.replace(
+        bare,
+        targets=tuple(shape for seam, shape in affine.items() if seam.path in targets.paths),
+        biases=sum(_bias_size(s.module) for s in seams if s.path not in targets.saved),
+        embeddings=_embeddings(seams, targets, tied=bare.config.tie_word_embeddings),
+        head=next((shape for seam, shape in affine.items() if seam.name == "lm_head"), None),
     )
-    biases = sum(_bias_size(s.module) for s in seams if s.path not in targets.saved)
-    shape = dataclasses.replace(bare, targets=affine, biases=biases)
     count = host.one(hookspecs.count_parameters, config, shape)
     if count is None:
         raise PeftError(f"no plugin counts the parameters of {config.peft_type.lower()}")
@@ -58,6 +66,29 @@ def _count(
         p.size for s in seams if s.path in targets.saved for _, p in s.module.own_parameters()
     )
     return ParameterCount(count.trainable + saved, count.added + saved)
+
+
+def _affine_shape(path: str, module: Affine) -> AffineShape:
+    assert isinstance(module, Module)
+    return AffineShape(path, module.in_features, module.out_features, _bias_size(module) > 0)
+
+
+def _embeddings(
+    seams: Sequence[Seam], targets: Targets, *, tied: bool
+) -> tuple[EmbeddingShape, ...]:
+    has_head = any(seam.name == "lm_head" for seam in seams)
+    return tuple(
+        EmbeddingShape(
+            path=s.path,
+            slot=s.name,
+            num_embeddings=s.module.num_embeddings,
+            embedding_dim=s.module.embedding_dim,
+            tied=tied and has_head and s.name == "embed_tokens",
+            is_target=s.path in targets.paths,
+        )
+        for s in seams
+        if isinstance(s.module, TokenEmbedding)
+    )
 
 
 def _bias_size(module: Module) -> int:

@@ -13,6 +13,7 @@ __all__ = [
     "Combination",
     "Combined",
     "Draft",
+    "EmbeddingShape",
     "ModelShape",
     "ParameterCount",
     "Source",
@@ -31,6 +32,21 @@ class AffineShape:
 
 
 @dataclass(frozen=True)
+class EmbeddingShape:
+    """An embedding by its sizes; `slot` is the field of its owner, "embed_tokens" for the tokens'.
+
+    `tied` says that the output layer has the same weight.
+    """
+
+    path: str
+    slot: str
+    num_embeddings: int
+    embedding_dim: int
+    tied: bool
+    is_target: bool
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """A model by its sizes, for one config.
 
@@ -39,12 +55,16 @@ class ModelShape:
         total: how many parameters the base has, shared ones once.
         targets: the affine layers that the config names.
         biases: how many elements all biases have, but for those that `modules_to_save` trains.
+        embeddings: all embeddings that the model has.
+        head: the model's output layer, if it has one.
     """
 
     config: TransformerConfig
     total: int
     targets: tuple[AffineShape, ...]
     biases: int
+    embeddings: tuple[EmbeddingShape, ...] = ()
+    head: AffineShape | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +108,13 @@ class Source:
         config: its settings.
         weight: by how much its update is multiplied; it may be negative.
         tensors: for each path that it adapts, what it added there, by the names in its module.
+        base: for each of these paths, the weights of what stood there, by their names in that.
     """
 
     config: PeftConfig
     weight: float
     tensors: Mapping[str, Mapping[str, Array]] = field(repr=False)
+    base: Mapping[str, Mapping[str, Array]] = field(repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True)

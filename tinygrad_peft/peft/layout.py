@@ -6,10 +6,20 @@ from pathlib import Path
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.files import read_json_object
 
-__all__ = ["CONFIG", "FORMAT", "PICKLE", "RECIPE", "REPARAMETERIZATION", "WEIGHTS", "step_folders"]
+__all__ = [
+    "CONFIG",
+    "FORMAT",
+    "ORIGIN",
+    "PICKLE",
+    "RECIPE",
+    "REPARAMETERIZATION",
+    "WEIGHTS",
+    "step_folders",
+]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 REPARAMETERIZATION = "reparameterization.safetensors"  # what a step's weights come out of
+ORIGIN = "reparameterization.json"  # its settings, where those of the weights are others
 PICKLE = "adapter_model.bin"
 FORMAT = 1
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tinygrad_peft.errors import PeftError, listed
-from tinygrad_peft.nn import Module
+from tinygrad_peft.nn import Module, Parameter
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Rewrite, stacked
@@ -47,6 +47,7 @@ def merged_modules(
         merged[seam] = stacked(module, left)
     if problems:
         raise PeftError(f"the adapter cannot be merged, and nothing was:\n{listed(problems)}")
+    _tie(base, merged)
     return merged
 
 
@@ -70,6 +71,19 @@ def _fold(rewrite: Rewrite, inner: Module, host: Host) -> Module | None:
         return host.one(hookspecs.merge_module, twin) or twin
     after = rewrite.around(inner) if rewrite.wraps else rewrite.after
     return host.one(hookspecs.merge_module, after)
+
+
+def _tie(base: Mapping[Seam, Module], merged: Mapping[Seam, Module]) -> None:
+    """Let what shared a weight share it again, if both sides were merged into the same values."""
+    first: dict[int, Parameter] = {}
+    for seam, module in merged.items():
+        after = dict(module.own_parameters())
+        for name, before in base[seam].own_parameters():
+            if name not in after:
+                continue
+            other = first.setdefault(id(before), after[name])
+            if other is not after[name] and np.array_equal(other.data, after[name].data):
+                setattr(module, name, other)
 
 
 def _not_finite(seam: Seam, before: Module, after: Module) -> list[str]:

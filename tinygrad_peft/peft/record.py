@@ -32,7 +32,7 @@ class Rewrite:
     """One module that a step of a recipe put in the place of another.
 
     `saved` says that `modules_to_save` asked for it. `added` holds the parameters of `after` that
-    `before` does not have, by their names in `after`.
+    neither `before` has nor an earlier rewrite added, by their names in `after`.
     """
 
     step: int
@@ -63,7 +63,10 @@ class Rewrite:
         """How many elements the model has more, with what `modules_to_save` copied kept beside."""
         if self.saved:
             return count_elements(self.added.values())
-        return self.after.count() - self.before.count()
+        own = {id(p) for p in self.added.values()}
+        new = new_parameters(self.after, self.before).values()
+        elsewhere = count_elements(p for p in new if id(p) not in own)
+        return self.after.count() - self.before.count() - elsewhere
 
     def around(self, inner: Module) -> Module:
         """`after` with `inner` in the place of `before`, sharing all its own weights.
@@ -129,16 +132,28 @@ class Record:
 
     def stored_parameters(self, step: int) -> dict[str, Parameter]:
         """What a file holds of one step, by the names there."""
-        return self._stored([r.flattened() for r in self.rewrites if r.step == step])
+        return self._stored([r.flattened() for r in self._own(step)])
+
+    def trained_parameters(self, step: int) -> dict[str, Parameter]:
+        """What one step trains, by its names in a file; never more than it added."""
+        return {n: p for n, p in self._stored(self._own(step)).items() if p.requires_grad}
 
     def reparameterization(self, step: int) -> dict[str, Parameter]:
         """The weights that those of one step come out of, by their names in a file."""
-        own = [r for r in self.rewrites if r.step == step and isinstance(r.after, Reparameterized)]
-        return self._stored(own)
+        return self._stored([r for r in self._own(step) if isinstance(r.after, Reparameterized)])
+
+    def stored_beside(self, step: int) -> dict[str, Parameter]:
+        """What a file holds of one step beside the weights that come out of others."""
+        return self._stored(
+            [r for r in self._own(step) if not isinstance(r.after, Reparameterized)]
+        )
 
     def flatten(self, step: int) -> None:
         """Let one step have its weights themselves, and not what they come out of."""
         self.rewrites = [r.flattened() if r.step == step else r for r in self.rewrites]
+
+    def _own(self, step: int) -> list[Rewrite]:
+        return [r for r in self.rewrites if r.step == step]
 
     def _stored(self, rewrites: Iterable[Rewrite]) -> dict[str, Parameter]:
         named: dict[str, Parameter] = {}

@@ -1,12 +1,12 @@
 """Which places a config's targets name, and what is wrong with those that name none."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft.config import PeftConfig, TargetedConfig
+from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, layer_patterns
 from tinygrad_peft.peft.sites import Seam
 
 __all__ = ["Targets", "find_targets", "matches"]
@@ -65,7 +65,8 @@ def _find_named(
         family = model_type or "of no family"
         why = f"the usual ones are known for {known}, and this model is {family}"
         return {}, [f"target_modules is needed: {why}"]
-    absent = _absent_layers(config, seams)
+    numbers = _layer_numbers(config, seams)
+    absent = _absent_layers(config, set(numbers.values()) - {None})
     layers = None if absent else _layers(config)
     unwanted = _entries(config.exclude_modules, None)
     unwanted_paths = {e: {s.path for s in _matching(p, seams)} for e, p in unwanted.items()}
@@ -79,7 +80,9 @@ def _find_named(
     excluded: list[str] = []
     for entry, pattern in entries.items():
         named = _matching(pattern, seams)
-        barred = {s.path: _bar(entry, s, excluded_paths, layers, saved) for s in named}
+        barred = {
+            s.path: _bar(entry, s.path, excluded_paths, layers, numbers, saved) for s in named
+        }
         left = frozenset(path for path, bar in barred.items() if bar is None)
         bars = " and ".join(sorted({str(bar) for bar in barred.values()}))
         if left:
@@ -111,17 +114,18 @@ def _matching(pattern: str | Sequence[str], seams: Sequence[Seam]) -> list[Seam]
 
 def _bar(
     entry: str,
-    seam: Seam,
+    path: str,
     excluded: Collection[str],
     layers: Sequence[int] | None,
+    numbers: Mapping[str, int | None],
     saved: frozenset[str],
 ) -> str | None:
     """The setting that keeps an entry from a place that it matches, if one does."""
-    if seam.path in excluded:
+    if path in excluded:
         return "exclude_modules"
-    if layers is not None and seam.path != entry and seam.layer not in layers:
+    if layers is not None and path != entry and numbers[path] not in layers:
         return "layers_to_transform"
-    return "modules_to_save" if seam.path in saved else None
+    return "modules_to_save" if path in saved else None
 
 
 def _layers(config: TargetedConfig) -> Sequence[int] | None:
@@ -129,8 +133,22 @@ def _layers(config: TargetedConfig) -> Sequence[int] | None:
     return (layers,) if isinstance(layers, int) else layers
 
 
-def _absent_layers(config: TargetedConfig, seams: Sequence[Seam]) -> list[str]:
-    there = {s.layer for s in seams} - {None}
+def _layer_numbers(config: TargetedConfig, seams: Sequence[Seam]) -> dict[str, int | None]:
+    """The number of the layer that each path is in, if it is in one."""
+    patterns = layer_patterns(config)
+    if not patterns:
+        return {s.path: s.layer for s in seams}
+    numbered = [re.compile(rf"(?:^|.*?\.)(?:{pattern})\.(?P<n>\d+)\.") for pattern in patterns]
+    found = {
+        s.path: next(filter(None, (each.match(f"{s.path}.") for each in numbered)), None)
+        for s in seams
+    }
+    return {path: int(match["n"]) if match else None for path, match in found.items()}
+
+
+def _absent_layers(config: TargetedConfig, there: Collection[int | None]) -> list[str]:
+    if layer_patterns(config) and not there:
+        return [f"layers_pattern: no number of a layer follows {config.layers_pattern!r}"]
     return [
         f"layers_to_transform: the model has no layer {n} (it has {len(there)}, from 0)"
         for n in _layers(config) or ()

@@ -1,0 +1,104 @@
+"""What speaks against a recipe with LoRA in it."""
+
+from collections.abc import Mapping, Sequence
+
+from tinygrad_peft.errors import nearest
+from tinygrad_peft.nn import Affine, TokenEmbedding
+from tinygrad_peft.peft import Draft, Seam, capture_seams, matches
+from tinygrad_peft_lora.config import INPUT, LoraConfig, pattern_matches
+from tinygrad_peft_lora.tokens import shares_weight, trained_ids
+
+__all__ = ["objections"]
+
+
+def objections(draft: Draft) -> list[str]:
+    """Patterns that match no target, biases that two steps would train, and tokens not there."""
+    steps = [(i, c) for i, c in enumerate(draft.recipe) if isinstance(c, LoraConfig)]
+    found = [
+        f"step {i}: the pattern {key!r} matches none of the targets"
+        for i, config in steps
+        for key in dict.fromkeys((*config.rank_pattern, *config.alpha_pattern))
+        if not any(pattern_matches(key, path) for path in draft.targets[i])
+    ]
+    biased = [i for i, config in steps if config.bias != "none"]
+    if biased and len(draft.recipe) > 1:
+        found.append(f"step {biased[0]}: bias other than 'none' needs a recipe of one step")
+    with_tokens = {i: config for i, config in steps if config.token_ids()}
+    seams = capture_seams(draft.model) if with_tokens else ()
+    return found + [
+        f"step {i}: trainable_token_indices: {problem}"
+        for i, config in with_tokens.items()
+        for problem in (
+            *_token_problems(seams, config, draft.targets[i]),
+            *_trained_twice(seams, config, {k: c for k, c in with_tokens.items() if k < i}),
+        )
+    ]
+
+
+def _token_problems(
+    seams: Sequence[Seam], config: LoraConfig, targets: frozenset[str]
+) -> list[str]:
+    named = [s for s in seams if trained_ids(config, s.path, s.name)]
+    return [
+        *_unmatched(config, seams),
+        *(p for seam in named for p in _place_problems(seam, config, targets)),
+        *_parted(seams, config),
+    ]
+
+
+def _trained_twice(
+    seams: Sequence[Seam], config: LoraConfig, earlier: Mapping[int, LoraConfig]
+) -> list[str]:
+    """Tokens whose vectors would take the place of those that an earlier step trains."""
+    return [
+        f"{seam.path}: the token {token} is trained by step {step} already"
+        for step, other in earlier.items()
+        for seam in seams
+        for token in trained_ids(config, seam.path, seam.name)
+        if token in trained_ids(other, seam.path, seam.name)
+    ]
+
+
+def _unmatched(config: LoraConfig, seams: Sequence[Seam]) -> list[str]:
+    """The names that no module has."""
+    if not isinstance(config.trainable_token_indices, dict):
+        return [] if any(s.name == INPUT for s in seams) else ["the model has no embedding"]
+    ends = sorted({s.path.rpartition(".")[2] for s in seams})
+    return [
+        f"{name!r} matches no module{nearest(name, ends)}"
+        for name in config.trainable_token_indices
+        if not any(matches(s.path, [name]) for s in seams)
+    ]
+
+
+def _place_problems(seam: Seam, config: LoraConfig, targets: frozenset[str]) -> list[str]:
+    module, path = seam.module, seam.path
+    if isinstance(module, TokenEmbedding):
+        size = module.num_embeddings
+    elif isinstance(module, Affine) and seam.name == "lm_head":
+        size = module.out_features
+    else:
+        return [f"{path} is neither an embedding nor the output layer"]
+    above = [path.rsplit(".", n)[0] for n in range(path.count(".") + 1)]
+    outside = [i for i in trained_ids(config, path, seam.name) if i >= size]
+    return [
+        *(f"{path} has no token {i} (it has {size})" for i in outside),
+        *([f"{path} is a target as well"] if path in targets else []),
+        *(
+            [f"{path} is trained whole by modules_to_save"]
+            if any(matches(each, config.modules_to_save) for each in above)
+            else []
+        ),
+    ]
+
+
+def _parted(seams: Sequence[Seam], config: LoraConfig) -> list[str]:
+    """An output layer that would no longer have the weight of the embedding that it is tied to."""
+    embedding = next((s for s in seams if s.name == INPUT), None)
+    head = next((s for s in seams if s.name == "lm_head"), None)
+    if embedding is None or head is None or not shares_weight(head.module, embedding.module):
+        return []
+    own = trained_ids(config, head.path, head.name)
+    if not own or own == trained_ids(config, embedding.path, embedding.name):
+        return []
+    return [f"{head.path} and {embedding.path} share one weight: name both with the same tokens"]

@@ -1,0 +1,55 @@
+"""LoRA that starts as a part of the weight, which is taken out of it: see `starts`."""
+
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.nn import Affine, Init, Linear, Parameter
+from tinygrad_peft.nn import functional as F
+from tinygrad_peft.tensor import Tensor, no_grad
+from tinygrad_peft_lora.bases import weight_of
+from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.layer import LoraLinear, lora_affine
+from tinygrad_peft_lora.starts import leading_part
+
+__all__ = ["TakenOutLora"]
+
+
+class TakenOutLora(LoraLinear):
+    """base(x) - s B₀ A₀ x + s B A dropout(x): (..., in_features) -> (..., out_features)."""
+
+    def __init__(self, base: Affine, config: LoraConfig, path: str, init: Init) -> None:
+        super().__init__(base, config, path, init)
+        weight = weight_of(base, init.dtype)
+        a, b = leading_part(weight, config.rank(path), self.scaling, str(config.start))
+        self.lora_A.weight.data, self.lora_B.weight.data = a.copy(), b.copy()
+        self.start_A = Parameter(a, requires_grad=False)
+        self.start_B = Parameter(b, requires_grad=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        keep = self.dropout.keep(x.shape)
+        if keep is None:
+            return lora_affine(self.base_layer, x, *self.factors(), self.scaling)
+        # What was taken out is a part of the base, of whose input nothing is dropped.
+        rest = lora_affine(self.base_layer, x, self.start_A, -self.start_B, self.scaling)
+        dropped = F.dropout(x, keep, self.dropout.rate)
+        return rest + self.lora_B(self.lora_A(dropped)) * self.scaling
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """[A; A₀] (2 r, in) and [B, -B₀] (out, 2 r)."""
+        a = F.concatenate([self.lora_A.weight, self.start_A])
+        return a, F.concatenate([self.lora_B.weight, -self.start_B], axis=1)
+
+    def delta(self) -> Array:
+        """ΔW = s (B A - B₀ A₀): (out, in)."""
+        with no_grad():
+            a, b = self.factors()
+        return self.scaling * (b.data @ a.data)
+
+    def flattened(self) -> LoraLinear:
+        """The plain LoRA of twice the rank with the same output."""
+        with no_grad():
+            a, b = self.factors()
+        plain = LoraLinear.__new__(LoraLinear)
+        plain.in_features, plain.out_features = self.in_features, self.out_features
+        plain.scaling, plain.base_layer = self.scaling, self.base_layer
+        plain.lora_A, plain.lora_B = Linear.of(Parameter(a.data)), Linear.of(Parameter(b.data))
+        plain.dropout, plain.training = self.dropout, self.training
+        return plain

@@ -1,0 +1,98 @@
+"""What PEFT 0.21.2 does wrong with LoRA. tests/plugins/test_lora_peft_defects has it right.
+
+Where one of these fails with a later PEFT, it has been mended there, and the test can go.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft as hf
+import pytest
+import torch
+
+from tests.interop.tiny import peer, peer_logits
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::RuntimeWarning"
+)
+
+
+def made(family: str = "llama", **settings: Any) -> Any:  # noqa: ANN401
+    chosen = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
+    peft = hf.get_peft_model(peer(family), hf.LoraConfig(**chosen), adapter_name="a")
+    shake(peft)
+    return peft.eval()
+
+
+def another(peft: Any, **settings: Any) -> Any:  # noqa: ANN401
+    chosen = {"r": 4, "target_modules": ["q_proj", "v_proj"], **settings}
+    peft.add_adapter("b", hf.LoraConfig(**chosen))
+    shake(peft)
+    return peft
+
+
+def shake(peft: Any) -> None:  # noqa: ANN401
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def update(peft: Any, name: str) -> torch.Tensor:  # noqa: ANN401
+    layer = peft.base_model.model.model.layers[0].self_attn.q_proj
+    found: torch.Tensor = layer.get_delta_weight(name).detach()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({}, "linear"), ({"use_rslora": True, "lora_alpha": 8}, "cat")]
+)
+def test_the_weighted_combination_is_not_the_sum(settings: dict[str, Any], kind: str) -> None:
+    peft = another(made(**settings), **settings)
+    peft.add_weighted_adapter(["a", "b"], [0.6, 0.4], "sum", combination_type=kind)
+    expected = 0.6 * update(peft, "a") + 0.4 * update(peft, "b")
+    assert (update(peft, "sum") - expected).norm() > 0.2 * expected.norm()
+
+
+def test_a_pissa_source_changes_the_base() -> None:
+    peft = another(made(init_lora_weights="pissa"), init_lora_weights="pissa")
+    weight = peft.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
+    before = weight.detach().clone()
+    peft.add_weighted_adapter(["a", "b"], [0.6, 0.4], "sum", combination_type="cat")
+    assert (weight.detach() - before).abs().max() > 1e-3
+
+
+def test_overlapping_patterns_mean_something_else_after_a_reload(tmp_path: Path) -> None:
+    peft = made(alpha_pattern={"q_proj": 4, ".*_proj": 1})
+    expected = peer_logits(peft)
+    peft.save_pretrained(tmp_path)
+    again = hf.PeftModel.from_pretrained(peer("llama"), tmp_path / "a").eval()
+    assert np.abs(peer_logits(again) - expected).max() > 1e-3
+
+
+def test_a_merged_tied_embedding_gives_something_else() -> None:
+    peft = made("gpt2", target_modules=["wte"])
+    expected = peer_logits(peft)
+    assert np.abs(peer_logits(peft.merge_and_unload()) - expected).max() > 1e-2
+
+
+def test_a_misspelt_target_is_left_out_in_silence() -> None:
+    peft = made(target_modules=["q_proj", "v_porj"])
+    assert {name.rpartition(".")[2] for name in peft.targeted_module_names} == {"q_proj"}
+
+
+def test_disabling_while_merged_unmerges() -> None:
+    peft = made()
+    peft.merge_adapter()
+    layer = peft.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.merged
+    with peft.disable_adapter():
+        peer_logits(peft)
+    assert not layer.merged
+
+
+def test_olora_breaks_on_a_fused_projection() -> None:
+    peft = made("gpt2", target_modules=["c_attn"], init_lora_weights="olora")
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        peer_logits(peft)

@@ -1,0 +1,194 @@
+"""What Hugging Face PEFT 0.21.2 does wrong with LoRA, done right.
+
+tests/interop/test_peft_defects.py shows some of it in PEFT itself.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, lora_host, shake, small
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.errors import CheckpointError, PeftError, TargetError
+from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.peft import PeftModel, get_peft_model
+from tinygrad_peft_lora import LoraConfig, LoraLinear
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LORA = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"])
+
+
+def trained(config: LoraConfig = LORA, shape: TransformerConfig = LLAMA) -> PeftModel:
+    peft = get_peft_model(small(shape), config, adapter_name="a", host=lora_host())
+    shake(peft, 1)
+    return peft
+
+
+def another(peft: PeftModel, config: LoraConfig = LORA) -> PeftModel:
+    peft.add_adapter("b", config)
+    peft.set_adapter("b")
+    shake(peft, 2)
+    return peft
+
+
+def updates(peft: PeftModel, name: str) -> dict[str, Array]:
+    peft.set_adapter(name)
+    layers = {r.seam.path: r.after for r in peft.record.rewrites}
+    return {path: layer.delta() for path, layer in layers.items() if isinstance(layer, LoraLinear)}
+
+
+def assert_sum_is_exact(peft: PeftModel) -> None:
+    peft.add_weighted_adapter(["a", "b"], [0.6, 0.4], "sum")
+    one, other, both = (updates(peft, name) for name in ("a", "b", "sum"))
+    for path, update in both.items():
+        np.testing.assert_allclose(update, 0.6 * one[path] + 0.4 * other[path], atol=1e-6)
+
+
+def test_the_weighted_combination_of_two_adapters_is_exact() -> None:
+    assert_sum_is_exact(another(trained()))
+
+
+def test_rslora_sources_are_not_scaled_by_the_root_of_their_rank_once_more() -> None:
+    rslora = replace(LORA, r=4, use_rslora=True)
+    assert_sum_is_exact(another(trained(rslora), rslora))
+
+
+def test_a_pissa_source_leaves_the_bases_weights_as_they_are() -> None:
+    pissa = replace(LORA, init_lora_weights="pissa")
+    base = logits(small())
+    peft = another(trained(pissa), pissa)
+    before = {path: p.data for path, p in peft.base_model.named_parameters() if ".base_l" in path}
+    copies = {path: array.copy() for path, array in before.items()}
+    assert_sum_is_exact(peft)
+    for path, array in before.items():
+        np.testing.assert_array_equal(array, copies[path])
+    with peft.disable_adapter():
+        np.testing.assert_array_equal(logits(peft), base)
+
+
+def test_a_dora_source_of_weight_one_is_itself_and_no_other_weight_is_taken_for_a_sum() -> None:
+    peft = trained(replace(LORA, use_dora=True))
+    expected = logits(peft)
+    peft.add_weighted_adapter(["a"], [1.0], "same")
+    peft.set_adapter("same")
+    np.testing.assert_array_equal(logits(peft), expected)
+    with pytest.raises(PeftError, match="use_dora"):
+        peft.add_weighted_adapter(["a"], [0.5], "half")
+
+
+ORDERED = {"q_proj": 4, ".*_proj": 1}  # sorted, the wide one would come first
+
+
+@pytest.mark.parametrize(
+    ("patterns", "config"),
+    [
+        ("alpha_pattern", replace(LORA, alpha_pattern=ORDERED)),
+        ("rank_pattern", replace(LORA, rank_pattern=ORDERED)),
+    ],
+)
+def test_overlapping_patterns_mean_the_same_after_a_reload(
+    patterns: str, config: LoraConfig, tmp_path: Path
+) -> None:
+    peft = get_peft_model(small(), config, host=lora_host())
+    shake(peft)
+    peft.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(small(), tmp_path, host=lora_host())
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+    stored = json.loads((tmp_path / CONFIG).read_text())[patterns]
+    assert list(stored) == list(ORDERED)
+
+
+@pytest.mark.parametrize("name", ["wte", "lm_head"])
+def test_one_side_of_a_tie_is_not_adapted_alone(name: str) -> None:
+    with pytest.raises(TargetError, match="would part them"):
+        trained(replace(LORA, target_modules=["c_attn", name]), GPT2)
+
+
+@pytest.mark.parametrize("wrong", ["all keys", "one key more", "half of the modules"])
+def test_nothing_is_lost_in_silence_on_loading(wrong: str, tmp_path: Path) -> None:
+    get_peft_model(small(), LORA, host=lora_host()).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    if wrong == "all keys":
+        tensors = {name.replace("base_model", "model"): array for name, array in tensors.items()}
+    elif wrong == "one key more":
+        tensors["base_model.model.more"] = np.zeros(1, np.float32)
+    else:
+        settings = json.loads((tmp_path / CONFIG).read_text())
+        (tmp_path / CONFIG).write_text(json.dumps(settings | {"target_modules": ["q_proj"]}))
+    save_file(tensors, tmp_path / WEIGHTS)
+    model = small()
+    before = Snapshot.of(model)
+    with pytest.raises(CheckpointError, match="unexpected: "):
+        PeftModel.from_pretrained(model, tmp_path, host=lora_host())
+    before.assert_unchanged(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (replace(LORA, target_modules=["q_proj", "v_porj"]), "'v_porj'.*did you mean 'v_proj'"),
+        (replace(LORA, modules_to_save=["lm_haed"]), "'lm_haed'.*did you mean 'lm_head'"),
+        (replace(LORA, target_modules=["q_proj", "norm"]), "'norm' names 1 modules.*cannot adapt"),
+    ],
+)
+def test_a_misspelt_target_is_an_error(config: LoraConfig, problem: str) -> None:
+    with pytest.raises(TargetError, match=problem):
+        trained(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bias_of_b_is_merged_with_its_scaling(family: str) -> None:
+    names = {"gpt2": "c_attn", "llama": "q_proj", "bert": "query"}
+    config = LoraConfig(r=2, lora_alpha=8, lora_bias=True, target_modules=[names[family]])
+    peft = trained(config, FAMILIES[family])
+    expected = logits(peft)
+    np.testing.assert_allclose(logits(peft.merge_and_unload()), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_unmerging_and_disabling_while_merged_give_back_the_exact_bits(
+    more: dict[str, bool | str],
+) -> None:
+    base = logits(small())
+    peft = trained(replace(LORA, **more))  # type: ignore[arg-type]
+    expected = logits(peft)
+    peft.merge_adapter()
+    merged = logits(peft)
+    with peft.disable_adapter():
+        np.testing.assert_array_equal(logits(peft), base)
+    np.testing.assert_array_equal(logits(peft), merged)
+    peft.unmerge_adapter()
+    np.testing.assert_array_equal(logits(peft), expected)
+    np.testing.assert_array_equal(logits(peft.unload()), base)
+
+
+def test_olora_starts_on_a_fused_projection() -> None:
+    base = logits(small(GPT2))
+    config = LoraConfig(r=2, init_lora_weights="olora", target_modules=["c_attn"])
+    peft = get_peft_model(small(GPT2), config, host=lora_host())
+    np.testing.assert_allclose(logits(peft), base, atol=2e-6)
+
+
+def test_two_doras_act_in_the_order_in_which_they_are_named_and_merge_so() -> None:
+    dora = replace(LORA, use_dora=True)
+    peft = another(trained(dora), dora)
+    outputs = []
+    for names in (["a", "b"], ["b", "a"]):
+        peft.set_adapter(names)
+        expected = logits(peft)
+        peft.merge_adapter()
+        np.testing.assert_allclose(logits(peft), expected, atol=2e-6)
+        peft.unmerge_adapter()
+        outputs.append(expected)
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-5
+
+
+def test_the_config_that_was_given_is_never_changed() -> None:
+    config = LoraConfig(r=2, init_lora_weights="olora")
+    before = dict(vars(config))
+    trained(config, GPT2)
+    assert vars(config) == before

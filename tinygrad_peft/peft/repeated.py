@@ -1,0 +1,46 @@
+"""The base's own weights in an adapter's file.
+
+Hugging Face PEFT writes the whole matrix of an embedding or an output layer that is adapted, as
+`<path>.base_layer.weight`, in case the vocabulary has grown. They must be the base's.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tinygrad_peft.models.tensors import FLOATS, StoredTensor
+from tinygrad_peft.nn import Parameter
+from tinygrad_peft.peft.record import Record
+
+__all__ = ["without_base"]
+
+TOLERANCE = 1e-6  # of the largest weight
+
+
+def without_base(
+    record: Record, step: int, found: Mapping[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """What was found less what the base has as well, and where the base has something else."""
+    left, problems = dict(found), []
+    for key, weight in _base_weights(record, step).items():
+        if key in found and _is_other(left.pop(key), weight):
+            problems.append(f"another base: {key} is not the weight of this model")
+    return left, problems
+
+
+def _base_weights(record: Record, step: int) -> dict[str, Parameter]:
+    """The weights of what a step adapted, by the names that PEFT gives them."""
+    return {
+        f"{rewrite.config.stored_root}.{rewrite.seam.path}.base_layer.weight": parameter
+        for rewrite in record.rewrites
+        if rewrite.step == step
+        for name, parameter in rewrite.before.own_parameters()
+        if name == "weight"
+    }
+
+
+def _is_other(stored: StoredTensor, weight: Parameter) -> bool:
+    if stored.shape != weight.shape or stored.dtype not in FLOATS:
+        return True
+    apart = np.abs(stored.read(weight.dtype) - weight.data).max(initial=0)
+    return not apart <= TOLERANCE * np.abs(weight.data).max(initial=0)
