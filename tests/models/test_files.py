@@ -23,7 +23,7 @@ def test_a_file_stays_what_it_was_when_something_went_wrong(tmp_path: Path) -> N
 
 
 def test_a_folder_is_no_file_to_read(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+    with pytest.raises(CheckpointError, match="cannot be read: it is no regular file"):
         read_json_object(tmp_path)
 
 

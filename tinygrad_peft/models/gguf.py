@@ -4,7 +4,6 @@ It orders the rows of q and k otherwise than Hugging Face does: there rows 2i an
 turn together, here rows i and i + D/2.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import AnyArray, Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, MissingExtraError, listed
+from tinygrad_peft.models.ggml import GGML_TYPES
 from tinygrad_peft.models.gguf_header import GgufHeader, TensorInfo, Value, read_gguf_header
 from tinygrad_peft.models.naming import Naming
 from tinygrad_peft.nn.config import RopeScaling, TransformerConfig
@@ -171,7 +171,7 @@ def _check(path: Path, shapes: Mapping[str, Shape], infos: Mapping[str, TensorIn
 def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
     """The tensor's numbers in float32, and in memory of its own."""
     try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+        from gguf import GGMLQuantizationType, quants
     except ImportError:
         raise MissingExtraError(
             "gguf is not installed: pip install 'tinygrad-peft[gguf]'"
@@ -180,29 +180,14 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
     flat = out.reshape(-1)
     try:
         kind = GGMLQuantizationType(info.ggml_type)
-        block, size = GGML_QUANT_SIZES[kind]
-        stored = _stored(path, data, info, block, size)
+        _, block, size = GGML_TYPES[info.ggml_type]
+        stored = data[info.offset : info.offset + info.nbytes].reshape(-1, size)
         for start in range(0, len(stored), BLOCKS_AT_ONCE):
             part = quants.dequantize(stored[start : start + BLOCKS_AT_ONCE].reshape(1, -1), kind)
             flat[start * block : (start + BLOCKS_AT_ONCE) * block] = part[0]
-    except CheckpointError:
-        raise
-    except (NotImplementedError, ValueError) as error:
+    except (KeyError, NotImplementedError, ValueError) as error:
         raise CheckpointError(f"{path}: {info.name} cannot be dequantised: {error}") from error
     return out
-
-
-def _stored(path: Path, data: AnyArray, info: TensorInfo, block: int, size: int) -> AnyArray:
-    """The tensor's bytes, a row for each block of `block` numbers: (blocks, size)."""
-    if info.shape[-1] % block:
-        raise CheckpointError(
-            f"{path}: {info.name} has rows of {info.shape[-1]} numbers in blocks of {block}"
-        )
-    count = math.prod(info.shape) // block
-    found = data[info.offset : info.offset + count * size]
-    if len(found) < count * size:
-        raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
-    return found.reshape(count, size)
 
 
 def _heads(config: TransformerConfig, path: str) -> int:
