@@ -68,7 +68,7 @@ class LoraConfig(TargetedConfig):
         for key in (*self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(key)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 found.append(f"the pattern {key!r} is no regular expression: {error}")
         return found
 

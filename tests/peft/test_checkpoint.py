@@ -563,7 +563,9 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).unlink()
     refused(tmp_path, str(tmp_path / WEIGHTS), "does not exist")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
-    refused(tmp_path, "adapter_model.bin is a pickle: none is ever read")
+    refused(
+        tmp_path, "adapter_model.bin is a pickle, which can run any code: save it as safetensors"
+    )
     (tmp_path / CONFIG).unlink()
     refused(tmp_path, str(tmp_path / CONFIG))
 

@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
-from tinygrad_peft.errors import CheckpointError, ConfigError, listed
+from tinygrad_peft.errors import CheckpointError, ConfigError, listed, told
 from tinygrad_peft.models.families import config_from_json, config_to_json, family
 from tinygrad_peft.models.family import Family
-from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.files import is_plain_name, read_json_object, replacing
 from tinygrad_peft.models.tensors import FLOATS, SaveDtype, StoredTensor, read_header, write_tensors
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Skeleton
@@ -35,6 +35,11 @@ def read_config(path: Path) -> TransformerConfig:
 def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
     """The model in the folder `path`."""
     known, config, stored = _open(path)
+    if config.num_hidden_layers > len(stored):  # before so many are built
+        raise CheckpointError(
+            f"{path} does not fit its {_CONFIG}: num_hidden_layers is {config.num_hidden_layers}, "
+            f"and there are {len(stored)} tensors"
+        )
     model = Transformer(config, Skeleton(dtype=dtype))
     parameters = {known.naming.theirs(p): (p, t.shape) for p, t in model.named_parameters()}
     head = _drop_tied_head(config, stored, dtype)
@@ -104,9 +109,11 @@ def _sharded(path: Path) -> dict[str, StoredTensor]:
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path / _INDEX}: weight_map: {error}") from error
     names = sorted(set(places.values()))
-    outside = [name for name in names if Path(name).name != name]
+    outside = [repr(name) for name in names if not is_plain_name(name)]
     if outside:
-        raise CheckpointError(f"{path / _INDEX} names files outside the folder: {outside}")
+        raise CheckpointError(
+            f"{path / _INDEX} names what is no file of the folder:{told(outside)}"
+        )
     absent = [name for name in names if not (path / name).exists()]
     if absent:
         raise CheckpointError(f"{path} lacks {', '.join(absent)}, which {_INDEX} names")

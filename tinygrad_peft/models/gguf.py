@@ -52,6 +52,11 @@ def read_gguf(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
     """The model in a GGUF file, its weights dequantised."""
     header = read_gguf_header(path)
     config = _config(path, header)
+    if config.num_hidden_layers > len(header.tensors):  # before so many are built
+        raise CheckpointError(
+            f"{path} does not fit its metadata: {_LLAMA}block_count is {config.num_hidden_layers}, "
+            f"and there are {len(header.tensors)} tensors"
+        )
     model = Transformer(config, Skeleton(dtype=dtype))
     names = {_NAMING.theirs(p): (p, t.shape) for p, t in model.named_parameters()}
     infos = {info.name: info for info in header.tensors}
@@ -82,7 +87,7 @@ class _Metadata:
     def number(self, key: str, default: float | None = None) -> float:
         """A float32 as the shortest decimal that stands for it: 1e-05 and not 9.99999974e-06."""
         value = self.values.get(_LLAMA + key, default)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, int | float) and 0 < value <= np.finfo(np.float32).max:
             return float(str(np.float32(value)))
         return self._problem(key, value, "a positive number")
 

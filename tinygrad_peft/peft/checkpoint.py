@@ -25,10 +25,11 @@ from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
-    PICKLE,
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
+    missing_weights,
+    schema_of,
     step_folders,
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
@@ -85,6 +86,13 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     Raises CheckpointError, which lists every tensor that is missing, unexpected, of another shape
     or not of floats, and the shapes of the base that it was made for; then nothing has changed.
     """
+    try:
+        _fill(record, model, directory)
+    except MemoryError:
+        raise CheckpointError(f"{directory} asks for more memory than there is") from None
+
+
+def _fill(record: Record, model: Transformer, directory: Path) -> None:
     tensors: list[tuple[Parameter, StoredTensor]] = []
     problems: list[str] = []
     for step, name in enumerate(step_folders(directory)):
@@ -115,8 +123,8 @@ def _matched(
 
 def _stored(path: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
-    if not path.exists() and path.with_name(PICKLE).exists():
-        raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
+    if not path.exists():
+        raise CheckpointError(missing_weights(path.parent))
     return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
@@ -158,7 +166,9 @@ def _remove_step(folder: Path) -> None:
 def _read_config(path: Path, host: Host) -> PeftConfig:
     values = read_json_object(path)
     if not isinstance(values.get("peft_type"), str):
-        raise CheckpointError(f"{path} names no method: it has no peft_type")
+        other = schema_of(values)
+        whose = f"; it is in {other}'s layout, and not in Hugging Face PEFT's" if other else ""
+        raise CheckpointError(f"{path} names no method: it has no peft_type{whose}")
     name = str(values["peft_type"]).lower()
     methods = host.methods()
     if name not in methods:

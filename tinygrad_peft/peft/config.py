@@ -95,7 +95,7 @@ class TargetedConfig(PeftConfig):
             if isinstance(value, str):
                 try:
                     re.compile(value)
-                except re.error as error:
+                except (re.error, OverflowError, RecursionError) as error:
                     found.append(f"{name}={value!r} is no regular expression: {error}")
         if self.target_modules is not None and not self.target_modules:
             found.append("target_modules is empty: leave it out for the method's usual targets")
