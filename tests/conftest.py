@@ -11,7 +11,7 @@ settings.load_profile("tinygrad_peft")
 
 TESTS = Path(__file__).parent
 MARKER_OF_FOLDER = {"interop": "interop", "benchmarks": "bench"}
-PEERS = ("torch", "transformers", "peft")
+PEERS = ("bitsandbytes", "peft", "torch", "transformers")
 
 # Without the peers these files cannot be imported; `make interop` and `make bench` install them.
 missing_peers = [name for name in PEERS if find_spec(name) is None]

@@ -19,7 +19,7 @@ INSTALLED = [
     *sorted({e.module.partition(".")[0] for e in entry_points(group="tinygrad_peft")}),
 ]
 EXTRAS = ("click", "gguf", "huggingface_hub", "matplotlib", "rich", "tokenizers")
-PEERS = ("peft", "torch", "transformers")
+PEERS = ("bitsandbytes", "peft", "torch", "transformers")
 
 needs_sources = pytest.mark.skipif(
     not (ROOT / "tinygrad_peft").is_dir(), reason="these tests were copied away from the sources"

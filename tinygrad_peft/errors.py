@@ -13,6 +13,8 @@ TinygradPeftError
 └── PeftError          applying, merging or saving a method failed
     ├── PluginError    a plugin that cannot be loaded or contradicts another
     └── TargetError    targets that the model does not have    (also a LookupError)
+
+PrecisionWarning, a UserWarning, is no error: what was asked for is done, at a price that it names.
 """
 
 import difflib
@@ -30,6 +32,7 @@ __all__ = [
     "MissingExtraError",
     "PeftError",
     "PluginError",
+    "PrecisionWarning",
     "ShapeError",
     "TargetError",
     "TinygradPeftError",
@@ -92,6 +95,10 @@ class PluginError(PeftError):
 
 class TargetError(PeftError, LookupError):
     """A target that the model does not have."""
+
+
+class PrecisionWarning(UserWarning):
+    """Rounding has cost much of what was learnt."""
 
 
 LISTED = 20  # problems in one message

@@ -86,7 +86,7 @@ def test_a_wrong_command_line_is_told_with_the_help_to_read(
 
 
 METHOD_ERRORS = [
-    ("lorra", "no method is called 'lorra'; did you mean 'lora'?"),
+    ("lorra", "no method is called 'lorra'; did you mean 'lora' or"),
     ("lora:r=four", "Expected `int`, got `str` - at `$.r`"),
     ("lora:lora_alhpa=4", "lora_alhpa; did you mean 'lora_alpha'"),
     ("lora:r", "'r' is no setting: write KEY=VALUE"),

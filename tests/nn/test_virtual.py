@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,3 +175,32 @@ def test_gradients_reach_every_virtual_token() -> None:
     for tensor in (model.prompt.states, *(t for pair in model.prefix.layers for t in pair)):
         assert tensor.grad is not None
         assert np.abs(tensor.grad).reshape(tensor.shape[0], -1).max(axis=1).all()
+
+
+@pytest.mark.parametrize("front", [3, 1])
+def test_vectors_for_all_stand_before_those_that_rows_have_of_their_own(front: int) -> None:
+    def with_more(lengths: Sequence[int]) -> Transformer:
+        model = made(LLAMA, (), ())
+        more = normal(front, LLAMA.hidden_size, seed=50)
+        pairs = Keys(LLAMA, front).layers
+        model.prompt = Behind(lambda: Soft(LLAMA, *lengths)().behind(more))
+        model.prefix = Behind(lambda: Keys(LLAMA, *lengths)().behind(pairs))
+        return model
+
+    lengths = (2, 4)
+    with no_grad():
+        together = with_more(lengths)(IDS).data
+        for row, length in enumerate(lengths):
+            alone = with_more((length,))
+            assert alone.num_virtual_tokens == 2 * (front + length)
+            expected = alone(IDS[row : row + 1]).data[0]
+            found = together[row, -len(expected) :]
+            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+class Behind(Module):
+    def __init__(self, made: Callable[[], Any]) -> None:
+        self.made = made
+
+    def __call__(self) -> Any:  # noqa: ANN401 - a prompt or a prefix
+        return self.made()

@@ -10,27 +10,60 @@ import numpy as np
 import tinygrad_peft
 import tinygrad_peft_adapter
 import tinygrad_peft_lora
+import tinygrad_peft_prefix
+import tinygrad_peft_prompt
+import tinygrad_peft_qlora
 from tinygrad_peft import Host, Module, Parameter, PeftModel, Tensor, Transformer, get_peft_model
-from tinygrad_peft.nn import Affine, Block, Init, Linear, MultiHeadAttention
+from tinygrad_peft.nn import (
+    Affine,
+    Block,
+    Init,
+    Linear,
+    MultiHeadAttention,
+    NoPrefix,
+    VirtualKeys,
+    VirtualTokens,
+)
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
     ParameterCount,
     PeftConfig,
+    Reparameterized,
     Site,
     StepEnded,
     TargetedConfig,
+    VirtualConfig,
     count_recipe,
     hookimpl,
     hookspecs,
+    virtual_objections,
 )
 from tinygrad_peft_adapter import BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_prefix import PrefixTuningConfig, ProjectedPrefix, TrainedPrefix
+from tinygrad_peft_prompt import (
+    PromptEncoder,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    SoftPrompt,
+)
+from tinygrad_peft_qlora import (
+    QLoraConfig,
+    QuantizeConfig,
+    QuantizedLinear,
+    RequantizeReport,
+    merge_requantized,
+    quantize,
+)
 
 public_names: list[str] = [
     *tinygrad_peft.__all__,
     *tinygrad_peft_adapter.__all__,
     *tinygrad_peft_lora.__all__,
+    *tinygrad_peft_qlora.__all__,
+    *tinygrad_peft_prefix.__all__,
+    *tinygrad_peft_prompt.__all__,
 ]
 
 
@@ -141,7 +174,25 @@ def adapt(model: Transformer, directory: Path) -> None:
     print(share)
 
 
+def stay_at_4_bits(model: Transformer) -> list[str]:
+    recipe: list[PeftConfig] = [QuantizeConfig(quant_type="int4"), LoraConfig()]
+    get_peft_model(model, recipe).unload()
+    peft = get_peft_model(model, QLoraConfig(r=4, block_size=128, double_quant=True))
+    peft.release_base()
+    merged, report = merge_requantized(peft)
+    assert_type(merged, Transformer)
+    assert_type(report, RequantizeReport)
+    return [layer.path for layer in report.lost if layer.cosine < 0.1]
+
+
 # ---------- a seam ----------
+
+
+def put_a_4_bit_layer_into_a_seam(attention: MultiHeadAttention, linear: Linear) -> None:
+    packed = quantize(linear.weight.data, quant_type="nf4", double_quant=True)
+    attention.q_proj = QuantizedLinear(packed, linear.bias)
+    bits: float = packed.bits_per_weight
+    print(bits)
 
 
 def put_an_adapter_around_a_layer(block: Block, init: Init) -> None:
@@ -157,3 +208,24 @@ def put_anything_affine_into_a_seam(attention: MultiHeadAttention, init: Init) -
     attention.k_proj = Linear(4, 4)
     width: int = attention.q_proj.in_features
     print(width)
+
+
+def put_virtual_tokens_before_every_text(model: Transformer, init: Init, draft: Draft) -> None:
+    kinds: list[VirtualConfig] = [
+        PrefixTuningConfig(num_virtual_tokens=4, prefix_projection=True, init_weights="zero"),
+        PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB"),
+        PromptEncoderConfig(encoder_hidden_size=8, modules_to_save=["classifier"]),
+    ]
+    get_peft_model(model, kinds)
+    prefix = ProjectedPrefix(NoPrefix(), PrefixTuningConfig(), model.config, init)
+    model.prefix = prefix
+    assert_type(prefix(), VirtualKeys)
+    assert_type(prefix.flattened(), TrainedPrefix)
+    model.prompt = SoftPrompt(model.prompt, init.zeros(4, 8))
+    assert_type(SoftPrompt(model.prompt, init.zeros(4, 8))(), VirtualTokens)
+    trained: list[Reparameterized] = [
+        prefix,
+        PromptEncoder(model.prompt, PromptEncoderConfig(), 8, init),
+    ]
+    objections: list[str] = virtual_objections(draft, PrefixTuningConfig, PromptTuningConfig)
+    print(trained, objections)

@@ -7,6 +7,9 @@ import numpy as np
 import tinygrad_peft
 import tinygrad_peft_adapter
 import tinygrad_peft_lora
+import tinygrad_peft_prefix
+import tinygrad_peft_prompt
+import tinygrad_peft_qlora
 from tinygrad_peft import Host, Module, Tensor, Transformer, get_peft_model
 from tinygrad_peft.nn import Affine, Embedding, Init, MultiHeadAttention
 from tinygrad_peft.peft import (
@@ -20,10 +23,16 @@ from tinygrad_peft.peft import (
 )
 from tinygrad_peft_adapter import AttentionAdapter, BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig, LoraLinear
+from tinygrad_peft_prefix import PrefixTuningConfig, TrainedPrefix
+from tinygrad_peft_prompt import PromptEncoderConfig, PromptTuningConfig, SoftPrompt
+from tinygrad_peft_qlora import QLoraConfig, QuantizeConfig, quantize
 
 tinygrad_peft.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_adapter.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_lora.no_such_name  # type: ignore[attr-defined]
+tinygrad_peft_qlora.no_such_name  # type: ignore[attr-defined]
+tinygrad_peft_prefix.no_such_name  # type: ignore[attr-defined]
+tinygrad_peft_prompt.no_such_name  # type: ignore[attr-defined]
 
 
 # ---------- configs ----------
@@ -45,6 +54,20 @@ BottleneckAdapterConfig(init_weights=False)  # type: ignore[arg-type]
 BottleneckAdapterConfig(bottleneck_dim=8.5)  # type: ignore[arg-type]
 BottleneckAdapterConfig(layers_to_transform="0")  # type: ignore[arg-type]
 BottleneckAdapterConfig().scaling = 4  # type: ignore[misc]
+QuantizeConfig(r=8)  # type: ignore[call-arg]
+QuantizeConfig(quant_type="fp4")  # type: ignore[arg-type]
+QuantizeConfig(target_modules=None)  # type: ignore[arg-type]
+QLoraConfig(block_size="64")  # type: ignore[arg-type]
+quantize(LoraConfig())  # type: ignore[arg-type]
+PrefixTuningConfig(20)  # type: ignore[arg-type, call-arg]
+PrefixTuningConfig(prefix_length=20)  # type: ignore[call-arg]
+PrefixTuningConfig(init_weights="one")  # type: ignore[arg-type]
+PrefixTuningConfig(num_virtual_tokens=None)  # type: ignore[arg-type]
+PrefixTuningConfig(target_modules=["q_proj"])  # type: ignore[call-arg]
+PromptTuningConfig(prompt_tuning_init="WORDS")  # type: ignore[arg-type]
+PromptTuningConfig(encoder_hidden_size=8)  # type: ignore[call-arg]
+PromptTuningConfig().num_virtual_tokens = 4  # type: ignore[misc]
+PromptEncoderConfig(encoder_reparameterization_type="GRU")  # type: ignore[arg-type]
 config_from_dict(LoraConfig, {}).rang  # type: ignore[attr-defined]
 config_from_dict(Module, {})  # type: ignore[type-var]
 
@@ -126,3 +149,7 @@ def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine, init:
     AttentionAdapter(base, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
     LayerAdapter(attention, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
     LayerAdapter(base, LoraConfig(), 4, init)  # type: ignore[arg-type]
+    TrainedPrefix(attention, init.zeros(4, 8), model.config)  # type: ignore[arg-type]
+    SoftPrompt(base, init.zeros(4, 8))  # type: ignore[arg-type]
+    model.prompt = model.prefix  # type: ignore[assignment]
+    model.prefix = SoftPrompt(model.prompt, init.zeros(4, 8))  # type: ignore[assignment]

@@ -78,6 +78,7 @@ def finetune(options: FinetuneOptions, *, as_json: bool, quiet: bool) -> int:
     if model.classifier is not None:
         recipe[0] = _with_saved_head(recipe[0], model)
     peft = get_peft_model(model, recipe, seed=options.seed, host=host)
+    peft.release_base()  # the folder is what is wanted of this run, and not the base
     job = _Job(
         options=options,
         config=config,

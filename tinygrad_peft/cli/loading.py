@@ -88,7 +88,9 @@ def load_adapted(
     head = read_head(adapter)
     if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
-    return PeftModel.from_pretrained(base, adapter, adapter_name=name, host=host)
+    peft = PeftModel.from_pretrained(base, adapter, adapter_name=name, host=host)
+    peft.release_base()
+    return peft
 
 
 def _head_of(model: Transformer) -> Head | None:

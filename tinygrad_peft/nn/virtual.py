@@ -40,6 +40,11 @@ class VirtualTokens:
         """N."""
         return self.states.shape[-2]
 
+    def behind(self, front: Tensor) -> "VirtualTokens":
+        """These behind vectors (F, D) that every row has: a prompt of length F + N."""
+        place = _Behind(front.shape[0], self.present)
+        return VirtualTokens(place.put(front, self.states), place.present)
+
 
 @dataclass(frozen=True, slots=True)
 class VirtualKeys:
@@ -55,6 +60,39 @@ class VirtualKeys:
     def length(self) -> int:
         """P."""
         return self.layers[0][0].shape[-3]
+
+    def behind(self, front: Sequence[tuple[Tensor, Tensor]]) -> "VirtualKeys":
+        """These behind keys and values (F, K, D) that every row has: a prefix of length F + P."""
+        place = _Behind(front[0][0].shape[0], self.present)
+        pairs = zip(front, self.layers, strict=True)
+        return VirtualKeys(
+            [(place.put(fk, k), place.put(fv, v)) for (fk, fv), (k, v) in pairs], place.present
+        )
+
+
+class _Behind:
+    """How what rows may have of their own is joined to `front` vectors that all of them have.
+
+    What a row has not stays the first of all: it moves before the front.
+    """
+
+    def __init__(self, front: int, present: BoolArray | None) -> None:
+        self.present, self.order = present, None
+        if present is not None:
+            both = np.pad(present, ((0, 0), (front, 0)), constant_values=True)
+            self.order = np.argsort(both, axis=1, kind="stable")  # (B, F + N)
+            self.present = np.take_along_axis(both, self.order, axis=1)
+
+    def put(self, front: Tensor, own: Tensor) -> Tensor:
+        """(F, ...) and (N, ...) or (B, N, ...) -> (F + N, ...) or (B, F + N, ...)."""
+        if self.order is not None and own.ndim == front.ndim:
+            own = F.broadcast_to(own, (len(self.order), *own.shape))
+        rows = own.shape[: own.ndim - front.ndim]
+        both = F.concatenate(
+            [F.broadcast_to(front, (*rows, *front.shape)), own] if rows else [front, own],
+            axis=len(rows),
+        )
+        return both if self.order is None else both[np.arange(len(both))[:, None], self.order]
 
 
 class NoPrompt(Module):

@@ -26,6 +26,7 @@ from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
 __all__ = [
     "AffineShape",
@@ -48,6 +49,7 @@ __all__ = [
     "Source",
     "StepEnded",
     "TargetedConfig",
+    "VirtualConfig",
     "apply_recipe",
     "capture_seams",
     "config_from_dict",
@@ -58,4 +60,5 @@ __all__ = [
     "hookimpl",
     "hookspecs",
     "parse_method",
+    "virtual_objections",
 ]

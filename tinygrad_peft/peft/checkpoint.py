@@ -185,7 +185,9 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has.)
     """
     names = values.get("modules_to_save")
-    if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS") or not isinstance(names, list):
+    if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+        return values
+    if not isinstance(names, list) or not names:
         return values
     stored = _stored(path.with_name(WEIGHTS))
     kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]

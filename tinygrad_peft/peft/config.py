@@ -40,11 +40,13 @@ class PeftConfig:
     segments of their paths.
     `passed_over` holds what PEFT writes for features that no model here has, where that is neither
     null nor false nor empty. `not_mergeable` says why the method cannot be merged, if it cannot.
+    `stored_root` is what PEFT writes before the paths of the model's modules.
     """
 
     peft_type: ClassVar[str]
     passed_over: ClassVar[Mapping[str, object]] = {}
     not_mergeable: ClassVar[str] = ""
+    stored_root: ClassVar[str] = "base_model.model"
     modules_to_save: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class PeftConfig:
 
     def stored_name(self, path: str, name: str) -> str:
         """What a file calls the parameter `name` of the module that the method put at `path`."""
-        return f"base_model.model.{path}.{name}"
+        return f"{self.stored_root}.{path}.{name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,10 +83,11 @@ def differing_base(
     base = read_json_object(directory / RECIPE).get("base")
     if not isinstance(base, dict):
         return []
+    ours = base_of(model)
     return [
-        f"{name} {base.get(name)!r}, and this is {own!r}"
-        for name, own in base_of(model).items()
-        if name in names and base.get(name, own) != own
+        f"{name} {base[name]!r}, and this is {ours[name]!r}"
+        for name in names
+        if base.get(name, ours[name]) != ours[name]
     ]
 
 

@@ -1,0 +1,47 @@
+"""Prefix tuning's settings, with the names and meanings that Hugging Face PEFT gives them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.peft import VirtualConfig
+
+__all__ = ["PrefixTuningConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuningConfig(VirtualConfig):
+    """Trained keys and values in front of every attention layer's own.
+
+    num_virtual_tokens: the length of the prefix.
+    prefix_projection: train the prefix through a small network, from which it is computed.
+    encoder_hidden_size: the width of that network; None, that of the keys.
+    init_weights: None, drawn at random; "zero", a prefix of zeros. Neither starts as the base: a
+        key of zeros takes its share of every softmax. Without prefix_projection, virtual tokens
+        that start alike are trained alike, so "zero" gives one virtual token many times over.
+    """
+
+    peft_type: ClassVar[str] = "PREFIX_TUNING"
+
+    prefix_projection: bool = False
+    encoder_hidden_size: int | None = None
+    init_weights: Literal["zero"] | None = None
+
+    def problems(self) -> list[str]:
+        """A width below one, and another start than those that there are."""
+        found = super().problems()
+        if self.encoder_hidden_size is not None and self.encoder_hidden_size < 1:
+            found.append(f"encoder_hidden_size={self.encoder_hidden_size} must be at least 1")
+        if self.init_weights not in (None, "zero"):
+            found.append(f"init_weights={self.init_weights!r} must be None or 'zero'")
+        return found
+
+    def sizes(self, model: TransformerConfig) -> Mapping[str, int]:
+        """What PEFT notes of such a model: here, the key/value heads and their width."""
+        heads = model.num_key_value_heads
+        return {
+            **super().sizes(model),
+            "token_dim": heads * model.head_dim,
+            "num_attention_heads": heads,
+        }

@@ -1,0 +1,60 @@
+"""Prefix tuning's answers to the hooks."""
+
+from collections.abc import Sequence
+
+from tinygrad_peft.nn import Module, Prefix, Skeleton, Transformer
+from tinygrad_peft.peft import (
+    Draft,
+    ModelShape,
+    ParameterCount,
+    PeftConfig,
+    Site,
+    hookimpl,
+    hookspecs,
+    virtual_objections,
+)
+from tinygrad_peft_prefix.config import PrefixTuningConfig
+from tinygrad_peft_prefix.layer import ProjectedPrefix, TrainedPrefix, columns, key_width
+
+__all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
+
+
+@hookimpl(hookspecs.peft_methods)
+def peft_methods() -> Sequence[type[PeftConfig]]:
+    """Prefix tuning."""
+    return [PrefixTuningConfig]
+
+
+@hookimpl(hookspecs.adapt_module)
+def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+    """A prefix in front of what stands in the transformer's place for one."""
+    if not isinstance(config, PrefixTuningConfig) or not isinstance(site.model, Transformer):
+        return None
+    base = site.module
+    if base is not site.model.get_child("prefix") or not isinstance(base, Prefix):
+        return None
+    init = Skeleton(dtype=site.init.dtype) if site.loading else site.init
+    model = site.model.config
+    if config.prefix_projection:
+        return ProjectedPrefix(base, config, model, init)
+    return TrainedPrefix.drawn(base, config, model, init)
+
+
+@hookimpl(hookspecs.count_parameters)
+def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+    """2 P L K D; or, with t = K D and the network's width h, P t + h (t + 1) + 2 L t (h + 1)."""
+    if not isinstance(config, PrefixTuningConfig):
+        return None
+    tokens, all_columns = config.num_virtual_tokens, columns(shape.config)
+    count = tokens * all_columns
+    if config.prefix_projection:
+        width = key_width(shape.config)
+        hidden = config.encoder_hidden_size or width
+        count = tokens * width + hidden * (width + 1) + all_columns * (hidden + 1)
+    return ParameterCount(trainable=count, added=count)
+
+
+@hookimpl(hookspecs.check_recipe)
+def check_recipe(draft: Draft) -> Sequence[str]:
+    """A prefix of another model, or one that leaves no room for the text."""
+    return virtual_objections(draft, PrefixTuningConfig)

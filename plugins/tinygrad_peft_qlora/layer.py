@@ -1,0 +1,76 @@
+"""A linear layer whose weight is stored at 4 bits (Dettmers et al. 2023, arXiv 2305.14314, eq. 5).
+
+    y = x Ŵᵀ + b,    dx = g Ŵ
+
+Ŵ is what the 4-bit codes stand for. It never exists as a whole: a few rows at a time are unpacked
+into scratch, used, and overwritten by the next. It is not trained, so dŴ is not computed.
+"""
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array, rows
+from tinygrad_peft.errors import ShapeError
+from tinygrad_peft.nn import Linear, Module, Parameter
+from tinygrad_peft.ops import FusedResult, Needs
+from tinygrad_peft.tensor import Tensor, apply_fused
+from tinygrad_peft_qlora.quantization import QuantizedWeight, dequantize, row_blocks
+
+__all__ = ["QuantizedLinear", "quantized_linear"]
+
+
+class QuantizedLinear(Module):
+    """x Ŵᵀ + b with Ŵ (out, in) at 4 bits: (..., in_features) -> (..., out_features).
+
+    The bias (out,) stays what it was, and is shared with the layer that it came from.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: Parameter | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = bias
+        self.packed_elements = weight.size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return apply_fused(quantized_linear, x, self.bias, weight=self.weight)
+
+    def dequantized(self) -> Linear:
+        """The plain layer with the same output."""
+        bias = None if self.bias is None else Parameter(self.bias.data.copy())
+        return Linear.of(Parameter(dequantize(self.weight)), bias)
+
+
+def quantized_linear(
+    needs: Needs, x: Array, bias: Array | None = None, *, weight: QuantizedWeight
+) -> FusedResult:
+    """y = x Ŵᵀ + b, for x (..., in), Ŵ (out, in) at 4 bits, b (out,).
+
+    dx = g Ŵ, db = Σ g. Nothing is kept but the codes.
+    """
+    out, columns = weight.shape
+    if not x.ndim or x.shape[-1] != columns:
+        raise ShapeError(f"x of shape {x.shape} for a 4-bit weight of shape {weight.shape}")
+    need_x, need_bias = needs
+    x_shape, x2 = x.shape, rows(x)
+    y = np.empty((len(x2), out), np.result_type(x, weight.dtype))
+    for at, w in row_blocks(weight):
+        np.matmul(x2, w.T, out=y[:, at])  # (rows, some of out)
+    if bias is not None:
+        y += bias
+
+    def pullback(g: Array) -> tuple[Array | None, ...]:
+        g2 = rows(g)
+        return (
+            _times_weight(g2, weight).reshape(x_shape) if need_x else None,
+            g2.sum(axis=0) if need_bias else None,
+        )
+
+    return y.reshape(*x_shape[:-1], out), pullback
+
+
+def _times_weight(g: Array, weight: QuantizedWeight) -> Array:
+    """g Ŵ = Σ over blocks of rows of g's columns times those rows: (rows, out) -> (rows, in)."""
+    total = np.zeros((len(g), weight.shape[1]), np.result_type(g, weight.dtype))
+    part = np.empty_like(total)
+    for at, w in row_blocks(weight):
+        total += np.matmul(g[:, at], w, out=part)
+    return total
