@@ -137,7 +137,7 @@ def test_a_saved_tokenizer_reads_back_the_same(words: Tokenizer, tmp_path: Path)
     ("name", "content", "told"),
     [
         ("tokenizer.json", b"{}", "tokenizer.json cannot be used: Model missing"),
-        ("tokenizer.json", b"\xff", "tokenizer.json is not UTF-8"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not JSON: "),
         ("tokenizer_config.json", b"{", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", b"[]", "holds a JSON list, expected an object"),
     ],
