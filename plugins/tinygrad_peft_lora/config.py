@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from tinygrad_peft.arrays import Shape
 from tinygrad_peft.peft import TargetedConfig
 
 __all__ = ["LoraConfig", "pattern_matches"]
@@ -70,6 +71,21 @@ class LoraConfig(TargetedConfig):
                 re.compile(key)
             except (re.error, OverflowError, RecursionError) as error:
                 found.append(f"the pattern {key!r} is no regular expression: {error}")
+        return found
+
+    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """Matrices of another rank than the settings say, and such without their other half."""
+        found = super().stored_problems(shapes)
+        for own, other, axis in (("lora_A", "lora_B", 0), ("lora_B", "lora_A", 1)):
+            for name, shape in shapes.items():
+                path, matrix, rest = name.rpartition(f".{own}.weight")
+                if not matrix or rest or len(shape) != 2:
+                    continue
+                rank, half = self.rank(path), f"{path}.{other}.weight"
+                if shape[axis] != rank:
+                    found.append(f"{name} is {shape}, and the settings give it the rank {rank}")
+                if half not in shapes:
+                    found.append(f"{name} is there without {half}")
         return found
 
     def rank(self, path: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-__all__ = ["columns", "emit"]
+__all__ = ["columns", "emit", "printable"]
 
 
 def emit(values: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
@@ -15,6 +15,11 @@ def emit(values: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -
         text = msgspec.json.format(msgspec.json.encode(values), indent=2).decode()
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: names in a file may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,8 +18,17 @@ import msgspec
 
 from tinygrad_peft.errors import CheckpointError, shortened
 
-__all__ = ["decode_json_object", "is_plain_name", "read_bytes", "read_json_object", "replacing"]
+__all__ = [
+    "PICKLES",
+    "decode_json_object",
+    "is_plain_name",
+    "read_bytes",
+    "read_json_object",
+    "refuse_pickle",
+    "replacing",
+]
 
+PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
 LARGEST_JSON = 100_000_000  # bytes; the largest tokenizers have a third of it
 
 
@@ -69,6 +78,15 @@ def decode_json_object(text: bytes, where: str) -> dict[str, object]:
 def is_plain_name(name: str) -> bool:
     """Whether a name is that of a file in some folder, on any system, and leads nowhere else."""
     return re.fullmatch(r"\w[\w.-]{0,199}", name, re.ASCII) is not None
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError for what is a pickle by its name."""
+    if path.suffix.lower() in PICKLES:
+        raise CheckpointError(
+            f"{path} is a pickle, which can run any code, and is never read: save it as "
+            "safetensors, with save_pretrained of transformers or PEFT, or safetensors.torch"
+        )
 
 
 @contextmanager

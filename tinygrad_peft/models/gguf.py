@@ -19,7 +19,7 @@ from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.nn.transformer import Transformer
 
-__all__ = ["read_gguf", "read_gguf_config"]
+__all__ = ["check_gguf_fit", "gguf_config", "read_gguf", "read_gguf_config"]
 
 _NAMING = Naming(
     {
@@ -45,29 +45,40 @@ _LLAMA = "llama."  # what the architecture's own keys begin with
 
 def read_gguf_config(path: Path) -> TransformerConfig:
     """The config of the model in a GGUF file; no weight is read."""
-    return _config(path, read_gguf_header(path))
+    return gguf_config(path, read_gguf_header(path))
 
 
 def read_gguf(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
     """The model in a GGUF file, its weights dequantised."""
     header = read_gguf_header(path)
-    config = _config(path, header)
+    config = gguf_config(path, header)
+    check_gguf_fit(path, header, config)
+    model = Transformer(config, Skeleton(dtype=dtype))
+    infos = {info.name: info for info in header.tensors}
+    data: AnyArray = np.memmap(path, np.uint8, "r")
+    state = {}
+    for own, _ in model.named_parameters():
+        info = infos[_NAMING.theirs(own)]
+        array = _dequantised(path, data, info).astype(dtype, copy=False)
+        state[own] = _in_halves(array, _heads(config, own))
+    model.load_state_dict(state)
+    return model
+
+
+def check_gguf_fit(path: Path, header: GgufHeader, config: TransformerConfig) -> None:
+    """Raise CheckpointError that lists the tensors that do not fit the metadata."""
     if config.num_hidden_layers > len(header.tensors):  # before so many are built
         raise CheckpointError(
             f"{path} does not fit its metadata: {_LLAMA}block_count is {config.num_hidden_layers}, "
             f"and there are {len(header.tensors)} tensors"
         )
-    model = Transformer(config, Skeleton(dtype=dtype))
-    names = {_NAMING.theirs(p): (p, t.shape) for p, t in model.named_parameters()}
-    infos = {info.name: info for info in header.tensors}
-    _check(path, {name: shape for name, (_, shape) in names.items()}, infos)
-    data: AnyArray = np.memmap(path, np.uint8, "r")
-    state = {}
-    for name, (own, _) in names.items():
-        array = _dequantised(path, data, infos[name]).astype(dtype, copy=False)
-        state[own] = _in_halves(array, _heads(config, own))
-    model.load_state_dict(state)
-    return model
+    parameters = Transformer(config, Skeleton()).named_parameters()
+    problems = mismatches(
+        {_NAMING.theirs(path): parameter.shape for path, parameter in parameters},
+        {info.name: info.shape for info in header.tensors},
+    )
+    if problems:
+        raise CheckpointError(f"{path} does not fit its metadata:\n{listed(problems)}")
 
 
 class _Metadata:
@@ -108,8 +119,11 @@ class _Metadata:
         return 1
 
 
-def _config(path: Path, header: GgufHeader) -> TransformerConfig:
-    """Raise ConfigError that lists what is missing, wrong or not supported."""
+def gguf_config(path: Path, header: GgufHeader) -> TransformerConfig:
+    """What the metadata ask for.
+
+    Raises ConfigError that lists what is missing, wrong or not supported.
+    """
     kind = header.metadata.get("general.architecture")
     if kind != "llama":
         raise ConfigError(f"{path} is of the architecture {kind!r}; only 'llama' is supported")
@@ -165,12 +179,6 @@ def _scaling(values: _Metadata) -> RopeScaling | None:
     if kind != "linear":
         values.problems.append(f"{_LLAMA}rope.scaling.type is {kind!r}, expected none or linear")
     return RopeScaling(rope_type="linear", factor=values.number("rope.scaling.factor"))
-
-
-def _check(path: Path, shapes: Mapping[str, Shape], infos: Mapping[str, TensorInfo]) -> None:
-    problems = mismatches(shapes, {name: info.shape for name, info in infos.items()})
-    if problems:
-        raise CheckpointError(f"{path} does not fit its metadata:\n{listed(problems)}")
 
 
 def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:

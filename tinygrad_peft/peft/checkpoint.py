@@ -35,7 +35,14 @@ from tinygrad_peft.peft.layout import (
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.record import Record
 
-__all__ = ["load_adapter", "read_recipe", "save_adapter"]
+__all__ = [
+    "load_adapter",
+    "read_recipe",
+    "read_step",
+    "save_adapter",
+    "step_differences",
+    "step_tensors",
+]
 
 PEFTS_HEADS = ("classifier", "score")
 # With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
@@ -77,7 +84,7 @@ def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    return tuple(_read_config(directory / name / CONFIG, host) for name in step_folders(directory))
+    return tuple(read_step(directory / name, host) for name in step_folders(directory))
 
 
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
@@ -109,22 +116,32 @@ def _fill(record: Record, model: Transformer, directory: Path) -> None:
         parameter.data = array
 
 
+def step_differences(record: Record, step: int, folder: Path) -> list[str]:
+    """How a step's folder differs from what the record wants of it; no weight is read.
+
+    Raises CheckpointError where a file is missing or broken.
+    """
+    wanted, found, more = _matched(record, step, folder)
+    return more + _differences(wanted, found)
+
+
 def _matched(
     record: Record, step: int, folder: Path
 ) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
     """What a step wants, where it is found, and what is wrong beside."""
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
-    found = _stored(folder / WEIGHTS) if stored else {}
+    found = step_tensors(folder) if stored else {}
     if origin.exists() and (wanted := record.reparameterization(step)):
         return wanted, read_header(origin), _differences(stored, found)
     record.flatten(step)
     return record.stored_parameters(step), found, []
 
 
-def _stored(path: Path) -> dict[str, StoredTensor]:
+def step_tensors(folder: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
+    path = folder / WEIGHTS
     if not path.exists():
-        raise CheckpointError(missing_weights(path.parent))
+        raise CheckpointError(missing_weights(folder))
     return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
@@ -163,7 +180,9 @@ def _remove_step(folder: Path) -> None:
         folder.rmdir()
 
 
-def _read_config(path: Path, host: Host) -> PeftConfig:
+def read_step(folder: Path, host: Host) -> PeftConfig:
+    """The config in one step's folder. Raises what `read_recipe` raises."""
+    path = folder / CONFIG
     values = read_json_object(path)
     if not isinstance(values.get("peft_type"), str):
         other = schema_of(values)
@@ -189,7 +208,7 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
         return values
     if not isinstance(names, list) or not names:
         return values
-    stored = _stored(path.with_name(WEIGHTS))
+    stored = step_tensors(path.parent)
     kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]
     return {**values, "modules_to_save": kept}
 

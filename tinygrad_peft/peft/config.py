@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest
 
 __all__ = [
@@ -65,6 +66,13 @@ class PeftConfig:
     def steps(self) -> tuple["PeftConfig", ...]:
         """The steps that these settings stand for, the innermost first: themselves, as a rule."""
         return (self,)
+
+    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:  # noqa: ARG002
+        """What is wrong with a file's tensors, as far as the names and shapes alone can tell.
+
+        `shapes` are by the names in the file, without "base_model.model.".
+        """
+        return []
 
     def stored_name(self, path: str, name: str) -> str:
         """What a file calls the parameter `name` of the module that the method put at `path`."""

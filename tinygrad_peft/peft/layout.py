@@ -17,6 +17,7 @@ __all__ = [
     "WEIGHTS",
     "Layout",
     "adapter_folders",
+    "foreign_weights",
     "layout_of",
     "missing_weights",
     "schema_of",
@@ -95,6 +96,12 @@ def schema_of(values: Mapping[str, object]) -> Layout | None:
     if "config" in values and len(_ADAPTERHUBS & values.keys()) > 1:
         return "AdapterHub"
     return "mlx-lm" if _MLXS & values.keys() else None
+
+
+def foreign_weights(folder: Path) -> Path | None:
+    """The weights in a folder that have AdapterHub's or mlx-lm's name."""
+    places = (folder / name for name in _WEIGHTS_OF if name not in (WEIGHTS, PICKLE))
+    return next((place for place in places if place.is_file()), None)
 
 
 def missing_weights(folder: Path) -> str:
