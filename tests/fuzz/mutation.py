@@ -1,5 +1,6 @@
 """Files that are broken in ways that people and attackers break them, each from one seed."""
 
+import copy
 import json
 import random
 import struct
@@ -147,7 +148,7 @@ def _change(value: Any, rng: random.Random) -> bytes | None:  # noqa: ANN401 - J
     elif kind == 3 and isinstance(holder[key], int | float):
         holder[key] = holder[key] * rng.choice((-1, 2, 1000)) + rng.choice((0, 1, -1, 0.5))
     else:
-        holder[key] = rng.choice(HOSTILE)
+        holder[key] = copy.deepcopy(rng.choice(HOSTILE))  # it may be changed in its turn
     return None
 
 

@@ -90,7 +90,8 @@ def _model(command: F) -> F:
     return click.option(
         "--model",
         required=True,
-        help="A folder in Hugging Face layout, a .gguf file, or a name that fetch knows.",
+        help="A folder in Hugging Face layout, a .gguf file, a name that fetch knows, or a name "
+        "on the hub: organisation/name, with @revision or without.",
     )(command)
 
 
@@ -99,7 +100,7 @@ def _adapter(*, required: bool) -> Callable[[F], F]:
         "--adapter",
         type=click.Path(path_type=Path),
         required=required,
-        help="A folder that finetune wrote.",
+        help="A folder that finetune or Hugging Face PEFT wrote, or a name on the hub.",
     )
 
 

@@ -72,8 +72,9 @@ def finetune(options: FinetuneOptions, *, as_json: bool, quiet: bool) -> int:
     # Both data sets before anything slow, so that what is wrong in them is told at once.
     train_set = Examples.read(options.train_data, "train", options.task)
     eval_set = options.eval_data and Examples.read(options.eval_data, "test", options.task)
-    tokenizer = load_tokenizer(model_path(options.model))
-    model = load_base(options.model)
+    source = model_path(options.model)
+    tokenizer = load_tokenizer(source)
+    model = load_base(source)
     _give_head(model, train_set, options)
     if model.classifier is not None:
         recipe[0] = _with_saved_head(recipe[0], model)
