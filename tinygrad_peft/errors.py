@@ -136,7 +136,7 @@ def told(problems: Sequence[str]) -> str:
     return f" {shortened(problems[0])}" if len(problems) == 1 else f"\n{listed(problems)}"
 
 
-def shortened(text: str) -> str:
-    """Text of at most `LONGEST_LINE` characters; what is left out is told."""
-    rest = len(text) - LONGEST_LINE
-    return text if rest <= 0 else f"{text[:LONGEST_LINE]}... and {rest} characters more"
+def shortened(text: str, most: int = LONGEST_LINE) -> str:
+    """Text of at most `most` characters; what is left out is told."""
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]}... and {rest} characters more"

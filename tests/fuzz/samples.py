@@ -10,10 +10,12 @@ import numpy as np
 
 from tests.peft.small import LLAMA as THREE_LAYERS
 from tests.peft.small import small
+from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config, load_model, save_model
 from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
@@ -70,6 +72,17 @@ def recipe(folder: Path) -> Sample:
     return Sample("recipe", folder, (*files, "recipe.json", "recipe.json"), _read_adapter)
 
 
+def inspected(folder: Path) -> Sample:
+    """A model and several adapters, of which inspect tells."""
+    save_model(small(LLAMA), folder)
+    peft = get_peft_model(small(LLAMA), LoraConfig(r=2))
+    peft.add_adapter("other", LoraConfig(r=3, target_modules=["up_proj"]))
+    peft.save_pretrained(folder)
+    (folder / "other" / "recipe.json").unlink()
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file())
+    return Sample("inspected", folder, files, _inspect)
+
+
 def tokenizer(folder: Path) -> Sample:
     """Byte-level pairs in Hugging Face's format."""
     from tests.cli.toys import byte_tokenizer, write_tokenizer
@@ -111,7 +124,7 @@ def gguf(folder: Path) -> Sample:
 
 
 SAMPLES: Mapping[str, Callable[[Path], Sample]] = {
-    made.__name__: made for made in (model, shards, adapter, recipe, tokenizer, gguf)
+    made.__name__: made for made in (model, shards, adapter, recipe, tokenizer, gguf, inspected)
 }
 
 
@@ -135,6 +148,12 @@ def _read_tokenizer(folder: Path) -> None:
 def _read_gguf(folder: Path) -> None:
     load_model(folder / "m.gguf")
     load_tokenizer(folder / "m.gguf").encode("t1")
+
+
+def _inspect(folder: Path) -> None:
+    report = inspect_path(folder, _host())
+    if not report.sound:
+        raise CheckpointError("inspect tells of problems")
 
 
 @cache

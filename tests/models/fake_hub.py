@@ -17,7 +17,9 @@ from pathlib import Path
 __all__ = ["FakeHub", "Outcome", "Repository", "running"]
 
 PROGRAM = """
-import json, sys
+import json, os, sys, time
+if "NO_PAUSES" in os.environ:
+    time.sleep = lambda seconds: None
 from tinygrad_peft.errors import TinygradPeftError
 from tinygrad_peft.models.hub import download
 name, revision, kind = sys.argv[1:]
@@ -142,23 +144,22 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(asked[1], asked[2], asked[3])
         return self._refuse(404, "EntryNotFound")
 
-    def _found(self, name: str, revision: str) -> tuple[Repository, str] | None:
-        """The repository and the commit; else what is wrong is the answer."""
+    def _found(self, name: str, revision: str) -> tuple[Repository | None, str]:
+        """The repository and the commit; without one, what is wrong has been answered."""
         repository = self.fake.repositories.get(name)
         if repository is None:
-            return self._refuse(401, "RepoNotFound")
-        if repository.gated:
-            return self._refuse(403, "GatedRepo")
+            self._refuse(401, "RepoNotFound")
+            return None, ""
         commits = {**repository.commits, **{c: c for c in repository.commits.values()}}
-        if revision not in commits:
-            return self._refuse(404, "RevisionNotFound")
-        return repository, commits[revision]
+        if not repository.gated and revision in commits:
+            return repository, commits[revision]
+        self._refuse(*((403, "GatedRepo") if repository.gated else (404, "RevisionNotFound")))
+        return None, ""
 
     def _tell(self, name: str, what: str, revision: str) -> None:
-        found = self._found(name, revision)
-        if found is None:
+        repository, commit = self._found(name, revision)
+        if repository is None:
             return
-        repository, commit = found
         entries = [
             {"type": "file", "path": path, "size": len(data), "oid": _etag(data)}
             for path, data in repository.files.items()
@@ -168,10 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._write(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
 
     def _send(self, name: str, revision: str, path: str) -> None:
-        found = self._found(name, revision)
-        if found is None:
+        repository, commit = self._found(name, revision)
+        if repository is None:
             return
-        repository, commit = found
         if path not in repository.files:
             self._refuse(404, "EntryNotFound")
             return

@@ -208,7 +208,7 @@ def _impossible(tensors: Sequence[TensorInfo], total: int) -> list[str]:
             )
     lost = [info.name for info in ordered if info.offset + info.nbytes > total]
     if lost:
-        others = f", and {len(lost) - 1} tensors lie behind" if len(lost) > 1 else ""
+        others = f", and {len(lost) - 1} more lie behind" if len(lost) > 1 else ""
         problems.append(f"it ends within {lost[0]}{others}")
     return problems
 

@@ -160,9 +160,9 @@ def _entries(raw: Mapping[str, object]) -> tuple[dict[str, _Entry], list[str]]:
     for key, value in raw.items():
         try:
             entries[key] = msgspec.convert(value, _Entry)
-            problems += [f"{shortened(repr(key))} {p}" for p in _impossible(key, entries[key])]
+            problems += [f"{shortened(repr(key), 100)} {p}" for p in _impossible(key, entries[key])]
         except msgspec.ValidationError as error:
-            problems.append(f"{shortened(repr(key))}: {error}")
+            problems.append(f"{shortened(repr(key), 100)}: {error}")
     return entries, problems
 
 
@@ -173,7 +173,7 @@ def _impossible(key: str, entry: _Entry) -> Iterator[str]:
     if entry.dtype not in _BITS:
         yield f"has the dtype {entry.dtype!r}{nearest(entry.dtype, _BITS, 1)}"
     elif 8 * (end - begin) != _BITS[entry.dtype] * math.prod(entry.shape):
-        shape = shortened(str(entry.shape))
+        shape = shortened(str(entry.shape), 100)
         yield f"has {end - begin} bytes, which are not those of {entry.dtype} {shape}"
 
 
