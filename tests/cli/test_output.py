@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tinygrad_peft.cli.output import columns, emit
+from tinygrad_peft.cli.output import columns, emit, printable
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,3 +55,8 @@ def test_a_header_stands_over_its_numbers() -> None:
 
 def test_no_rows_are_no_lines() -> None:
     assert columns([]) == []
+
+
+def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+    assert printable("é 😀\nnext") == "é 😀\nnext"
+    assert printable("\x1b[31m\r\u202e") == "\\x1b[31m\\r\\u202e"

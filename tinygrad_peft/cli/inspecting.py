@@ -1,9 +1,11 @@
 """`tinygrad-peft inspect`."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from tinygrad_peft.cli.fetching import model_path
+from tinygrad_peft.cli.fetching import adapter_path, model_path
 from tinygrad_peft.cli.output import columns, emit, printable
+from tinygrad_peft.errors import CheckpointError, FetchError
 from tinygrad_peft.models import load_config
 from tinygrad_peft.models.inspection import Report, Tensors
 from tinygrad_peft.peft.inspection import inspect_path
@@ -14,10 +16,21 @@ __all__ = ["inspect_files"]
 def inspect_files(path: str, model: str | None, *, as_json: bool) -> int:
     """Print what a model or an adapter is and what is wrong with it; 1 if anything is, else 0."""
     base = None if model is None else load_config(model_path(model))
-    report = inspect_path(model_path(path), base=base)
+    report = inspect_path(_place(path), base=base)
     lines = [printable(line) for line in _lines(report)]
     emit({"sound": report.sound, **_values(report)}, lines, as_json=as_json)
     return 0 if report.sound else 1
+
+
+def _place(text: str) -> Path:
+    """Where it is; a repository on the hub may hold a model or an adapter."""
+    try:
+        return model_path(text)
+    except (CheckpointError, FetchError) as error:
+        found = adapter_path(Path(text))
+        if not found.exists():
+            raise error from None
+        return found
 
 
 def _values(report: Report) -> dict[str, object]:

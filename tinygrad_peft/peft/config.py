@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from tinygrad_peft.arrays import Shape
-from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest
+from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest, shortened
 
 __all__ = [
     "PeftConfig",
@@ -106,7 +106,8 @@ class TargetedConfig(PeftConfig):
                 try:
                     re.compile(value)
                 except (re.error, OverflowError, RecursionError) as error:
-                    found.append(f"{name}={value!r} is no regular expression: {error}")
+                    shown = shortened(repr(value), 100)
+                    found.append(f"{name}={shown} is no regular expression: {error}")
         if self.target_modules is not None and not self.target_modules:
             found.append("target_modules is empty: leave it out for the method's usual targets")
         if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
