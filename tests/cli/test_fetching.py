@@ -12,7 +12,7 @@ import pytest
 from tests.cli.toys import Commands
 from tests.models.fake_hub import Repository, running
 from tests.peft.small import LLAMA, small
-from tinygrad_peft.errors import FetchError
+from tinygrad_peft.errors import CheckpointError, FetchError
 from tinygrad_peft.models.artifacts import ARTIFACTS
 from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft_lora import LoraConfig
@@ -138,6 +138,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
 
     def download(name: str, *, revision: str | None = None, kind: str = "model") -> Path:
         if (name, revision, kind) not in folders:
+            if any(known == name for known, _, _ in folders):
+                raise CheckpointError(f"{name} has no config.json: it is an adapter, not a model")
             raise FetchError(f"{name}: the hub has no such repository")
         return folders[name, revision, kind]
 

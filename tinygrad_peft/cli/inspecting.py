@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tinygrad_peft.cli.fetching import adapter_path, model_path
 from tinygrad_peft.cli.output import columns, emit, printable
-from tinygrad_peft.errors import CheckpointError, FetchError
+from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config
 from tinygrad_peft.models.inspection import Report, Tensors
 from tinygrad_peft.peft.inspection import inspect_path
@@ -26,11 +26,8 @@ def _place(text: str) -> Path:
     """Where it is; a repository on the hub may hold a model or an adapter."""
     try:
         return model_path(text)
-    except (CheckpointError, FetchError) as error:
-        found = adapter_path(Path(text))
-        if not found.exists():
-            raise error from None
-        return found
+    except CheckpointError:
+        return adapter_path(Path(text))
 
 
 def _values(report: Report) -> dict[str, object]:
