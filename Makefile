@@ -26,7 +26,7 @@ MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## fine-tune a real model on real data, in about two minutes
+demo: $(READY) ## compare the methods on a real model and real data, in under five minutes
 	@$(MEASURE) $(VENV)/bin/python -m tinygrad_peft.cli.demo
 
 test: format-check lint types imports unit ## everything that a change must pass
@@ -69,7 +69,7 @@ $(READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
 	@echo "Installing tinygrad_peft and its tools into $(VENV)"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli,hub]' $(INSTALL_THIRD_PARTY)
+	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli,hub,plot]' $(INSTALL_THIRD_PARTY)
 	@touch $@
 
 $(PEERS_READY): pyproject.toml $(THIRD_PARTY_FILES)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.testing import MethodConformance
+from tinygrad_peft.testing.settings import MethodSettings
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted(ROOT.glob("tinygrad_peft/**/*.py")), *sorted(ROOT.glob("plugins/**/*.py"))]
@@ -24,11 +26,22 @@ def test_every_hook_has_a_heading_and_every_heading_of_a_hook_is_one() -> None:
     assert sorted(headings) == hookspecs.__all__
 
 
-def test_the_method_on_the_plugins_page_is_the_one_that_is_installed() -> None:
+def test_the_files_on_the_plugins_page_are_those_that_are_installed_and_run() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
-    shown = re.search(r"<!-- (\S+) -->\n```python\n(.*?)```\n", text, flags=re.DOTALL)
-    assert shown is not None
-    assert shown[2] == (ROOT / shown[1]).read_text("utf-8")
+    shown = re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```\n", text, flags=re.DOTALL)
+    assert len(shown) == 2
+    assert dict(shown) == {path: (ROOT / path).read_text("utf-8") for path, _ in shown}
+
+
+def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    page = text.partition("## Whether it is right")[2].partition("## What a method rewrites")[0]
+    listed = re.findall(r"^\| `(\w+)(?:\(\))?` \|", page, flags=re.MULTILINE)
+    promises = [
+        name.removeprefix("test_") for name in dir(MethodConformance) if name.startswith("test_")
+    ]
+    settings = [*MethodSettings.__annotations__, "plugins"]
+    assert sorted(listed) == sorted([*promises, *settings])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

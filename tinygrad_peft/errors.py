@@ -7,6 +7,7 @@ TinygradPeftError
 ├── CheckpointError    a file that is not what it should be    (also a ValueError)
 ├── DataError          training data that cannot be used       (also a ValueError)
 ├── FetchError         a download that failed
+│   └── NetworkError   what is fetched from cannot be reached
 ├── MissingExtraError  an optional dependency is not installed (also an ImportError)
 ├── TokenError         token ids or labels outside the model   (also a ValueError)
 ├── TrainingError      training cannot start or go on
@@ -30,6 +31,7 @@ __all__ = [
     "FetchError",
     "GraphError",
     "MissingExtraError",
+    "NetworkError",
     "PeftError",
     "PluginError",
     "PrecisionWarning",
@@ -71,6 +73,10 @@ class DataError(TinygradPeftError, ValueError):
 
 class FetchError(TinygradPeftError):
     """A download that failed, or gave something else than expected."""
+
+
+class NetworkError(FetchError):
+    """A download that failed since what it comes from cannot be reached, as without a network."""
 
 
 class MissingExtraError(TinygradPeftError, ImportError):

@@ -36,6 +36,7 @@ class BottleneckAdapterConfig(PeftConfig):
     """
 
     peft_type: ClassVar[str] = "ADAPTER"
+    learning_rate: ClassVar[float | None] = 1e-3
     not_mergeable: ClassVar[str] = "a nonlinearity stands between its two maps"
 
     placement: Placement = "pfeiffer"

@@ -28,6 +28,7 @@ class LoraConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "LORA"
+    learning_rate: ClassVar[float | None] = 1e-3
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "gpt2": ("c_attn",),
         "llama": ("q_proj", "v_proj"),

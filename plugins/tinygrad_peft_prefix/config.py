@@ -23,6 +23,7 @@ class PrefixTuningConfig(VirtualConfig):
     """
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    learning_rate: ClassVar[float | None] = 1e-2
 
     prefix_projection: bool = False
     encoder_hidden_size: int | None = None

@@ -33,6 +33,7 @@ class PromptTuningConfig(SoftPromptConfig):
     """
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    learning_rate: ClassVar[float | None] = 1e-2
 
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
     prompt_tuning_init_text: str | None = None
@@ -74,6 +75,7 @@ class PromptEncoderConfig(SoftPromptConfig):
     """
 
     peft_type: ClassVar[str] = "P_TUNING"
+    learning_rate: ClassVar[float | None] = 2e-3
 
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
     encoder_hidden_size: int | None = None

@@ -176,7 +176,9 @@ def test_methods_lists_plugins_with_their_settings(commands: Commands) -> None:
     assert lora["version"] == version("tinygrad-peft")
     (method,) = lora["methods"]
     assert method["name"] == "lora"
+    assert method["learning_rate"] == 0.001
     assert (method["settings"]["r"], method["settings"]["bias"]) == ("8", "'none'")
     lines = commands.ok("methods").out.splitlines()
     assert f"lora: tinygrad-peft {version('tinygrad-peft')}" in lines
+    assert "  lora (learning rate 0.001)" in lines
     assert "    r = 8" in lines

@@ -1,11 +1,13 @@
 """The demo, on a language that is made up and a model that is trained here."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="needs the text extra")
 
-from tests.train.test_progress import run_in_terminal
+from tinygrad_peft.cli import demo as program
+from tinygrad_peft.cli import demo_offline
 from tinygrad_peft.cli.demo import main, run_demo
-from tinygrad_peft.cli.demo_job import METHOD, Outcome, Score, run_job
+from tinygrad_peft.cli.demo_job import PROBE, Merged, Outcome, run_job
 from tinygrad_peft.cli.demo_offline import (
     NEGATED,
     OfflineSizes,
@@ -25,32 +28,67 @@ from tinygrad_peft.cli.demo_offline import (
     word_tokenizer,
 )
 from tinygrad_peft.cli.demo_report import print_outcome
+from tinygrad_peft.cli.recipes import parse_contenders
+from tinygrad_peft.errors import FetchError, PeftError
+from tinygrad_peft.models import fetch as fetching
 from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftModel
+from tinygrad_peft.train import Comparison, Row
+from tinygrad_peft.train.comparison import read_comparison
 
 ROOT = Path(__file__).parents[2]
 TINY = OfflineSizes(
     width=16, layers=1, statements=48, statement_epochs=1, train=48, test=24, epochs=1
 )
+METHODS = ("lora", "adapter", "prefix_tuning", "prompt_tuning", "qlora")
+PLOT = find_spec("matplotlib") is not None
 OUTCOME = Outcome(
-    probe=Score(accuracy=0.7633, trainable=770, seconds=12.34),
-    lora=Score(accuracy=0.8175, trainable=74_498, seconds=45.67),
-    tested=1_000,
-    equal=999,
-    largest_difference=2.4e-6,
-    adapter=Path("demo-output/adapter"),
-    merged=Path("demo-output/merged"),
+    comparison=Comparison(
+        rows=(
+            Row(
+                label=PROBE,
+                methods=(),
+                lr=None,
+                outcome="finished",
+                accuracy=0.7633,
+                trainable=770,
+                total=22_713_216,
+                seconds=12.34,
+                peak_memory=178_000_000,
+            ),
+            Row(
+                label="lora",
+                methods=({},),
+                lr=3e-3,
+                outcome="finished",
+                accuracy=0.8175,
+                trainable=74_498,
+                total=22_787_714,
+                seconds=45.67,
+                peak_memory=296_000_000,
+            ),
+        ),
+        waiting=(),
+        interrupted=False,
+        job={},
+        config={},
+        versions={},
+    ),
+    merged=Merged(
+        tested=1_000, equal=999, largest_difference=2.4e-6, folder=Path("demo-output/merged")
+    ),
+    out=Path("demo-output"),
+    note="",
 )
 TABLE = """
-                          frozen probe      LoRA
-accuracy on the test set       76.33 %   81.75 %
-trained parameters                 770    74,498
-seconds to train                  12.3      45.7
+              accuracy  trained   of all  seconds  peak MB  learning rate
+frozen probe   76.33 %      770  0.003 %     12.3      178              –
+lora           81.75 %   74,498  0.327 %     45.7      296          0.003
 
 merged model: 999 of 1,000 predictions are the adapted model's; no logit is more than 2.4e-06 away
-written: the adapter in demo-output/adapter, the merged model in demo-output/merged
+written in demo-output: comparison.json, comparison.png, the adapters, the model in merged
 """
 
 
@@ -68,34 +106,43 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path, l
     return run_job(offline_job(TINY, said.append), out, said.append), out, said
 
 
-def test_the_job_measures_both_ways_on_the_same_test_set(
+def test_the_job_tries_every_method_on_the_same_test_set(
     finished: tuple[Outcome, Path, list[str]],
 ) -> None:
-    outcome, _, _ = finished
-    assert outcome.tested == 24
-    assert outcome.probe.trainable == 16 * 2 + 2
-    assert outcome.lora.trainable == 2 * 8 * (16 + 16) + outcome.probe.trainable
-    for score in (outcome.probe, outcome.lora):
-        assert 0 < score.accuracy < 1
-        assert score.seconds > 0
+    outcome, out, _ = finished
+    probe, *rows = outcome.comparison.rows
+    assert (probe.label, probe.trainable) == (PROBE, 16 * 2 + 2)
+    assert [row.outcome for row in rows] == ["finished"] * 6
+    assert rows[0].trainable == 2 * 8 * (16 + 16) + 16 * 2 + 2
+    assert outcome.merged.tested == 24
+    assert read_comparison(out / "comparison.json") == outcome.comparison
+    assert (out / "comparison.png").exists() == PLOT
+
+
+@pytest.mark.parametrize("specs", [program.RECIPES, demo_offline.RECIPES])
+def test_the_recipes_are_the_five_methods_and_a_composition(specs: Sequence[str]) -> None:
+    contenders = parse_contenders(specs, Host.installed().methods(), None)
+    names = [tuple(c.peft_type.lower() for c in contender.recipe) for contender in contenders]
+    assert names[:5] == [(name,) for name in METHODS]
+    assert all(len(name) > 1 for name in names[5:])
 
 
 def test_the_merged_checkpoint_predicts_what_the_adapted_model_does(
     finished: tuple[Outcome, Path, list[str]],
 ) -> None:
     outcome, _, _ = finished
-    assert outcome.equal == 24
-    assert outcome.largest_difference < 1e-5
+    assert outcome.merged.equal == 24
+    assert outcome.merged.largest_difference < 1e-5
 
 
 def test_the_saved_adapter_and_the_merged_model_are_the_same_model(
     finished: tuple[Outcome, Path, list[str]],
 ) -> None:
     outcome, out, _ = finished
-    assert (outcome.adapter, outcome.merged) == (out / "adapter", out / "merged")
-    merged, base = load_model(outcome.merged), pretrained_again()
-    adapted = PeftModel.from_pretrained(base, outcome.adapter, host=Host.installed())
-    ids = np.array([load_tokenizer(outcome.merged).encode("the plot was not very good")])
+    folder = outcome.merged.folder
+    merged, base = load_model(folder), pretrained_again()
+    adapted = PeftModel.from_pretrained(base, out / "2-lora", host=Host.installed())
+    ids = np.array([load_tokenizer(folder).encode("the plot was not very good")])
     np.testing.assert_allclose(merged(ids).data, adapted(ids).data, atol=1e-5)
 
 
@@ -111,27 +158,25 @@ def test_the_job_tells_each_part_as_it_begins(finished: tuple[Outcome, Path, lis
     assert said == [
         "pretraining a small model on 48 plain statements",
         "a small model on made-up reviews: 48 to train on, 24 to test on",
-        "before: a linear probe of the frozen model",
-        "after: LoRA, r=8, on query and value",
-        "merging, and reading the merged checkpoint back",
+        "merging the first adapter, and reading the merged checkpoint back",
     ]
 
 
-def test_what_is_called_lora_is_what_is_applied(
-    finished: tuple[Outcome, Path, list[str]],
-) -> None:
-    outcome, _, _ = finished
-    config = json.loads((outcome.adapter / "adapter_config.json").read_text("utf-8"))
-    assert METHOD.startswith("lora:r=8,")
-    assert (config["r"], config["target_modules"]) == (8, ["query", "value"])
+def test_a_recipe_that_fails_ends_the_demo(tmp_path: Path) -> None:
+    job = offline_job(TINY, say_nothing)
+    wild = replace(job, recipes=["lora @ lr=3e38, label=wild"])
+    with pytest.raises(PeftError, match="wild failed: training stopped"):
+        run_job(wild, tmp_path, say_nothing)
 
 
 @pytest.mark.slow
 def test_lora_learns_what_the_probe_of_the_small_model_cannot(tmp_path: Path) -> None:
-    outcome = run_job(offline_job(OfflineSizes(), say_nothing), tmp_path, say_nothing)
-    assert outcome.probe.accuracy < 0.8
-    assert outcome.lora.accuracy > outcome.probe.accuracy + 0.1
-    assert outcome.equal == outcome.tested == 600
+    job = offline_job(OfflineSizes(), say_nothing)
+    outcome = run_job(replace(job, recipes=job.recipes[:1]), tmp_path, say_nothing)
+    probe, lora = (row.accuracy or 0 for row in outcome.comparison.rows)
+    assert probe < 0.8
+    assert lora > probe + 0.1
+    assert outcome.merged.equal == outcome.merged.tested == 600
 
 
 # ---------- the language ----------
@@ -161,22 +206,16 @@ def test_the_same_seed_gives_the_same_language() -> None:
 # ---------- the table ----------
 
 
-def test_without_a_terminal_the_table_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_ends_with_a_table_and_where_all_is(capsys: pytest.CaptureFixture[str]) -> None:
     print_outcome(OUTCOME)
     assert capsys.readouterr().out == TABLE
 
 
-def test_in_a_terminal_the_table_is_drawn() -> None:
-    pytest.importorskip("rich")
-    program = (
-        "from tests.cli.test_demo import OUTCOME\n"
-        "from tinygrad_peft.cli.demo_report import print_outcome\n"
-        "print_outcome(OUTCOME)\n"
-    )
-    lines = run_in_terminal("-c", program).splitlines()
-    assert any(set("┏━┳┓") <= set(line) for line in lines)
-    [accuracy] = [line for line in lines if "accuracy" in line]
-    assert [cell.strip() for cell in accuracy.split("│")[2:4]] == ["76.33 %", "81.75 %"]
+def test_without_a_picture_the_reason_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(replace(OUTCOME, note="comparison.png is not drawn: no matplotlib"))
+    *_, note, written = capsys.readouterr().out.splitlines()
+    assert note == "comparison.png is not drawn: no matplotlib"
+    assert "comparison.png" not in written
 
 
 # ---------- without a network ----------
@@ -195,11 +234,26 @@ def test_without_a_network_one_line_says_so_and_the_small_model_is_used(
     assert "24 of 24 predictions" in output
 
 
+def test_another_failure_than_a_network_is_not_called_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise FetchError("model.bin is not what it should be")
+
+    monkeypatch.setattr(fetching, "fetch", fail)
+    run_demo(tmp_path, sizes=TINY)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == (
+        "MiniLM-L6 cannot be had, so with a small model that is trained on the spot: "
+        "model.bin is not what it should be"
+    )
+
+
 def test_offline_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_demo(tmp_path, offline=True, sizes=TINY)
     output, errors = capsys.readouterr()
     assert "could not download" not in errors
-    assert f"written: the adapter in {tmp_path}" in output
+    assert f"written in {tmp_path}: comparison.json" in output
 
 
 # ---------- what goes wrong ----------
@@ -216,10 +270,10 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line_before_anything_else(
 def test_a_part_that_cannot_be_written_is_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "adapter").touch()
+    (tmp_path / "merged").touch()
     assert main(["--offline", "--out", str(tmp_path)], sizes=TINY) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"tinygrad-peft demo: {tmp_path / 'adapter'} cannot be made: File exists"
+    assert last == f"tinygrad-peft demo: {tmp_path / 'merged'} cannot be written: File exists"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
@@ -241,11 +295,14 @@ def test_ctrl_c_stops_with_one_line_and_130(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_real_model_gains_from_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_real_model_gains_from_every_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--out", str(tmp_path)]) == 0
     output, errors = capsys.readouterr()
     assert "MiniLM-L6 on movie reviews: 1,500 to train on, 600 to test on" in errors
-    [accuracy] = [line for line in output.splitlines() if line.startswith("accuracy")]
-    before, after = (float(word) for word in accuracy.split() if word[0].isdigit())
-    assert before + 1 < after
+    probe, lora, *_ = (
+        row.accuracy or 0 for row in read_comparison(tmp_path / "comparison.json").rows
+    )
+    assert probe + 0.01 < lora
     assert "merged model: 600 of 600 predictions" in output

@@ -24,6 +24,7 @@ from tests.cli.toys import (
     write_jsonl,
     write_tokenizer,
 )
+from tinygrad_peft_lora import LoraConfig
 
 FILES = {
     "adapter_config.json",
@@ -148,6 +149,21 @@ def test_settings_reach_the_training(small_world: Path, tmp_path: Path, commands
     given |= {"weight_decay": 0.1, "label_smoothing": 0.1, "max_grad_norm": None, "epochs": 2}
     assert {name: config[name] for name in given} == given
     assert json.loads((out / "recipe.json").read_bytes())["base"]["pooling"] == "cls"
+
+
+def test_without_a_rate_the_methods_own_is_taken(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    def rate(name: str, *more: str) -> object:
+        arguments = classify(small_world, tmp_path / name, "--max-steps", "1", "--quiet", *more)
+        if not more:
+            place = arguments.index("--lr")
+            del arguments[place : place + 2]
+        commands.ok(*arguments)
+        return json.loads((tmp_path / name / "metrics.json").read_bytes())["config"]["lr"]
+
+    assert rate("own") == LoraConfig.learning_rate
+    assert rate("given", "--lr", "0.5") == 0.5
 
 
 def test_accumulation_makes_one_step_of_several_batches(

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tinygrad_peft.cli.output import columns, emit, printable
+from tinygrad_peft.cli.output import MISSING, columns, emit, printable, table
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +53,14 @@ def test_a_header_stands_over_its_numbers() -> None:
     ]
 
 
+def test_what_is_missing_stands_among_numbers() -> None:
+    assert columns([("", "loss"), ("a", MISSING), ("b", "12.5")]) == [
+        "   loss",
+        "a     –",
+        "b  12.5",
+    ]
+
+
 def test_no_rows_are_no_lines() -> None:
     assert columns([]) == []
 
@@ -60,3 +68,8 @@ def test_no_rows_are_no_lines() -> None:
 def test_what_a_terminal_would_obey_is_spelt_out() -> None:
     assert printable("é 😀\nnext") == "é 😀\nnext"
     assert printable("\x1b[31m\r\u202e") == "\\x1b[31m\\r\\u202e"
+
+
+def test_without_a_terminal_a_table_is_columns() -> None:
+    rows = [("", "loss"), ("[bold]a", "0.5")]
+    assert table(rows) == columns(rows)

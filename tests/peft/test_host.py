@@ -306,7 +306,7 @@ def test_an_instance_with_marked_methods_is_a_plugin() -> None:
 
     host, observer = Host(), Observer()
     host.register(observer, "observer")
-    host.each(hookspecs.step_ended, StepEnded(7, 1.0, 0.5, 1e-3, 1.0, 10, 0.1))
+    host.each(hookspecs.step_ended, StepEnded(small(LLAMA), 7, 9, 1.0, 0.5, 1e-3, 1.0, 10, 0.1))
     assert observer.seen == [7]
 
 

@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.peft.small import Snapshot, lora_host, small
+from tinygrad_peft.errors import PluginError
 from tinygrad_peft.nn import Init, Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, count_recipe, get_peft_model
 from tinygrad_peft.tensor import no_grad
@@ -105,3 +107,17 @@ def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(model(), tmp_path)
     assert loaded.recipe == tuple(RECIPES[name])
     np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_a_recipe_whose_plugin_is_missing_says_what_to_install(tmp_path: Path) -> None:
+    recipe = [LoraConfig(r=2), IA3Config()]
+    get_peft_model(small(), recipe, host=Host.installed()).save_pretrained(tmp_path)
+    model = small()
+    before = Snapshot.of(model)
+    message = (
+        r"1-ia3.adapter_config\.json: no installed plugin provides the method 'ia3'; the "
+        r"distribution 'tinygrad-peft-ia3' does: install it \(there are: lora\)"
+    )
+    with pytest.raises(PluginError, match=message):
+        PeftModel.from_pretrained(model, tmp_path, host=lora_host())
+    before.assert_unchanged(model)

@@ -2,9 +2,13 @@
 
 import pytest
 
+from tests.train.toys import language_model
 from tinygrad_peft.errors import DataError
+from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft.train.checks import check_examples
 from tinygrad_peft.train.data import IGNORED, Encoded
+from tinygrad_peft.train.evaluate import evaluate
+from tinygrad_peft_prompt import PromptTuningConfig
 
 
 def test_the_kind_of_the_first_example_is_that_of_the_set() -> None:
@@ -55,3 +59,16 @@ def test_every_text_example_that_cannot_be_used_is_listed_at_once() -> None:
 def test_a_set_of_another_kind_than_asked_for_is_an_error() -> None:
     with pytest.raises(DataError, match="example 0: expected a class, got labels of tokens"):
         check_examples([Encoded((1, 2), (1, 2))], "evaluation", classes=True)
+
+
+def test_virtual_tokens_leave_less_room_for_a_text() -> None:
+    model = language_model()
+    peft = get_peft_model(model, PromptTuningConfig(num_virtual_tokens=10))
+    rows = [Encoded(tuple(range(1, n + 1)), tuple(range(1, n + 1))) for n in (6, 7)]
+    check_examples(rows[:1], "training", model=peft)
+    with pytest.raises(DataError, match="example 1: expected at most 6 tokens beside 10 virtual"):
+        check_examples(rows, "training", model=peft)
+    with pytest.raises(DataError, match="example 1: expected at most 6 tokens beside 10 virtual"):
+        evaluate(peft, rows, batch_size=2, pad_id=0)
+    peft.unload()
+    check_examples(rows, "training", model=model)

@@ -18,6 +18,7 @@ from tinygrad_peft.train.data import (
     encode_classification,
     label_names,
     read_examples,
+    task_of_file,
 )
 
 Write = Callable[[str, str | bytes], Path]
@@ -80,6 +81,23 @@ def test_classification_is_read_from_csv_with_quotes_and_line_breaks(write: Writ
         ClassificationExample('good,\n"very" good', "pos"),
         ClassificationExample("bad", "neg"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task"),
+    [
+        ("a.jsonl", '{"text": "good", "label": 1}\n', "sequence-classification"),
+        ("a.csv", "text,label\ngood,pos\n", "sequence-classification"),
+        ("a.jsonl", 'not JSON\n{"text": "good", "label": 1}\n', "sequence-classification"),
+        ("a.jsonl", '{"text": "once"}\n{"text": "x", "label": 1}\n', "causal-lm"),
+        ("a.jsonl", '{"prompt": "a", "completion": "b"}\n', "causal-lm"),
+        ("a.jsonl", "", "causal-lm"),
+    ],
+)
+def test_the_first_row_tells_what_a_file_is_for(
+    write: Write, name: str, content: str, task: str
+) -> None:
+    assert task_of_file(write(name, content)) == task
 
 
 def test_causal_examples_are_texts_or_prompts_with_completions(write: Write) -> None:

@@ -33,7 +33,17 @@ def run(folder: Path, *observers: JsonLines) -> TrainResult:
 
 
 def step(loss: float) -> StepEnded:
-    return StepEnded(step=1, epoch=0.5, loss=loss, lr=1e-3, grad_norm=2.0, tokens=7, seconds=0.1)
+    return StepEnded(
+        model=classifier(),
+        step=1,
+        total_steps=4,
+        epoch=0.5,
+        loss=loss,
+        lr=1e-3,
+        grad_norm=2.0,
+        tokens=7,
+        seconds=0.1,
+    )
 
 
 def test_each_event_is_a_line_of_json(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.train.toys import (
     weights,
 )
 from tinygrad_peft.errors import ConfigError, DataError, TokenError, TrainingError
-from tinygrad_peft.nn import Transformer
+from tinygrad_peft.nn import Module, Transformer
 from tinygrad_peft.peft import Host, get_peft_model, hookimpl, hookspecs
 from tinygrad_peft.train import (
     Evaluated,
@@ -286,17 +286,19 @@ def test_observers_are_told_in_order_what_happens() -> None:
 
 
 def test_plugins_hear_of_each_step_of_an_adapted_model() -> None:
-    heard: list[int] = []
+    heard: list[tuple[int, int, Module]] = []
 
     def step_ended(event: StepEnded) -> None:
-        heard.append(event.step)
+        heard.append((event.step, event.total_steps, event.model))
 
     host = Host.installed()
     ear = SimpleNamespace(step_ended=hookimpl(hookspecs.step_ended)(step_ended))
     host.register(ear, "ear")
     peft = get_peft_model(classifier(), LoraConfig(target_modules=["q_proj"]), host=host)
     train(peft, needles(24), None, SHORT, pad_id=0)
-    assert heard == list(range(1, 13))
+    assert [step for step, _, _ in heard] == list(range(1, 13))
+    assert {total for _, total, _ in heard} == {12}
+    assert all(model is peft for _, _, model in heard)
 
 
 def test_the_result_counts_what_was_done() -> None:

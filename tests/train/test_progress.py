@@ -102,6 +102,15 @@ def test_a_terminal_shows_a_live_line_below_the_evaluations() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+@pytest.mark.skipif(find_spec("rich") is None, reason="the extra cli is not installed")
+def test_a_second_run_begins_the_live_line_anew() -> None:
+    again = "    train(classifier(), needles(8), None, config, pad_id=0, observers=[display])\n"
+    shown = run_in_terminal("-c", PROGRAM + again)
+    assert re.search(r"step +4/4 ", shown[shown.index("finished after 8 steps") :])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_a_terminal_shows_plain_lines_where_rich_is_not_installed() -> None:
     hidden = "import sys; sys.modules['rich'] = None\n"  # as if it were not installed
     lines = run_in_terminal("-c", hidden + PROGRAM).split("\n")

@@ -39,6 +39,7 @@ from tinygrad_peft.peft import (
     hookspecs,
     virtual_objections,
 )
+from tinygrad_peft.testing import MethodConformance
 from tinygrad_peft_adapter import BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig, ProjectedPrefix, TrainedPrefix
@@ -115,6 +116,14 @@ def merge_module(module: Module) -> Linear | None:
 def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
     count = sum(target.out_features for target in shape.targets)
     return ParameterCount(trainable=count, added=count)
+
+
+class TestScale(MethodConformance):
+    config = ScaleConfig(target_modules=["v_proj"], start=2.0)
+    configs = {"gpt2": ScaleConfig(target_modules=["c_attn"])}
+    companions = {"lora": LoraConfig(r=2)}
+    composes_with = ("lora",)
+    starts_as_identity = False
 
 
 class Watcher:

@@ -21,6 +21,7 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft.testing import MethodConformance
 from tinygrad_peft_adapter import AttentionAdapter, BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 from tinygrad_peft_prefix import PrefixTuningConfig, TrainedPrefix
@@ -153,3 +154,12 @@ def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine, init:
     SoftPrompt(base, init.zeros(4, 8))  # type: ignore[arg-type]
     model.prompt = model.prefix  # type: ignore[assignment]
     model.prefix = SoftPrompt(model.prompt, init.zeros(4, 8))  # type: ignore[assignment]
+
+
+# ---------- the conformance suite ----------
+
+
+class TestWrongly(MethodConformance):
+    config = LoraConfig  # type: ignore[assignment]
+    mergeable = "no"  # type: ignore[assignment]
+    companions = {"lora": "r=2"}  # type: ignore[dict-item]

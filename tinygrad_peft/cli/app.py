@@ -5,25 +5,19 @@ once.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinygrad_peft.cli import options
 from tinygrad_peft.errors import TinygradPeftError
 
 if TYPE_CHECKING:
     from tinygrad_peft.models import SaveDtype
 
 __all__ = ["cli", "run"]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-METHOD_HELP = (
-    "A method and its settings: lora:r=8,lora_alpha=16,target_modules=query+value; lists are "
-    "joined by +, and lora:{...} takes JSON. Several are applied in their order."
-)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -80,54 +74,8 @@ def cli() -> None:
     """
 
 
-def _as_json(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object, and no more.")(
-        command
-    )
-
-
-def _model(command: F) -> F:
-    return click.option(
-        "--model",
-        required=True,
-        help="A folder in Hugging Face layout, a .gguf file, a name that fetch knows, or a name "
-        "on the hub: organisation/name, with @revision or without.",
-    )(command)
-
-
-def _adapter(*, required: bool) -> Callable[[F], F]:
-    return click.option(
-        "--adapter",
-        type=click.Path(path_type=Path),
-        required=required,
-        help="A folder that finetune or Hugging Face PEFT wrote, or a name on the hub.",
-    )
-
-
-def _method(command: F) -> F:
-    return click.option(
-        "--method", "methods", multiple=True, required=True, metavar="SPEC", help=METHOD_HELP
-    )(command)
-
-
-def _seed(command: F) -> F:
-    return click.option(
-        "--seed", type=int, default=0, show_default=True, help="The same seed, the same result."
-    )(command)
-
-
-def _batches(command: F) -> F:
-    size = click.option(
-        "--batch-size", type=int, default=32, show_default=True, help="Examples at a time."
-    )
-    length = click.option(
-        "--max-length", type=int, default=128, show_default=True, help="Tokens of an example."
-    )
-    return size(length(command))
-
-
 @cli.command()
-@_as_json
+@options.as_json
 def methods(*, as_json: bool) -> None:
     """List the plugins, their distributions, and their methods with all settings."""
     from tinygrad_peft.cli.listing import show_methods
@@ -138,7 +86,7 @@ def methods(*, as_json: bool) -> None:
 @cli.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--verify", is_flag=True, help="Hash again what is in the cache already.")
-@_as_json
+@options.as_json
 def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
     """Get a real model or data set into the cache, its checksum verified.
 
@@ -150,75 +98,64 @@ def fetch(names: tuple[str, ...], *, verify: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@_model
-@click.option("--train", "train_data", required=True, help="JSON lines or CSV to train on.")
-@click.option("--eval", "eval_data", help="JSON lines or CSV to evaluate on.")
-@click.option(
-    "--task",
-    type=click.Choice(["causal-lm", "sequence-classification"]),
-    required=True,
-    help="The data has text and label to classify; text, or prompt and completion, to go on with.",
-)
-@_method
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
-@click.option("--epochs", type=int, default=1, show_default=True, help="Passes over the data.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="The peak learning rate.")
-@_batches
-@click.option("--accumulation", type=int, default=1, show_default=True, help="Batches a step.")
-@click.option("--max-steps", type=int, help="Stop after so many steps.")
-@click.option("--eval-every", type=int, default=0, help="Steps between evaluations; 0: an epoch.")
-@click.option("--warmup", type=float, default=0.06, show_default=True, help="Share of all steps.")
-@click.option(
-    "--schedule",
-    type=click.Choice(["linear", "cosine", "constant"]),
-    default="linear",
-    show_default=True,
-    help="How the learning rate goes on after the warm-up.",
-)
-@click.option(
-    "--optimizer",
-    type=click.Choice(["adamw", "sgd"]),
-    default="adamw",
-    show_default=True,
-    help="What takes the steps.",
-)
-@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Decoupled.")
-@click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="0: no clipping.")
-@click.option(
-    "--label-smoothing",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Share of the other labels.",
-)
-@_seed
-@click.option(
-    "--pooling",
-    type=click.Choice(["mean", "cls"]),
-    default="mean",
-    show_default=True,
-    help="What a new classification head sees: the tokens' mean, or the first.",
-)
-@click.option("--quiet", is_flag=True, help="No progress display.")
-@_as_json
+@options.model
+@options.data(is_compared=False)
+@options.method
+@options.out
+@options.training
+@options.as_json
 def finetune(*, as_json: bool, quiet: bool, **settings: Any) -> int:  # noqa: ANN401 - as click gives them
     """Train the methods' parameters on a data set, and save the adapter.
 
     The folder gets adapter_config.json, adapter_model.safetensors, recipe.json, metrics.json and
     log.jsonl.
     """
-    from tinygrad_peft.cli.finetuning import FinetuneOptions, finetune
+    from tinygrad_peft.cli.finetuning import finetune
+    from tinygrad_peft.cli.preparing import TrainingOptions
 
-    options = FinetuneOptions(**settings)
-    return finetune(options, as_json=as_json, quiet=quiet)
+    return finetune(TrainingOptions(**settings), as_json=as_json, quiet=quiet)
 
 
 @cli.command()
-@_model
-@_adapter(required=False)
+@options.model
+@options.data(is_compared=True)
+@options.methods_to_compare
+@click.option("--baseline", is_flag=True, help="A first row for the frozen model.")
+@options.out
+@options.training
+@options.as_json
+def compare(*, baseline: bool, as_json: bool, quiet: bool, **settings: Any) -> int:  # noqa: ANN401 - as click gives them
+    """Train several recipes, each from the same model, and compare them.
+
+    A recipe is a method or several joined by " + ", each with its settings. After " @ " may stand a
+    learning rate and a label of its own: "lora:r=8 + prompt_tuning @ lr=2e-3, label=both".
+
+    The folder gets comparison.json, comparison.png, and each recipe's adapter in a folder of its
+    own.
+    """
+    from tinygrad_peft.cli.comparing import compare_recipes
+    from tinygrad_peft.cli.preparing import TrainingOptions
+
+    wanted = TrainingOptions(**settings)
+    return compare_recipes(wanted, baseline=baseline, as_json=as_json, quiet=quiet)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@options.as_json
+def plot(*, folder: Path, as_json: bool) -> None:
+    """Draw comparison.png again from the comparison.json in FOLDER."""
+    from tinygrad_peft.cli.comparing import plot_folder
+
+    plot_folder(folder, as_json=as_json)
+
+
+@cli.command()
+@options.model
+@options.adapter(required=False)
 @click.option("--data", required=True, help="JSON lines or CSV.")
-@_batches
-@_as_json
+@options.batches
+@options.as_json
 def evaluate(
     *,
     model: str,
@@ -235,16 +172,16 @@ def evaluate(
 
 
 @cli.command()
-@_model
-@_adapter(required=False)
+@options.model
+@options.adapter(required=False)
 @click.option("--prompt", required=True, help="The text to go on from.")
 @click.option("--max-new-tokens", type=int, default=50, show_default=True, help="At most.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
 @click.option(
     "--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest share."
 )
-@_seed
-@_as_json
+@options.seed
+@options.as_json
 def generate(
     *,
     model: str,
@@ -264,9 +201,9 @@ def generate(
 
 
 @cli.command()
-@_model
-@_adapter(required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
+@options.model
+@options.adapter(required=True)
+@options.out
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -274,7 +211,7 @@ def generate(
     show_default=True,
     help="How the weights are stored.",
 )
-@_as_json
+@options.as_json
 def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: bool) -> None:
     """Fold an adapter into its model: a plain checkpoint that transformers loads."""
     from tinygrad_peft.cli.merging import merge_adapter
@@ -292,7 +229,7 @@ def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: 
     help="An adapter's folder; give it several times.",
 )
 @click.option("--weights", required=True, help="A number for each adapter: 0.7,0.3.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder to write.")
+@options.out
 @click.option("--model", help="The model; needed if the adapters do not tell which it is.")
 @click.option(
     "--type",
@@ -306,8 +243,8 @@ def merge(*, model: str, adapter: Path, out: Path, dtype: "SaveDtype", as_json: 
 @click.option(
     "--density", type=float, default=0.5, show_default=True, help="The share of elements kept."
 )
-@_seed
-@_as_json
+@options.seed
+@options.as_json
 def combine(
     *,
     adapters: tuple[Path, ...],
@@ -332,8 +269,8 @@ def combine(
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or the folder it is in."
 )
-@_method
-@_as_json
+@options.method
+@options.as_json
 def count(
     *, shape: str | None, config: Path | None, methods: tuple[str, ...], as_json: bool
 ) -> None:
@@ -346,7 +283,7 @@ def count(
 @cli.command()
 @click.argument("path")
 @click.option("--model", help="The model to hold an adapter against: its settings are read.")
-@_as_json
+@options.as_json
 def inspect(path: str, model: str | None, *, as_json: bool) -> int:
     """Tell what a model or an adapter is, and all that is wrong with it; no weight is read.
 

@@ -37,6 +37,14 @@ ASIDES = (
 )
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_LENGTH = 32
+RECIPES = (
+    "lora:r=8,lora_alpha=16,target_modules=query+value @ lr=8e-3",
+    "adapter:bottleneck_dim=16 @ lr=8e-3",
+    "prefix_tuning:num_virtual_tokens=8 @ lr=1e-2",
+    "prompt_tuning:num_virtual_tokens=8 @ lr=1e-2",
+    "qlora:r=8,lora_alpha=16,target_modules=query+value @ lr=8e-3",
+    "lora:r=8,lora_alpha=16,target_modules=query+value + adapter:bottleneck_dim=16 @ lr=8e-3",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,8 @@ def offline_job(sizes: OfflineSizes, say: Say) -> Job:
         tokenizer=tokenizer,
         train_set=made[: sizes.train],
         test_set=made[sizes.train :],
-        config=TrainConfig(epochs=sizes.epochs, batch_size=16, lr=8e-3, max_length=MAX_LENGTH),
+        config=TrainConfig(epochs=sizes.epochs, batch_size=16, max_length=MAX_LENGTH),
+        recipes=RECIPES,
     )
 
 

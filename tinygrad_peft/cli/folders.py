@@ -7,7 +7,12 @@ from tinygrad_peft.errors import ConfigError
 
 __all__ = ["check_output"]
 
-HELD = {"config.json": "a model", "adapter_config.json": "an adapter", "recipe.json": "an adapter"}
+HELD = {
+    "config.json": "a model",
+    "adapter_config.json": "an adapter",
+    "recipe.json": "an adapter",
+    "comparison.json": "a comparison",
+}
 
 
 def check_output(out: Path, *, refused: tuple[str, ...]) -> None:

@@ -17,7 +17,11 @@ def show_methods(*, as_json: bool) -> None:
             "distribution": plugin.distribution,
             "version": plugin.version,
             "methods": [
-                {"name": kind.peft_type.lower(), "settings": _settings(kind)}
+                {
+                    "name": kind.peft_type.lower(),
+                    "learning_rate": kind.learning_rate,
+                    "settings": _settings(kind),
+                }
                 for kind in plugin.methods
             ],
         }
@@ -27,7 +31,7 @@ def show_methods(*, as_json: bool) -> None:
     for plugin in plugins:
         lines.append(f"{plugin.name}: {plugin.distribution} {plugin.version}")
         for kind in plugin.methods:
-            lines.append(f"  {kind.peft_type.lower()}")
+            lines.append(f"  {kind.peft_type.lower()}{_rate(kind)}")
             lines += [f"    {name} = {default}" for name, default in _settings(kind).items()]
     emit({"plugins": values}, lines or ["no plugin is installed"], as_json=as_json)
 
@@ -35,6 +39,10 @@ def show_methods(*, as_json: bool) -> None:
 def _settings(kind: type[PeftConfig]) -> dict[str, str]:
     """The settings of a method and their defaults, as Python writes them."""
     return {field.name: _default(field) for field in dataclasses.fields(kind)}
+
+
+def _rate(kind: type[PeftConfig]) -> str:
+    return "" if kind.learning_rate is None else f" (learning rate {kind.learning_rate:g})"
 
 
 def _default(field: dataclasses.Field[object]) -> str:

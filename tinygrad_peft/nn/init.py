@@ -1,6 +1,7 @@
 """Where new weights come from."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -18,8 +19,13 @@ class Init:
         seed: int | tuple[int, ...] | np.random.Generator = 0,
         dtype: type[np.floating] | np.dtype[np.floating] = np.float32,
     ) -> None:
-        self.rng = np.random.default_rng(seed)
+        self._seed = seed
         self.dtype: np.dtype[np.floating] = np.dtype(dtype)
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Where the weights are drawn: not made for the many places that draw none."""
+        return np.random.default_rng(self._seed)
 
     def zeros(self, *shape: int) -> Array:
         """All 0."""

@@ -73,7 +73,8 @@ class Module:
 
     def get_child(self, name: str) -> "Module":
         """The direct child of that name. Raises KeyError where there is none."""
-        return dict(self.children())[name]
+        child = vars(self).get(name)  # as a rule; only those in lists have other names
+        return child if isinstance(child, Module) else dict(self.children())[name]
 
     def set_child(self, name: str, module: "Module") -> None:
         """Put `module` where the direct child of that name stands. Raises KeyError if none does."""

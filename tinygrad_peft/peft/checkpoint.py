@@ -50,7 +50,7 @@ _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 
 
 def save_adapter(
-    record: Record, model: Transformer, directory: Path, *, flatten: bool = False
+    record: Record, model: Transformer, host: Host, directory: Path, *, flatten: bool = False
 ) -> None:
     """Write all steps of a record, and the recipe last, when the rest is there.
 
@@ -70,7 +70,8 @@ def save_adapter(
             "task_type": _task_type(model),
         }
         _write_json(folder / CONFIG, dict(sorted(settings.items())))
-    _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, "base": base_of(model)})
+    about = {"plugins": _distributions(record.recipe, host), "base": base_of(model)}
+    _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
     for name in left:
         if name not in folders:
             _remove_step(directory / name)
@@ -193,9 +194,29 @@ def read_step(folder: Path, host: Host) -> PeftConfig:
     if name not in methods:
         raise PluginError(
             f"{path}: no installed plugin provides the method {name!r}"
-            f"{nearest(name, methods)} (there are: {', '.join(methods) or 'none'})"
+            f"{_to_install(path.parent, name) or nearest(name, methods)} "
+            f"(there are: {', '.join(methods) or 'none'})"
         )
     return config_from_dict(methods[name], _without_absent_heads(values, path), f"{path}: ")
+
+
+def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
+    """Which distribution provides each method of a recipe, if it is not registered by hand."""
+    return {
+        kind.peft_type.lower(): info.distribution
+        for info in host.plugins()
+        for kind in info.methods
+        if info.distribution and kind in {type(config) for config in recipe}
+    }
+
+
+def _to_install(folder: Path, method: str) -> str:
+    """What has to be installed for a method, as the recipe that the folder belongs to tells."""
+    for recipe in (folder / RECIPE, folder.parent / RECIPE):
+        plugins = read_json_object(recipe).get("plugins") if recipe.is_file() else None
+        if isinstance(plugins, dict) and isinstance(plugins.get(method), str):
+            return f"; the distribution {plugins[method]!r} does: install it"
+    return ""
 
 
 def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, object]:

@@ -136,7 +136,9 @@ class StepEnded:
     """One step of the optimiser.
 
     Attributes:
+        model: what is trained, the transformer with what was put into it.
         step: how many steps there have been, from 1.
+        total_steps: how many there will be in the whole run, unless it is broken off.
         epoch: how much of the training set has been seen, 1.0 being all of it once.
         loss: the mean over the step's supervised tokens or examples.
         lr: the learning rate of this step.
@@ -145,7 +147,9 @@ class StepEnded:
         seconds: how long it took.
     """
 
+    model: Module = field(repr=False, compare=False)
     step: int
+    total_steps: int
     epoch: float
     loss: float
     lr: float

@@ -5,6 +5,7 @@ of registration, and lets the first of two distributions with one entry-point na
 is typed by the hook's declaration, and each of these is an error.
 """
 
+import functools
 import importlib.metadata
 import inspect
 import re
@@ -261,7 +262,10 @@ def _refuse_rivals(points: Mapping[str, Sequence[importlib.metadata.EntryPoint]]
 def _by_name(
     spec: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    return inspect.signature(spec).bind(*args, **kwargs).arguments
+    return _signature(spec).bind(*args, **kwargs).arguments
+
+
+_signature = functools.cache(inspect.signature)  # of the hooks' declarations, which never change
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:

@@ -395,7 +395,8 @@ class PeftModel(Module):
         self._adapters.require(names)
         for name in names:
             folder = Path(directory) if name == DEFAULT else Path(directory) / name
-            save_adapter(self._adapters.records[name], self.base_model, folder, flatten=flatten)
+            record = self._adapters.records[name]
+            save_adapter(record, self.base_model, self.host, folder, flatten=flatten)
 
     @classmethod
     def from_pretrained(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from tinygrad_peft.errors import PeftError
+from tinygrad_peft.errors import PeftError, PluginError
 from tinygrad_peft.nn import Module, Parameter
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft.config import PeftConfig
@@ -141,14 +141,16 @@ class Record:
         self.rewrites = [r.flattened() if r.step == step else r for r in self.rewrites]
 
     def _stored(self, rewrites: Iterable[Rewrite]) -> dict[str, Parameter]:
-        named = {}
+        named: dict[str, Parameter] = {}
         for rewrite in rewrites:
-            config = rewrite.config
+            config, path = rewrite.config, rewrite.seam.path
+            # What is saved whole has the checkpoint's names, whatever the method's are.
+            stored = PeftConfig.stored_name if rewrite.saved else type(config).stored_name
             for name, parameter in rewrite.added.items():
-                path = rewrite.seam.path
-                # What is saved whole has the checkpoint's names, whatever the method's are.
-                stored = PeftConfig.stored_name if rewrite.saved else type(config).stored_name
-                named[stored(config, path, name)] = parameter
+                key = stored(config, path, name)
+                if key in named:
+                    raise PluginError(f"{rewrite.method} calls two weights {key!r} in a file")
+                named[key] = parameter
         return named
 
 

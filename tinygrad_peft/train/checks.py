@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from tinygrad_peft.errors import DataError, listed
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train.data import IGNORED, Encoded
 
 __all__ = ["check_examples"]
@@ -14,20 +16,26 @@ def check_examples(
     *,
     classes: bool | None = None,
     max_length: int | None = None,
+    model: object = None,
 ) -> bool:
     """Whether the examples are of a classifier, and not of a language model.
 
-    `classes` says what they have to be; by default, what the first one is. Raises DataError that
-    lists all examples that cannot be used, by their places from 0 on.
+    `classes` says what they have to be; by default, what the first one is. A transformer, adapted
+    or not, must have a position for each token. Raises DataError that lists all examples that
+    cannot be used, by their places from 0 on.
     """
     if not encoded:
         raise DataError(f"there are no {purpose} examples: expected at least one")
     if classes is None:
         classes = isinstance(encoded[0].labels, int)
+    positions, virtual = _room(model)
     problems = [
         f"example {place}: {problem}"
         for place, row in enumerate(encoded)
-        for problem in _problems(row, classes=classes, max_length=max_length)
+        for problem in (
+            *_problems(row, classes=classes, max_length=max_length),
+            *_too_long(row, positions, virtual),
+        )
     ]
     if problems:
         raise DataError(f"{purpose} examples that cannot be used:\n{listed(problems)}")
@@ -50,3 +58,18 @@ def _problems(row: Encoded, *, classes: bool, max_length: int | None) -> Iterato
         yield f"expected {length} labels, one for each token, got {len(row.labels)}"
     elif all(label == IGNORED for label in row.labels[1:]):
         yield "expected a label past the first token, got none"
+
+
+def _room(model: object) -> tuple[int | None, int]:
+    """The model's positions, and how many of them virtual tokens take."""
+    bare = model.base_model if isinstance(model, PeftModel) else model
+    if not isinstance(bare, Transformer):
+        return None, 0
+    return bare.config.max_position_embeddings, bare.num_virtual_tokens
+
+
+def _too_long(row: Encoded, positions: int | None, virtual: int) -> Iterator[str]:
+    length = len(row.input_ids)
+    if positions is not None and virtual + length > positions:
+        among = f" beside {virtual} virtual ones" if virtual else ""
+        yield f"expected at most {positions - virtual} tokens{among}, got {length}"

@@ -80,6 +80,16 @@ class Encoder(Protocol):
 # ---------- reading ----------
 
 
+def task_of_file(path: Path) -> Task:
+    """What a data file is for, by its first row: with a label it is classification.
+
+    Raises DataError for a file that cannot be read.
+    """
+    first = next(read_rows(path, Problems("")), None)
+    labelled = first is not None and "label" in first[1]
+    return "sequence-classification" if labelled else "causal-lm"
+
+
 class _ClassificationRow(msgspec.Struct, frozen=True):
     text: str
     label: str | int | bool

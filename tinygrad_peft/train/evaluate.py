@@ -40,7 +40,7 @@ def evaluate(
         ConfigError: a batch size below 1.
         TokenError: ids or labels that the model does not have.
     """
-    classes = check_examples(encoded, "evaluation")
+    classes = check_examples(encoded, "evaluation", model=model)
     predictions = np.zeros(len(encoded), np.int64) if classes else None
     total, count = 0.0, 0
     model.eval()

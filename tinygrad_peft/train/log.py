@@ -1,5 +1,6 @@
 """The files that a run leaves beside its weights: log.jsonl and metrics.json."""
 
+import dataclasses
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,8 @@ NAMES: Mapping[type[Event], str] = {
 
 class JsonLines:
     """An observer that writes each event as one line of JSON, at once: `{"event": ..., ...}`.
+
+    The model is left out.
 
     What the file held before is gone. Numbers that are not finite become null.
     """
@@ -112,7 +115,9 @@ def _own_version() -> str:
 
 
 def _plain(event: Event) -> dict[str, object]:
-    plain: dict[str, object] = msgspec.to_builtins(event, enc_hook=_path_as_text)
+    values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+    values.pop("model", None)
+    plain: dict[str, object] = msgspec.to_builtins(values, enc_hook=_path_as_text)
     return plain
 
 

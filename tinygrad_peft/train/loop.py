@@ -29,7 +29,8 @@ from tinygrad_peft.train.events import (
 )
 from tinygrad_peft.train.interrupt import Interrupts
 from tinygrad_peft.train.keep import Keeper, Save
-from tinygrad_peft.train.result import Finish, TrainResult, peak_memory
+from tinygrad_peft.train.memory import peak_memory
+from tinygrad_peft.train.result import Finish, TrainResult
 from tinygrad_peft.train.steps import Step, Tally, count_steps, steps
 from tinygrad_peft.train.trainable import Trainable
 
@@ -74,9 +75,10 @@ def train(
     """
     if (out is None) != (save is None):
         raise ConfigError("out and save go together: a folder, and what writes the weights there")
-    classes = check_examples(train_set, "training", max_length=config.max_length)
+    limit = config.max_length
+    classes = check_examples(train_set, "training", max_length=limit, model=model)
     if eval_set is not None:
-        check_examples(eval_set, "evaluation", classes=classes, max_length=config.max_length)
+        check_examples(eval_set, "evaluation", classes=classes, max_length=limit, model=model)
     optimizer = make_optimizer(config, model.parameters())
     run = _Run(
         model=model,
@@ -113,6 +115,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        _, self.root = next(self.model.named_modules())
         self.total = count_steps(self.config, len(self.train_set))
         self.schedule = make_schedule(self.config, self.total)
         self.max_norm = self.config.max_grad_norm or math.inf
@@ -174,7 +177,9 @@ class _Run:
         self.tally.add(step, seconds)
         self._emit(
             StepEnded(
+                model=self.root,
                 step=self.done,
+                total_steps=self.total,
                 epoch=step.epochs_seen,
                 loss=loss,
                 lr=lr,
@@ -252,8 +257,7 @@ class _Run:
     # ---------- telling ----------
 
     def _start(self) -> None:
-        _, root = next(self.model.named_modules())
-        seed_dropout(root, self.config.seed)
+        seed_dropout(self.root, self.config.seed)
         self.optimizer.zero_grad()
         self.model.train()
         self._emit(

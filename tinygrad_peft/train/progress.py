@@ -108,9 +108,11 @@ def _live_line() -> Iterator[Observer]:
         task = display.add_task("", total=None, numbers="")
 
         def observe(event: Event) -> None:
+            nonlocal numbers
             lines(event)
-            if isinstance(event, TrainingStarted):
-                display.update(task, total=event.steps)
+            if isinstance(event, TrainingStarted):  # the first run, or another one
+                numbers = _Numbers()
+                display.reset(task, total=event.steps, numbers="")
             elif isinstance(event, StepEnded):
                 display.update(task, completed=event.step, numbers=numbers.after(event))
 

@@ -1,13 +1,12 @@
 """What a training run comes to."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tinygrad_peft.train.events import Evaluated
 
-__all__ = ["Finish", "TrainResult", "peak_memory"]
+__all__ = ["Finish", "TrainResult"]
 
 Finish: TypeAlias = Literal["finished", "interrupted"]
 
@@ -39,13 +38,3 @@ class TrainResult:
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended the run."""
         return self.outcome == "interrupted"
-
-
-def peak_memory() -> int | None:
-    """The most bytes of memory that the process has had so far; None where nobody counts them."""
-    try:
-        import resource  # noqa: PLC0415 - Windows has none
-    except ImportError:
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

@@ -14,7 +14,11 @@ __all__ = ["IA3Config", "IA3Linear"]
 @dataclass(frozen=True, kw_only=True)
 class IA3Config(peft.TargetedConfig):
     peft_type: ClassVar[str] = "IA3"
-    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {"llama": ("k_proj", "v_proj")}
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "gpt2": ("c_attn",),
+        "llama": ("k_proj", "v_proj"),
+        "bert": ("key", "value"),
+    }
 
 
 class IA3Linear(Module):

@@ -1,0 +1,27 @@
+"""The head among what a recipe trains."""
+
+from tests.train.toys import classifier, language_model
+from tinygrad_peft.models import checkpoint_path
+from tinygrad_peft.train.heads import with_saved_head
+from tinygrad_peft_lora import LoraConfig
+
+ONE, TWO = LoraConfig(r=1), LoraConfig(r=2, modules_to_save=["lm_head"])
+
+
+def test_the_first_step_trains_the_head_and_keeps_what_else_it_trained() -> None:
+    model = classifier()
+    head = checkpoint_path(model.config, "classifier")
+    first, second = with_saved_head([TWO, ONE], model)
+    assert first.modules_to_save == ("lm_head", head)
+    assert second is ONE
+
+
+def test_a_recipe_that_trains_the_head_already_stays_as_it_is() -> None:
+    model = classifier()
+    own = LoraConfig(modules_to_save=[checkpoint_path(model.config, "classifier")])
+    assert with_saved_head([ONE, own], model) == (ONE, own)
+
+
+def test_where_there_is_no_head_or_no_recipe_there_is_nothing_to_train() -> None:
+    assert with_saved_head([ONE], language_model()) == (ONE,)
+    assert with_saved_head([], classifier()) == ()

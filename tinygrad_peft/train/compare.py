@@ -1,0 +1,172 @@
+"""Several recipes on one model and one data set, one after another."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tinygrad_peft.errors import ConfigError, PeftError, TinygradPeftError, listed
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import Host
+from tinygrad_peft.peft.composition import checked_targets
+from tinygrad_peft.peft.config import steps_of, usual_lr
+from tinygrad_peft.peft.sites import capture_seams
+from tinygrad_peft.train.checks import check_examples
+from tinygrad_peft.train.comparison import Comparison, Contender, Row, write_comparison
+from tinygrad_peft.train.config import TrainConfig
+from tinygrad_peft.train.data import Encoded
+from tinygrad_peft.train.heads import with_saved_head
+from tinygrad_peft.train.log import versions
+from tinygrad_peft.train.trial import Bench, Turn, Watcher, run_trial
+
+__all__ = ["COMPARISON_FILE", "compare"]
+
+COMPARISON_FILE = "comparison.json"
+
+
+def compare(
+    model: Transformer,
+    contenders: Sequence[Contender],
+    train_set: Sequence[Encoded],
+    eval_set: Sequence[Encoded],
+    config: TrainConfig,
+    *,
+    pad_id: int,
+    host: Host | None = None,
+    out: Path | None = None,
+    job: Mapping[str, object] | None = None,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Train each recipe on the same model, which is given back as it was, bit for bit.
+
+    Each is trained as if it were alone: the order makes no difference. Its learning rate is its
+    own, else what suits its methods, else that of `config`. A model's classification head is
+    trained with each, as `modules_to_save`.
+
+    A recipe that fails has a row that says why, and the next one is tried. Ctrl-C ends the run with
+    the rows so far, and that of a recipe that it interrupted.
+
+    With `out`, comparison.json is written there as each recipe ends, and each recipe's adapter, log
+    and metrics into a folder of its own beside it. `job` is what the comparison says of itself:
+    numbers, text, lists, maps.
+
+    Raises, before anything is trained:
+        ConfigError: no contenders, labels that are empty or not unique, an impossible learning
+            rate.
+        PeftError: recipes that do not fit the model, all of them; or the model is adapted.
+        DataError: examples that cannot be used.
+    """
+    host = host or Host.installed()
+    ready = [
+        dataclasses.replace(c, recipe=with_saved_head(tuple(c.recipe), model)) for c in contenders
+    ]
+    _check(model, ready, host)
+    classes = check_examples(train_set, "training", max_length=config.max_length)
+    check_examples(eval_set, "evaluation", classes=classes, max_length=config.max_length)
+    bench = Bench(
+        model=model,
+        train_set=train_set,
+        eval_set=eval_set,
+        config=config,
+        pad_id=pad_id,
+        host=host,
+        out=out,
+        job=dict(job or {}),
+        watcher=watcher or Watcher(),
+    )
+    turns = [
+        Turn(place, len(ready), contender, _own_config(contender, config))
+        for place, contender in enumerate(ready, start=1)
+    ]
+    return _Run(bench, turns).all()
+
+
+# ---------- before ----------
+
+
+def _check(model: Transformer, contenders: Sequence[Contender], host: Host) -> None:
+    if not contenders:
+        raise ConfigError("nothing to compare: expected at least one recipe")
+    labels = [contender.label for contender in contenders]
+    twice = sorted({repr(label) for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ConfigError(f"each recipe needs a label of its own, and there are two {twice[0]}")
+    if not all(label.strip() for label in labels):
+        raise ConfigError("a recipe's label is empty")
+    if model.adapted:
+        raise PeftError("the model is adapted already: unload or merge that adapter first")
+    problems = [_misfit(model, contender, host) for contender in contenders if contender.recipe]
+    if any(problems):
+        raise PeftError("recipes that cannot be compared:\n" + listed(filter(None, problems)))
+
+
+def _misfit(model: Transformer, contender: Contender, host: Host) -> str:
+    """Why a recipe cannot be applied to the model; nothing if it may."""
+    try:
+        checked_targets(model, steps_of(contender.recipe), capture_seams(model), host)
+    except TinygradPeftError as error:
+        return f"{contender.label}: " + str(error).replace("\n", "\n  ")
+    return ""
+
+
+def _own_config(contender: Contender, config: TrainConfig) -> TrainConfig:
+    if not contender.recipe:
+        return config
+    rates = (contender.lr, usual_lr(contender.recipe), config.lr)
+    lr = next(rate for rate in rates if rate is not None)
+    try:
+        return dataclasses.replace(config, lr=lr)
+    except ConfigError as error:
+        raise ConfigError(f"{contender.label}: {error}") from None
+
+
+# ---------- one after another ----------
+
+
+@dataclass
+class _Run:
+    """One call of `compare`, and how far it is."""
+
+    bench: Bench
+    turns: Sequence[Turn]
+    rows: list[Row] = field(default_factory=list)
+    interrupted: bool = False
+
+    def all(self) -> Comparison:
+        """Give each its turn."""
+        if self.bench.out is not None:
+            self.bench.out.mkdir(parents=True, exist_ok=True)
+        try:
+            for turn in self.turns:
+                self._add(turn)
+                if self.interrupted:
+                    break
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self._write()
+        return self._comparison()
+
+    def _add(self, turn: Turn) -> None:
+        self.bench.watcher.started(turn)
+        row = run_trial(self.bench, turn)
+        self.rows.append(row)
+        self.interrupted = row.outcome == "interrupted"
+        self._write()
+        self.bench.watcher.ended(row)
+
+    def _write(self) -> None:
+        if self.bench.out is not None:
+            write_comparison(self.bench.out / COMPARISON_FILE, self._comparison())
+
+    def _comparison(self) -> Comparison:
+        settings: dict[str, object] = msgspec.to_builtins(self.bench.config)
+        return Comparison(
+            rows=tuple(self.rows),
+            waiting=tuple(t.contender.label for t in self.turns[len(self.rows) :]),
+            interrupted=self.interrupted,
+            job=self.bench.job,
+            config={name: value for name, value in settings.items() if name != "lr"},
+            versions=versions(),
+        )

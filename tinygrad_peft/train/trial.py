@@ -1,0 +1,211 @@
+"""One contender's turn in a comparison."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from tinygrad_peft.errors import TinygradPeftError
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.nn.module import count_elements
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, config_to_dict, get_peft_model
+from tinygrad_peft.train.comparison import Contender, Row
+from tinygrad_peft.train.config import TrainConfig
+from tinygrad_peft.train.data import Encoded
+from tinygrad_peft.train.evaluate import evaluate
+from tinygrad_peft.train.events import Evaluated, Event, StepEnded
+from tinygrad_peft.train.folder import train_into
+from tinygrad_peft.train.loop import train
+from tinygrad_peft.train.memory import MemoryMeter
+from tinygrad_peft.train.probe import probe
+from tinygrad_peft.train.result import TrainResult
+
+__all__ = ["Bench", "Turn", "Watcher", "run_trial"]
+
+
+class Watcher:
+    """Is told how a comparison goes; a subclass overrides what it wants to know."""
+
+    def started(self, turn: "Turn") -> None:
+        """A contender's turn has come."""
+
+    def trained(self, event: Event) -> None:
+        """What the training loop tells of the contender whose turn it is."""
+
+    def ended(self, row: Row) -> None:
+        """A contender has its row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all contenders have in common."""
+
+    model: Transformer
+    train_set: Sequence[Encoded]
+    eval_set: Sequence[Encoded]
+    config: TrainConfig
+    pad_id: int
+    host: Host
+    out: Path | None
+    job: dict[str, object]
+    watcher: Watcher
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A contender with its place, from 1, among so many, and its own settings of training."""
+
+    place: int
+    count: int
+    contender: Contender
+    config: TrainConfig
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate; None where nothing is trained by steps."""
+        return self.config.lr if self.contender.recipe else None
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder for its files: the place, and the label as far as it can be."""
+        words = "".join(c if c.isalnum() or c in "._" else " " for c in self.contender.label)
+        return "-".join([str(self.place), *words.lower().split()])
+
+
+def run_trial(bench: Bench, turn: Turn) -> Row:
+    """The row of a contender; one that fails has a row that says why.
+
+    Raises KeyboardInterrupt where Ctrl-C left nothing worth a row.
+    """
+    memory, trial = MemoryMeter(), _Trial(bench, turn)
+    try:
+        trial.run()
+    except Exception as error:  # noqa: BLE001 - whatever a plugin does, the others have their turn
+        trial.row = replace(trial.row, outcome="failed", error=_explained(error))
+    return replace(
+        trial.row,
+        losses=tuple(trial.losses),
+        evaluations=tuple(trial.evaluations),
+        peak_memory=memory.read(),
+    )
+
+
+class _Trial:
+    """One contender's turn, and what is known of it so far."""
+
+    def __init__(self, bench: Bench, turn: Turn) -> None:
+        self.bench = bench
+        self.turn = turn
+        self.row = Row(
+            label=turn.contender.label,
+            methods=tuple(_as_read(step) for step in turn.contender.recipe),
+            lr=turn.lr,
+            outcome="interrupted",
+        )
+        self.losses: list[float] = []
+        self.evaluations: list[Evaluated] = []
+
+    def run(self) -> None:
+        """Find out what there is to know."""
+        if self.turn.contender.recipe:
+            self._adapt()
+        elif self.bench.model.classifier is not None:
+            self._probe()
+        else:
+            self._evaluate()
+
+    # ---------- a recipe ----------
+
+    def _adapt(self) -> None:
+        bench, recipe = self.bench, self.turn.contender.recipe
+        peft = get_peft_model(bench.model, recipe, seed=self.turn.config.seed, host=bench.host)
+        try:
+            trainable, total = peft.get_nb_trainable_parameters()
+            self.row = replace(self.row, trainable=trainable, total=total)
+            self._read(self._train(peft))
+        finally:
+            peft.unload()
+
+    def _train(self, peft: PeftModel) -> TrainResult:
+        bench, config = self.bench, self.turn.config
+        data, observers = (bench.train_set, bench.eval_set), [self._observe]
+        if bench.out is None:
+            return train(peft, *data, config, pad_id=bench.pad_id, observers=observers)
+        return train_into(
+            bench.out / self.turn.folder,
+            peft,
+            *data,
+            config,
+            pad_id=bench.pad_id,
+            observers=observers,
+            job={**bench.job, "label": self.row.label, "methods": self.row.methods},
+        )
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, StepEnded):
+            self.losses.append(event.loss)
+        elif isinstance(event, Evaluated):
+            self.evaluations.append(event)
+        self.bench.watcher.trained(event)
+
+    def _read(self, result: TrainResult) -> None:
+        best, saved, out = result.best, result.saved_to, self.bench.out
+        self.row = replace(
+            self.row,
+            outcome=result.outcome,
+            loss=best.loss if best else None,
+            accuracy=best.accuracy if best else None,
+            perplexity=best.perplexity if best else None,
+            seconds=result.seconds - sum(e.seconds for e in result.evaluations),
+            folder=str(saved.relative_to(out)) if saved and out else None,
+        )
+
+    # ---------- the frozen model ----------
+
+    def _probe(self) -> None:
+        bench = self.bench
+        found = probe(
+            bench.model,
+            bench.train_set,
+            bench.eval_set,
+            batch_size=bench.config.batch_size,
+            pad_id=bench.pad_id,
+        )
+        self.row = replace(
+            self.row,
+            outcome="finished",
+            loss=found.loss,
+            accuracy=found.accuracy,
+            trainable=found.trainable,
+            total=count_elements(bench.model.parameters()),
+            seconds=found.seconds,
+        )
+
+    def _evaluate(self) -> None:
+        bench = self.bench
+        size = bench.config.batch_size
+        found = evaluate(bench.model, bench.eval_set, batch_size=size, pad_id=bench.pad_id)
+        self.row = replace(
+            self.row,
+            outcome="finished",
+            loss=found.loss,
+            perplexity=found.perplexity,
+            trainable=0,
+            total=count_elements(bench.model.parameters()),
+            seconds=0.0,
+        )
+
+
+def _as_read(config: PeftConfig) -> dict[str, object]:
+    """The settings as a file gives them back: with lists for tuples."""
+    text = msgspec.json.encode(config_to_dict(config))
+    return msgspec.json.decode(text, type=dict[str, object])
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, TinygradPeftError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {error}"
