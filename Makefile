@@ -69,7 +69,7 @@ $(READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
 	@echo "Installing tinygrad_peft and its tools into $(VENV)"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli,plot]' $(INSTALL_THIRD_PARTY)
+	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli,hub,plot]' $(INSTALL_THIRD_PARTY)
 	@touch $@
 
 $(PEERS_READY): pyproject.toml $(THIRD_PARTY_FILES)

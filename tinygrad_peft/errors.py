@@ -19,9 +19,12 @@ PrecisionWarning, a UserWarning, is no error: what was asked for is done, at a p
 """
 
 import difflib
-from collections.abc import Iterable
+import heapq
+import re
+from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "LISTED",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -39,6 +42,8 @@ __all__ = [
     "TrainingError",
     "listed",
     "nearest",
+    "shortened",
+    "told",
 ]
 
 
@@ -102,16 +107,42 @@ class PrecisionWarning(UserWarning):
     """Rounding has cost much of what was learnt."""
 
 
+LISTED = 20  # problems in one message
+LONGEST_LINE = 300  # of a message: a broken file may hold names of any length
+_COMPARED = 50  # names, since each comparison takes up to a millisecond
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """`; did you mean 'a' or 'b'?` for the known names nearest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    names = [other for other in known if len(other) <= LONGEST_LINE]
+    if len(name) > LONGEST_LINE:
+        return ""
+    if len(names) > _COMPARED:
+        parts = _parts(name)
+        names = heapq.nlargest(_COMPARED, names, key=lambda other: len(parts & _parts(other)))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def listed(problems: Iterable[str], most: int = 20) -> str:
-    """The problems one a line; how many more there are, past the first `most`."""
+def _parts(name: str) -> set[str]:
+    return set(re.split(r"[._]", name))
+
+
+def listed(problems: Iterable[str], most: int = LISTED) -> str:
+    """The problems one a line, cut short; how many more there are, past the first `most`."""
     lines = list(problems)
-    shown = [f"  - {line}" for line in lines[:most]]
+    shown = [f"  - {shortened(line)}" for line in lines[:most]]
     if len(lines) > most:
         shown.append(f"  ... and {len(lines) - most} more")
     return "\n".join(shown)
+
+
+def told(problems: Sequence[str]) -> str:
+    """What comes after a colon: one problem in the same line, or several below it."""
+    return f" {shortened(problems[0])}" if len(problems) == 1 else f"\n{listed(problems)}"
+
+
+def shortened(text: str, most: int = LONGEST_LINE) -> str:
+    """Text of at most `most` characters; what is left out is told."""
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]}... and {rest} characters more"

@@ -18,9 +18,6 @@ With f in between, no plain layer has the same output: an adapter cannot be merg
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
-from tinygrad_peft.arrays import Array
 from tinygrad_peft.nn import Attention, Context, Dropout, Init, Layer, LayerNorm, Linear, Module
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor
@@ -55,8 +52,8 @@ class BottleneckAdapter(Module):
         if config.init_weights == "identity":
             self.adapter_up.weight.data = init.zeros(width, inner)
         else:
-            self.adapter_down.weight.data = _truncated_normal(init, inner, width)
-            self.adapter_up.weight.data = _truncated_normal(init, width, inner)
+            self.adapter_down.weight.data = init.truncated_normal(inner, width, std=0.01)
+            self.adapter_up.weight.data = init.truncated_normal(width, inner, std=0.01)
 
     def update(self, x: Tensor) -> Tensor:
         """u(x), without any residual: (..., d) -> (..., d)."""
@@ -99,11 +96,3 @@ class LayerAdapter(BottleneckAdapter):
     def __call__(self, x: Tensor) -> Tensor:
         h = self.base_layer(x)
         return h + self.update(x if self.parallel else h)
-
-
-def _truncated_normal(init: Init, *shape: int, std: float = 0.01) -> Array:
-    """N(0, std²) within two deviations: what lies outside is drawn again."""
-    drawn = init.rng.standard_normal(shape)
-    while (outside := np.abs(drawn) > 2).any():
-        drawn[outside] = init.rng.standard_normal(int(outside.sum()))
-    return (std * drawn).astype(init.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.peft import TargetedConfig
 
@@ -114,7 +115,7 @@ class LoraConfig(TargetedConfig):
         for key in (*self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(key)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 found.append(f"the pattern {key!r} is no regular expression: {error}")
         return found
 
@@ -157,6 +158,21 @@ class LoraConfig(TargetedConfig):
             return {}
         named = ids if isinstance(ids, Mapping) else {INPUT: ids}
         return {name: tuple(own) for name, own in named.items()}
+
+    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """Matrices of another rank than the settings say, and such without their other half."""
+        found = super().stored_problems(shapes)
+        for own, other, axis in (("lora_A", "lora_B", 0), ("lora_B", "lora_A", 1)):
+            for name, shape in shapes.items():
+                path, matrix, rest = name.rpartition(f".{own}.weight")
+                if not matrix or rest or len(shape) != 2:
+                    continue
+                rank, half = self.rank(path), f"{path}.{other}.weight"
+                if shape[axis] != rank:
+                    found.append(f"{name} is {shape}, and the settings give it the rank {rank}")
+                if half not in shapes:
+                    found.append(f"{name} is there without {half}")
+        return found
 
     def rank(self, path: str) -> int:
         """The rank at a path."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.nn import Module, Prefix, Skeleton, Transformer
+from tinygrad_peft.nn import Module, Prefix, Transformer
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
@@ -33,11 +33,10 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     base = site.module
     if base is not site.model.get_child("prefix") or not isinstance(base, Prefix):
         return None
-    init = Skeleton(dtype=site.init.dtype) if site.loading else site.init
     model = site.model.config
     if config.prefix_projection:
-        return ProjectedPrefix(base, config, model, init)
-    return TrainedPrefix.drawn(base, config, model, init)
+        return ProjectedPrefix(base, config, model, site.init)
+    return TrainedPrefix.drawn(base, config, model, site.init)
 
 
 @hookimpl(hookspecs.count_parameters)

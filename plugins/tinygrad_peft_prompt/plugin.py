@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import ConfigError, listed
-from tinygrad_peft.nn import Module, Prompt, Skeleton, Transformer
+from tinygrad_peft.nn import Module, Prompt, Transformer
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
@@ -37,12 +37,11 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
         return None
     if not site.loading:
         _refuse_untrainable(config)
-    init = Skeleton(dtype=site.init.dtype) if site.loading else site.init
     if isinstance(config, PromptEncoderConfig) and config.encoder_reparameterization_type == "MLP":
-        return PromptEncoder(base, config, size, init)
+        return PromptEncoder(base, config, size, site.init)
     if isinstance(config, PromptTuningConfig) and not site.loading:
-        return SoftPrompt(base, first_states(config, site.model.embed_tokens, init))
-    return SoftPrompt(base, init.zeros(config.num_virtual_tokens, size))
+        return SoftPrompt(base, first_states(config, site.model.embed_tokens, site.init))
+    return SoftPrompt(base, site.init.zeros(config.num_virtual_tokens, size))
 
 
 @hookimpl(hookspecs.count_parameters)

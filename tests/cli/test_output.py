@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tinygrad_peft.cli.output import MISSING, columns, emit, table
+from tinygrad_peft.cli.output import MISSING, columns, emit, printable, table
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +63,11 @@ def test_what_is_missing_stands_among_numbers() -> None:
 
 def test_no_rows_are_no_lines() -> None:
     assert columns([]) == []
+
+
+def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+    assert printable("é 😀\nnext") == "é 😀\nnext"
+    assert printable("\x1b[31m\r\u202e") == "\\x1b[31m\\r\\u202e"
 
 
 def test_without_a_terminal_a_table_is_columns() -> None:

@@ -263,7 +263,7 @@ def test_an_index_that_leaves_a_tensor_out(copy: Copying) -> None:
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd"])
 def test_an_index_that_leaves_the_folder(copy: Copying, name: str) -> None:
     folder = index(copy("gpt2-sharded"), lambda places: places.update({"extra": name}))
-    assert f"names files outside the folder: ['{name}']" in message(folder)
+    assert f"names what is no file of the folder: {name!r}" in message(folder)
 
 
 def test_an_index_without_a_map(copy: Copying) -> None:
@@ -280,3 +280,35 @@ def test_a_loaded_model_refuses_tokens_that_it_does_not_have(copy: Copying, toke
     model = load_model(copy("llama"))
     with pytest.raises(ValueError, match=rf"token id {token} at position \(0, 1\)"):
         model(np.array([[1, token]]))
+
+
+# ---------- settings that ask for too much ----------
+
+
+def test_no_more_layers_are_built_than_there_are_tensors_for(copy: Copying) -> None:
+    folder = configure(copy("gpt2"), n_layer=9_999)
+    assert message(folder).endswith(
+        "does not fit its config.json: num_hidden_layers is 9999, and there are 28 tensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"n_layer": 10**9}, "num_hidden_layers 1000000000 is more than 10000"),
+        ({"n_embd": 2**40, "n_head": 1}, "head_dim 1099511627776 is more than 100000"),
+        ({"vocab_size": 10**30}, "no array can have the shape (10"),
+        ({"activation_function": ["gelu"]}, 'activation_function is ["gelu"], expected one of'),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(
+    copy: Copying, settings: dict[str, object], told: str
+) -> None:
+    assert told in message(configure(copy("gpt2"), **settings), ConfigError)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_by_itself_is_refused_and_safetensors_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert "is a pickle, which can run any code, and is never read" in message(tmp_path / name)
+    assert "save it as safetensors" in message(tmp_path / name)

@@ -269,7 +269,7 @@ def test_a_truncated_file(
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
     if share > 0.9:
-        assert str(caught.value) == f"{file} is truncated: it ends within output.weight"
+        assert str(caught.value) == f"{file} is truncated or damaged: it ends within output.weight"
 
 
 def test_integers_in_place_of_weights(gguf: ModuleType, llama: Transformer, tmp_path: Path) -> None:
@@ -313,4 +313,24 @@ def test_the_missing_extra_is_named(
     file = write(gguf, tmp_path / "m.gguf", settings(llama.config), tensors(llama))
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tinygrad-peft\[gguf\]'"):
+        load_model(file)
+
+
+def test_no_more_layers_are_built_than_there_are_tensors_for(
+    gguf: ModuleType, llama: Transformer, tmp_path: Path
+) -> None:
+    values = settings(llama.config) | {"llama.block_count": 9_999}
+    file = write(gguf, tmp_path / "m.gguf", values, tensors(llama))
+    with pytest.raises(
+        CheckpointError, match=r"llama\.block_count is 9999, and there are 21 tensors"
+    ):
+        load_model(file)
+
+
+def test_a_number_that_is_none_is_refused(
+    gguf: ModuleType, llama: Transformer, tmp_path: Path
+) -> None:
+    values = settings(llama.config) | {"llama.rope.freq_base": float("inf")}
+    file = write(gguf, tmp_path / "m.gguf", values, tensors(llama))
+    with pytest.raises(ConfigError, match=r"rope.freq_base is inf, expected a positive number"):
         load_model(file)

@@ -77,6 +77,20 @@ def test_every_way_to_cut_the_header_short_is_an_error(small: Path, tmp_path: Pa
             "unknown value type 9 at offset",
         ),
         (
+            b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 0, 2**60),
+            "more than 50,000,000 values at offset",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQQ1s", 3, 0, 1, 1, b"\n"),
+            r"expected a name of at most 1000 printable characters, got '\\n'",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQQ1sIBQ1sIB", 3, 0, 2, 1, b"a", 0, 1, 1, b"a", 0, 2),
+            "a is there twice",
+        ),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"a", 0), "a has 0 axes, expected 1 to 4"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"a", 5), "a has 5 axes, expected 1 to 4"),
+        (
             b"GGUF" + struct.pack("<IQQQ17sII", 3, 0, 1, 17, b"general.alignment", 4, 0),
             "general.alignment: expected a positive integer, got 0",
         ),
@@ -87,6 +101,45 @@ def test_damaged_headers_are_told(tmp_path: Path, content: bytes, told: str) -> 
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=told):
         read_gguf_header(path)
+
+
+def table(*tensors: tuple[str, int, int, int]) -> bytes:
+    """A file with tensors of one axis: their names, sizes, kinds and offsets; 64 bytes of data."""
+    infos = b"".join(
+        struct.pack("<Q1sIQIQ", 1, name.encode(), 1, size, kind, offset)
+        for name, size, kind, offset in tensors
+    )
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 0) + infos
+    return head + bytes(-len(head) % 32) + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (table(("a", 8, 0, 0), ("b", 8, 0, 16)), "b and a overlap"),
+        (table(("a", 17, 0, 0)), "it ends within a$"),
+        (table(("a", 8, 0, 0), ("b", 9, 0, 32), ("c", 8, 0, 2**63)), "within b, and 1 more lie"),
+        (table(("a", 1, 0, 0), ("a", 1, 0, 32)), "a is there twice"),
+        (table(("a", 33, 2, 0)), "a has rows of 33 numbers in blocks of 32"),
+    ],
+)
+def test_tensors_that_cannot_lie_there_are_told(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"bad\.gguf is .*{told}"):
+        read_gguf_header(path)
+
+
+def test_a_kind_of_tensor_that_is_not_known_has_no_size(tmp_path: Path) -> None:
+    path = tmp_path / "new.gguf"
+    path.write_bytes(table(("a", 8, 999, 0)))
+    (info,) = read_gguf_header(path).tensors
+    assert (info.dtype, info.size, info.nbytes) == ("type 999", 8, 0)
+
+
+def test_a_folder_is_no_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="it is no regular file"):
+        read_gguf_header(tmp_path)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from tinygrad_peft.arrays import Array
@@ -96,6 +97,106 @@ def test_a_header_whose_shape_and_bytes_differ_is_refused(tmp_path: Path) -> Non
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     with pytest.raises(CheckpointError, match="is truncated or no safetensors file"):
         read_header(file)
+
+
+def written(file: Path, header: str | bytes, data: int, size: int | None = None) -> Path:
+    """A file with that header, which tells its own length unless `size` does."""
+    text = header if isinstance(header, bytes) else header.encode()
+    file.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + bytes(data))
+    return file
+
+
+def entry(name: str, start: int, end: int, shape: str = "[2]", dtype: str = "F32") -> str:
+    return f'"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}'
+
+
+@pytest.mark.parametrize(
+    ("entries", "data", "told"),
+    [
+        ([entry("a", 0, 8), entry("b", 4, 12)], 12, "b and a overlap by 4 bytes"),
+        ([entry("a", 0, 8), entry("b", 0, 8)], 8, "b and a overlap by 8 bytes"),
+        ([entry("a", 0, 8), entry("b", 12, 20)], 20, "between a and b are 4 bytes of no array"),
+        ([entry("a", 4, 12)], 12, "between the header and a are 4 bytes of no array"),
+        ([entry("a", 0, 8)], 7, "a ends 1 bytes behind the end of the file"),
+        ([entry("a", 0, 8)], 9, "behind a are 1 bytes of no array"),
+        ([entry("a", 0, 6)], 6, "'a' has 6 bytes, which are not those of F32 (2,)"),
+        ([entry("a", 8, 0)], 8, "'a' has -8 bytes, which are not those of F32 (2,)"),
+        ([entry("a", 0, 8, dtype="F33")], 8, "'a' has the dtype 'F33'; did you mean 'F32'?"),
+        ([entry("a", 0, 8, shape="[-2]")], 8, "'a': Expected `int` >= 0"),
+        ([entry("a", 0, 8, shape="[2.0]")], 8, "'a': Expected `int`, got `float`"),
+        ([entry("a", 0, 8, shape="[1e400]")], 8, "Number out of range"),
+        ([entry("a", 0, 8, shape=f"[{2**62},{2**62}]")], 8, "has 8 bytes, which are not those of"),
+        ([entry("a", 0, 8), entry("a", 8, 16)], 16, "the header has keys that are there twice"),
+        ([entry("a\\nb", 0, 8)], 8, r"'a\nb' is no name: expected at most 1000 printable"),
+        ([entry("a" * 1001, 0, 8)], 8, "is no name: expected at most 1000 printable"),
+        (['"a":{"dtype":"F32"}'], 0, "'a': Object missing required field `shape`"),
+        (['"a":[]'], 0, "'a': Expected `object`, got `array`"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_in_a_line(
+    tmp_path: Path, entries: list[str], data: int, told: str
+) -> None:
+    file = written(tmp_path / "x", "{" + ",".join(entries) + "}", data)
+    with pytest.raises(CheckpointError) as caught:
+        read_header(file)
+    assert str(caught.value).startswith(str(file))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_that_is_wrong_with_a_header_is_told_at_once(tmp_path: Path) -> None:
+    broken = [entry("a", 0, 6), entry("b", 0, 8, dtype="F"), entry("c", 0, 8, shape="[-1]")]
+    with pytest.raises(CheckpointError) as caught:
+        read_header(written(tmp_path / "x", "{" + ",".join(broken) + "}", 8))
+    lines = str(caught.value).splitlines()
+    assert [line[:7] for line in lines[1:]] == ["  - 'a'", "  - 'b'", "  - 'c'"]
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "told"),
+    [
+        (b"{}", 2**64 - 1, "it begins with a header's length of 18446744073709551615 bytes"),
+        (b"{}", 3, "it begins with a header's length of 3 bytes"),
+        (b" {}", 3, "the header begins with b' {}', expected an object"),
+        (b"{} ", 0, "the header begins with b'', expected an object"),
+        (b"{", 1, "the header is not JSON"),
+        (b'{"a":' * 20_000, 100_000, "the header is not JSON: maximum recursion depth exceeded"),
+    ],
+)
+def test_a_header_that_is_none_is_refused(
+    tmp_path: Path, header: bytes, size: int, told: str
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        read_header(written(tmp_path / "x", header, 0, size))
+
+
+def test_a_header_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(200_000_000)  # a hole, which takes no room
+    with pytest.raises(CheckpointError, match="a header's length of 100000001 bytes"):
+        read_header(tmp_path / "x")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3", "BOOL", "I16", "U32", "C64", "BF16"])
+def test_sizes_of_dtypes_are_those_of_the_safetensors_package(tmp_path: Path, dtype: str) -> None:
+    bits = [size for size in (4, 6, 8, 16, 32, 64) if _takes(tmp_path / "x", dtype, size)]
+    assert len(bits) == 1
+    found = read_header(written(tmp_path / "x", "{" + _of(dtype, bits[0]) + "}", bits[0]))
+    assert (found["a"].size, found["a"].nbytes) == (8, bits[0])
+
+
+def _of(dtype: str, bits: int) -> str:
+    return entry("a", 0, bits, shape="[8]", dtype=dtype)
+
+
+def _takes(file: Path, dtype: str, bits: int) -> bool:
+    """Whether the package reads eight elements of `bits` bits."""
+    try:
+        with safe_open(written(file, "{" + _of(dtype, bits) + "}", bits), framework="numpy"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Tokenizers from tokenizer.json and from GGUF files."""
 
+import base64
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,7 +139,7 @@ def test_a_saved_tokenizer_reads_back_the_same(words: Tokenizer, tmp_path: Path)
     ("name", "content", "told"),
     [
         ("tokenizer.json", b"{}", "tokenizer.json cannot be used: Model missing"),
-        ("tokenizer.json", b"\xff", "tokenizer.json is not UTF-8"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not JSON: "),
         ("tokenizer_config.json", b"{", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", b"[]", "holds a JSON list, expected an object"),
     ],
@@ -337,3 +339,72 @@ def test_the_real_tokenizers_give_the_ids_of_transformers(
     assert {text: tokenizer.encode(text) for text in expected} == expected
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == special_ids
     assert tokenizer.vocab_size == vocab_size
+
+
+# ---------- broken files ----------
+
+
+def broken(folder: Path, **parts: object) -> Path:
+    """A folder with a tokenizer of one word, and these parts."""
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    document = {"version": "1.0", "added_tokens": [], "model": model} | parts
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+def charsmap(size: int, rest: bytes) -> dict[str, object]:
+    table = base64.b64encode(size.to_bytes(4, "little") + rest).decode()
+    return {"type": "Precompiled", "precompiled_charsmap": table}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "told"),
+    [
+        (charsmap(0xFFFF_FFFC, b"abcd"), "precompiled_charsmap has 8 bytes, and begins with 42949"),
+        (charsmap(8, b""), "precompiled_charsmap has 4 bytes, and begins with 8"),
+        (
+            {"type": "Sequence", "normalizers": [charsmap(2**31, b"")]},
+            "precompiled_charsmap has 4 bytes, and begins with 2147483648",
+        ),
+        ({"type": "Precompiled", "precompiled_charsmap": "AAA="}, "has 2 bytes"),
+        ({"type": "Precompiled", "precompiled_charsmap": "?"}, "precompiled_charsmap: "),
+    ],
+)
+def test_a_table_that_says_it_is_longer_than_it_is_takes_no_memory(
+    tmp_path: Path, normalizer: dict[str, object], told: str
+) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        load_tokenizer(broken(tmp_path, normalizer=normalizer))
+
+
+def test_a_panic_while_a_tokenizer_is_read_is_an_error(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "": 1}, "merges": [["a", ""]]}
+    model["continuing_subword_prefix"] = "##"
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be used: "):
+        load_tokenizer(broken(tmp_path, model=model))
+
+
+def test_a_panic_while_a_tokenizer_is_used_is_an_error(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(broken(tmp_path, normalizer=charsmap(0, b"abc")))
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be used: index out of bounds"):
+        tokenizer.encode("a")
+
+
+def test_what_stops_the_program_is_no_error_of_a_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokenizers
+
+    def stopped(text: str) -> None:
+        raise KeyboardInterrupt(text)
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_str=stopped))
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(broken(tmp_path))
+
+
+def test_a_tokenizer_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    file = broken(tmp_path) / "tokenizer.json"
+    file.write_text(file.read_text("utf-8").replace('"a": 0', '"a": 0, "a": 1'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has keys that are there twice: 'a'"):
+        load_tokenizer(tmp_path)

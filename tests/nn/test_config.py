@@ -109,3 +109,20 @@ def test_all_problems_are_named_at_once() -> None:
 def test_rope_scaling_that_cannot_be_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RopeScaling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 10_001}, "num_hidden_layers 10001 is more than 10000"),
+        ({"head_dim": 100_001}, "head_dim 100001 is more than 100000"),
+        ({"head": "classification", "num_labels": 10**9}, "num_labels 1000000000 is more than"),
+        ({"norm_eps": float("inf")}, "norm_eps and rope_theta must be above 0"),
+        ({"rope_theta": float("nan")}, "norm_eps and rope_theta must be above 0"),
+    ],
+)
+def test_what_no_model_has_is_refused_before_it_is_built(
+    changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        TransformerConfig(**SIZES | changes)

@@ -1,6 +1,7 @@
 import json
 import re
 import struct
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,11 @@ from tests.peft.small import (
 )
 from tinygrad_peft.arrays import AnyArray
 from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError, TargetError
-from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.checkpoint import read_recipe
-from tinygrad_peft.peft.made_for import read_head
+from tinygrad_peft.peft.made_for import read_base, read_head
+from tinygrad_peft.peft.record import Record
 from tinygrad_peft_lora import LoraConfig
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
@@ -563,7 +565,9 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).unlink()
     refused(tmp_path, str(tmp_path / WEIGHTS), "does not exist")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
-    refused(tmp_path, "adapter_model.bin is a pickle: none is ever read")
+    refused(
+        tmp_path, "adapter_model.bin is a pickle, which can run any code: save it as safetensors"
+    )
     (tmp_path / CONFIG).unlink()
     refused(tmp_path, str(tmp_path / CONFIG))
 
@@ -628,3 +632,84 @@ def test_a_head_that_is_broken_is_an_error(base: dict[str, object], tmp_path: Pa
 def test_a_recipe_is_read_without_a_model(tmp_path: Path) -> None:
     saved(tmp_path, LLAMA, STACK)
     assert read_recipe(tmp_path, host()) == tuple(STACK)
+
+
+# ---------- settings that ask for too much, and other layouts ----------
+
+
+@pytest.mark.parametrize("rank", [10**9, 2**62])
+def test_a_rank_that_the_weights_do_not_have_takes_no_memory(rank: int, tmp_path: Path) -> None:
+    edit_json(saved(tmp_path) / CONFIG, r=rank)
+    model = small()
+    tracemalloc.start()
+    with pytest.raises((CheckpointError, ConfigError)):
+        PeftModel.from_pretrained(model, tmp_path, host=host())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 5_000 + ")" * 5_000])
+def test_an_expression_that_is_too_much_is_refused(pattern: str, tmp_path: Path) -> None:
+    edit_json(saved(tmp_path) / CONFIG, target_modules=pattern)
+    refused(tmp_path, "is no regular expression", kind=ConfigError)
+
+
+def test_more_memory_than_there_is_is_an_error_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(record: Record, step: int) -> None:
+        raise MemoryError(record, step)
+
+    saved(tmp_path)
+    monkeypatch.setattr(Record, "stored_parameters", too_much)
+    refused(tmp_path, f"{tmp_path} asks for more memory than there is")
+
+
+ADAPTERHUB = {"config": {}, "model_type": "gpt2", "name": "task", "version": "adapters.1.3.0"}
+MLX = {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": {"rank": 8}}
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "whose"),
+    [
+        (ADAPTERHUB, "adapter.safetensors", "AdapterHub"),
+        (MLX, "adapters.safetensors", "mlx-lm"),
+    ],
+)
+def test_another_layout_is_told_from_pefts(
+    values: dict[str, object], weights: str, whose: str, tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    (tmp_path / RECIPE).unlink()
+    config = (tmp_path / CONFIG).read_text()
+    (tmp_path / CONFIG).write_text(json.dumps(values))
+    refused(
+        tmp_path, f"has no peft_type; it is in {whose}'s layout, and not in Hugging Face PEFT's"
+    )
+    (tmp_path / WEIGHTS).rename(tmp_path / weights)
+    (tmp_path / CONFIG).unlink()
+    refused(tmp_path, f"neither {RECIPE} nor {CONFIG} is there; it holds weights in {whose}'s")
+    (tmp_path / CONFIG).write_text(config)
+    refused(tmp_path, f"{WEIGHTS} does not exist; {weights} is {whose}'s name for another layout")
+
+
+def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
+    for name in ("fr", "de"):
+        saved(tmp_path / name)
+    refused(tmp_path, "there are adapters in it, of which one can be named: de, fr")
+
+
+def test_a_models_folder_is_told_from_an_adapters(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    refused(tmp_path, "is there; it is a model's folder")
+
+
+def test_a_recipe_tells_all_settings_of_its_base_when_it_was_read_itself(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    again = PeftModel.from_pretrained(
+        Transformer(read_base(tmp_path / "a")), tmp_path / "a", host=host()
+    )
+    again.save_pretrained(tmp_path / "b")
+    one, other = (json.loads((tmp_path / name / RECIPE).read_text()) for name in "ab")
+    assert other == one

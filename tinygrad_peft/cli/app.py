@@ -23,7 +23,8 @@ __all__ = ["cli", "run"]
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status; what goes wrong is told in plain lines.
 
-    0: done; 1: a fault of this program; 2: something that the user can mend; 130: Ctrl-C.
+    0: done; 1: a fault of this program, or of what `inspect` was to look at; 2: something that the
+    user can mend; 130: Ctrl-C.
     """
     if "--debug" in arguments:
         return _call([argument for argument in arguments if argument != "--debug"])
@@ -57,7 +58,9 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"tinygrad-peft: {message}", file=sys.stderr)
+    from tinygrad_peft.cli.output import printable
+
+    print(f"tinygrad-peft: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -275,3 +278,17 @@ def count(
     from tinygrad_peft.cli.counting import count_parameters
 
     count_parameters(shape, config, methods, as_json=as_json)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--model", help="The model to hold an adapter against: its settings are read.")
+@options.as_json
+def inspect(path: str, model: str | None, *, as_json: bool) -> int:
+    """Tell what a model or an adapter is, and all that is wrong with it; no weight is read.
+
+    PATH is a folder, or a .gguf or .safetensors file. The exit status is 1 if anything is wrong.
+    """
+    from tinygrad_peft.cli.inspecting import inspect_files
+
+    return inspect_files(path, model, as_json=as_json)

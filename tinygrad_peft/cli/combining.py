@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinygrad_peft.cli.fetching import adapter_path
 from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.loading import load_adapted
 from tinygrad_peft.cli.output import emit
@@ -69,7 +70,7 @@ def _numbers(text: str) -> list[float]:
 
 def _loaded(adapters: Sequence[Path], model: str | None) -> PeftModel:
     """A model, or its shapes alone, with the adapters."""
-    first, *others = adapters
+    first, *others = map(adapter_path, adapters)
     name = "adapter_1"
     if model is None:
         try:

@@ -15,8 +15,9 @@ def evaluate_data(
     model: str, adapter: Path | None, data: str, batch_size: int, max_length: int, *, as_json: bool
 ) -> None:
     """Print the loss, and the accuracy or the perplexity, of a model on a data set."""
-    tokenizer = load_tokenizer(model_path(model))
-    adapted = load_adapted(model, adapter)
+    source = model_path(model)
+    tokenizer = load_tokenizer(source)
+    adapted = load_adapted(source, adapter)
     encoded = Examples.read(data, "test", task_of(adapted)).encoded(
         tokenizer, max_length, adapted.config
     )

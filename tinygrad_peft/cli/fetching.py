@@ -1,15 +1,16 @@
-"""`tinygrad-peft fetch`, and names in the place of paths."""
+"""`tinygrad-peft fetch`, and names in the place of paths: of what was fetched, and of the hub's."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tinygrad_peft.cli.output import emit
-from tinygrad_peft.errors import DataError, nearest
+from tinygrad_peft.errors import DataError, FetchError, nearest
 from tinygrad_peft.models.artifacts import ARTIFACTS
 from tinygrad_peft.models.fetch import fetch, find_fetched
+from tinygrad_peft.models.hub import Kind, download, is_hub_name
 
-__all__ = ["data_path", "fetch_all", "model_path"]
+__all__ = ["adapter_path", "data_path", "fetch_all", "model_path"]
 
 
 def fetch_all(names: Sequence[str], *, verify: bool, as_json: bool) -> None:
@@ -23,11 +24,20 @@ def fetch_all(names: Sequence[str], *, verify: bool, as_json: bool) -> None:
 
 
 def model_path(text: str) -> Path:
-    """A model's path: what `text` says, or where a fetched model of that name is.
+    """A model's path: what `text` says, or where a model of that name is, fetched or of the hub.
 
-    Raises DataError for a name that was not fetched, and for what is neither.
+    Raises DataError for a name that was not fetched, and for what is none; what
+    `tinygrad_peft.models.hub.download` raises for a hub's name.
     """
-    return _fetched(text) or _existing(text, "model")
+    return _fetched(text) or _of_hub(text, "model") or _existing(text, "model")
+
+
+def adapter_path(given: Path) -> Path:
+    """An adapter's path: what is given, or where an adapter of that name on the hub is.
+
+    Raises what `tinygrad_peft.models.hub.download` raises for a hub's name.
+    """
+    return _of_hub(given.as_posix(), "adapter") or given
 
 
 def data_path(text: str, part: str) -> Path:
@@ -47,6 +57,17 @@ def _fetched(name: str) -> Path | None:
     if found is None:
         raise DataError(f"{name} is not in the cache: run tinygrad-peft fetch {name}")
     return found.path
+
+
+def _of_hub(name: str, kind: Kind) -> Path | None:
+    """Where the files of a repository are, unless a path is called so."""
+    if Path(name).exists() or not is_hub_name(name):
+        return None
+    repository, _, revision = name.partition("@")
+    try:
+        return download(repository, revision=revision or None, kind=kind)
+    except FetchError as error:
+        raise FetchError(f"no such {kind} here, nor from the hub: {error}") from error
 
 
 def _existing(text: str, what: str) -> Path:

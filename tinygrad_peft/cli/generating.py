@@ -31,8 +31,9 @@ def generate_text(
     model: str, adapter: Path | None, prompt: str, sampling: Sampling, *, as_json: bool
 ) -> None:
     """Print the prompt and what the model makes of it."""
-    tokenizer = load_tokenizer(model_path(model))
-    adapted = load_adapted(model, adapter)
+    source = model_path(model)
+    tokenizer = load_tokenizer(source)
+    adapted = load_adapted(source, adapter)
     if adapted.config.head != "lm":
         kind = "a bare encoder" if adapted.config.head == "none" else "a sequence classifier"
         raise ConfigError(f"{model} is {kind}, and only a causal language model generates text")

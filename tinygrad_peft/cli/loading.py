@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinygrad_peft.cli.fetching import data_path, model_path
+from tinygrad_peft.cli.fetching import adapter_path, data_path, model_path
 from tinygrad_peft.errors import ConfigError, DataError, TokenError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
@@ -70,13 +70,13 @@ def check_tokens(
         )
 
 
-def load_base(model: str) -> Transformer:
-    """The model of a path or a fetched name."""
-    return load_model(model_path(model))
+def load_base(model: str | Path) -> Transformer:
+    """The model of a path, or of a name."""
+    return load_model(model if isinstance(model, Path) else model_path(model))
 
 
 def load_adapted(
-    model: str, adapter: Path | None, host: Host | None = None, *, name: str = DEFAULT
+    model: str | Path, adapter: Path | None, host: Host | None = None, *, name: str = DEFAULT
 ) -> Transformer | PeftModel:
     """The model with an adapter applied, and with the head that it was trained with.
 
@@ -85,6 +85,7 @@ def load_adapted(
     base = load_base(model)
     if adapter is None:
         return base
+    adapter = adapter_path(adapter)
     head = read_head(adapter)
     if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)

@@ -21,7 +21,7 @@ def merge_adapter(model: str, adapter: Path, out: Path, dtype: SaveDtype, *, as_
         raise ConfigError(f"--out {out} is the model itself: merge into another folder")
     check_output(out, refused=("adapter_config.json", "recipe.json"))
     tokenizer = load_tokenizer(source)  # before anything is written
-    adapted = load_adapted(model, adapter)
+    adapted = load_adapted(source, adapter)
     assert not isinstance(adapted, Transformer)
     save_model(adapted.merge_and_unload(), out, dtype=dtype)
     tokenizer.save(out)

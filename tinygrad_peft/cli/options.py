@@ -41,12 +41,12 @@ def _methods(help_text: str) -> Callable[[F], F]:
 
 
 def adapter(*, required: bool) -> Callable[[F], F]:
-    """An adapter's folder."""
+    """An adapter's folder, or its name on the hub."""
     return click.option(
         "--adapter",
         type=click.Path(path_type=Path),
         required=required,
-        help="A folder that finetune wrote.",
+        help="A folder that finetune or Hugging Face PEFT wrote, or a name on the hub.",
     )
 
 
@@ -61,7 +61,8 @@ as_json: Callable[[F], F] = click.option(
 model: Callable[[F], F] = click.option(
     "--model",
     required=True,
-    help="A folder in Hugging Face layout, a .gguf file, or a name that fetch knows.",
+    help="A folder in Hugging Face layout, a .gguf file, a name that fetch knows, or a name on the "
+    "hub: organisation/name, with @revision or without.",
 )
 method: Callable[[F], F] = _methods(METHOD_HELP)
 methods_to_compare: Callable[[F], F] = _methods(RECIPE_HELP)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import msgspec
 
-__all__ = ["MISSING", "columns", "emit", "table"]
+__all__ = ["MISSING", "columns", "emit", "printable", "table"]
 
 MISSING = "–"  # what a cell shows where there is no number
 
@@ -18,6 +18,11 @@ def emit(values: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -
         text = msgspec.json.format(msgspec.json.encode(values), indent=2).decode()
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: names in a file may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

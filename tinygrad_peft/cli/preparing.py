@@ -94,8 +94,9 @@ def prepare(options: TrainingOptions) -> Prepared:
     # Both data sets before anything slow, so that what is wrong in them is told at once.
     train_set = Examples.read(options.train_data, "train", task)
     eval_set = Examples.read(options.eval_data, "test", task) if options.eval_data else None
-    tokenizer = load_tokenizer(model_path(options.model))
-    model = load_base(options.model)
+    source = model_path(options.model)
+    tokenizer = load_tokenizer(source)
+    model = load_base(source)
     _give_head(model, task, train_set, options)
     length = options.max_length
     return Prepared(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
 from tinygrad_peft.models.directory import read_config, read_model, write_model
 from tinygrad_peft.models.families import config_from_json, config_to_json
+from tinygrad_peft.models.files import refuse_pickle
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
 from tinygrad_peft.models.tensors import SaveDtype
 from tinygrad_peft.nn.config import TransformerConfig
@@ -78,6 +79,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     if not place.exists():
         raise CheckpointError(f"{place} does not exist: expected a folder or a .gguf file")
+    refuse_pickle(place)
     if place.is_file() and place.suffix.lower() != ".gguf":
         raise CheckpointError(
             f"{place} is a file: expected the folder with it and config.json, or a .gguf file"

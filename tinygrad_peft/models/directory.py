@@ -9,25 +9,27 @@ import msgspec
 import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
-from tinygrad_peft.errors import CheckpointError, ConfigError, listed
+from tinygrad_peft.errors import CheckpointError, ConfigError, listed, told
 from tinygrad_peft.models.families import config_from_json, config_to_json, family
 from tinygrad_peft.models.family import Family
-from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.files import PICKLES, is_plain_name, read_json_object, replacing
 from tinygrad_peft.models.tensors import FLOATS, SaveDtype, StoredTensor, read_header, write_tensors
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.nn.transformer import Transformer
 
-__all__ = ["read_config", "read_model", "write_model"]
+__all__ = ["check_fit", "read_config", "read_model", "read_tensors", "write_model"]
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def read_config(path: Path) -> TransformerConfig:
-    """The config of the checkpoint in the folder `path`; no weight is read, and none needed."""
-    if any((path / name).exists() for name in (_WEIGHTS, _INDEX)):
+def read_config(path: Path, *, check_weights: bool = True) -> TransformerConfig:
+    """The config of the checkpoint in the folder `path`; no weight is read, and none needed.
+
+    The tensors' names decide what config.json leaves open, unless they are not to be looked at.
+    """
+    if check_weights and any((path / name).exists() for name in (_WEIGHTS, _INDEX)):
         return _open(path)[1]
     with _naming(path / _CONFIG):
         return config_from_json(read_json_object(path / _CONFIG))
@@ -35,19 +37,54 @@ def read_config(path: Path) -> TransformerConfig:
 
 def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
     """The model in the folder `path`."""
-    known, config, stored = _open(path)
+    known, config, stored, head = _checked(path)
     model = Transformer(config, Skeleton(dtype=dtype))
-    parameters = {known.naming.theirs(p): (p, t.shape) for p, t in model.named_parameters()}
-    head = _drop_tied_head(config, stored, dtype)
-    _check(path, known, {name: shape for name, (_, shape) in parameters.items()}, stored)
-    state = {p: _read(known, name, stored[name], dtype) for name, (p, _) in parameters.items()}
-    if head is not None and not np.array_equal(head, state["embed_tokens.weight"]):
+    names = {known.naming.theirs(p): p for p, _ in model.named_parameters()}
+    state = {p: _read(known, name, stored[name], dtype) for name, p in names.items()}
+    tied = None if head is None else head.read(dtype)
+    if tied is not None and not np.array_equal(tied, state["embed_tokens.weight"]):
         raise CheckpointError(
             f"{path}: lm_head.weight differs from the token embedding, and config.json ties them: "
             "set tie_word_embeddings to false there if the head is meant to be separate"
         )
     model.load_state_dict(state)
     return model
+
+
+def check_fit(path: Path) -> None:
+    """Raise what `read_model` raises for all that headers show; no weight is read."""
+    _checked(path)
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors by the names that the files give them; only headers are read."""
+    if (path / _WEIGHTS).exists():
+        return read_header(path / _WEIGHTS)
+    if (path / _INDEX).exists():
+        return _sharded(path)
+    pickles = sorted(f.name for f in path.glob("*") if f.suffix.lower() in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{path} has its weights in {', '.join(pickles)}, and a pickle can run any code: "
+            "save them as safetensors, with save_pretrained of transformers or safetensors.torch"
+        )
+    raise CheckpointError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}")
+
+
+def _checked(
+    path: Path,
+) -> tuple[Family, TransformerConfig, dict[str, StoredTensor], StoredTensor | None]:
+    """What `_open` gives, when all of it fits, and a head that is the token embedding once more."""
+    known, config, stored = _open(path)
+    if config.num_hidden_layers > len(stored):  # before so many are built
+        raise CheckpointError(
+            f"{path} does not fit its {_CONFIG}: num_hidden_layers is {config.num_hidden_layers}, "
+            f"and there are {len(stored)} tensors"
+        )
+    head = _drop_tied_head(config, stored)
+    parameters = Transformer(config, Skeleton()).named_parameters()
+    _check(path, known, {known.naming.theirs(p): t.shape for p, t in parameters}, stored)
+    return known, config, stored, head
 
 
 def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
@@ -93,7 +130,7 @@ def _open(path: Path) -> tuple[Family, TransformerConfig, dict[str, StoredTensor
     raw = read_json_object(path / _CONFIG)
     with _naming(path / _CONFIG):
         known = family(raw.get("model_type"))
-        stored = _bare(path, known, _stored(path))
+        stored = _bare(path, known, read_tensors(path))
         config = config_from_json(raw, {name: tensor.shape for name, tensor in stored.items()})
     return known, config, stored
 
@@ -107,30 +144,17 @@ def _naming(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _stored(path: Path) -> dict[str, StoredTensor]:
-    """All tensors by the names that the files give them."""
-    if (path / _WEIGHTS).exists():
-        return read_header(path / _WEIGHTS)
-    if (path / _INDEX).exists():
-        return _sharded(path)
-    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"{path} has its weights in {', '.join(pickles)}, and a pickle can run any code: "
-            "save them as safetensors, with save_pretrained of transformers or safetensors.torch"
-        )
-    raise CheckpointError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}")
-
-
 def _sharded(path: Path) -> dict[str, StoredTensor]:
     try:
         places = msgspec.convert(read_json_object(path / _INDEX).get("weight_map"), dict[str, str])
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path / _INDEX}: weight_map: {error}") from error
     names = sorted(set(places.values()))
-    outside = [name for name in names if Path(name).name != name]
+    outside = [repr(name) for name in names if not is_plain_name(name)]
     if outside:
-        raise CheckpointError(f"{path / _INDEX} names files outside the folder: {outside}")
+        raise CheckpointError(
+            f"{path / _INDEX} names what is no file of the folder:{told(outside)}"
+        )
     absent = [name for name in names if not (path / name).exists()]
     if absent:
         raise CheckpointError(f"{path} lacks {', '.join(absent)}, which {_INDEX} names")
@@ -155,13 +179,13 @@ def _bare(path: Path, known: Family, stored: Mapping[str, StoredTensor]) -> dict
 
 
 def _drop_tied_head(
-    config: TransformerConfig, stored: dict[str, StoredTensor], dtype: np.dtype[np.floating]
-) -> Array | None:
+    config: TransformerConfig, stored: dict[str, StoredTensor]
+) -> StoredTensor | None:
     """Take a head that is the token embedding once more out of `stored`."""
     if config.head != "lm" or not config.tie_word_embeddings or "lm_head.weight" not in stored:
         return None
     head = stored.pop("lm_head.weight")
-    return head.read(dtype) if head.dtype in FLOATS else None
+    return head if head.dtype in FLOATS else None
 
 
 def _check(

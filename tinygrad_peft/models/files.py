@@ -1,31 +1,92 @@
-"""Reading JSON strictly, and writing files that are either whole or not there."""
+"""Reading files strictly, and writing files that are either whole or not there.
 
+Whatever a file holds, reading it ends with its content or a CheckpointError: no code in it runs,
+and no more memory is taken than a small multiple of the file's size.
+"""
+
+import json
 import os
+import re
 import secrets
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.errors import CheckpointError, shortened
 
-__all__ = ["read_json_object", "replacing"]
+__all__ = [
+    "PICKLES",
+    "decode_json_object",
+    "is_plain_name",
+    "read_bytes",
+    "read_json_object",
+    "refuse_pickle",
+    "replacing",
+]
+
+PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
+LARGEST_JSON = 100_000_000  # bytes; the largest tokenizers have a third of it
 
 
-def read_json_object(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises CheckpointError where there is none."""
+def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
+    """What a file holds.
+
+    Raises CheckpointError where it is missing, no regular file, or larger than `most` bytes.
+    """
     try:
-        value: object = msgspec.json.decode(path.read_bytes())
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{path} cannot be read: it is no regular file")
+        if found.st_size > most:
+            raise CheckpointError(f"{path} has {found.st_size:,} bytes, expected at most {most:,}")
+        return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The JSON object in a file. Raises CheckpointError where there is none."""
+    return decode_json_object(read_bytes(path), str(path))
+
+
+def decode_json_object(text: bytes, where: str) -> dict[str, object]:
+    """The JSON object that `text` is, strictly: no key twice, no NaN, no number out of range.
+
+    Raises CheckpointError, which begins with `where`.
+    """
+    twice: list[str] = []
+    try:
+        value: object = msgspec.json.decode(text)
+        # msgspec is the stricter of the two, but does not see keys that are there twice.
+        json.loads(text.decode(), object_pairs_hook=lambda pairs: twice.extend(_repeated(pairs)))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON: {error}") from error
+    if twice:
+        names = shortened(", ".join(sorted(map(repr, set(twice)))))
+        raise CheckpointError(f"{where} has keys that are there twice: {names}")
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+        raise CheckpointError(f"{where} holds a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name is that of a file in some folder, on any system, and leads nowhere else."""
+    return re.fullmatch(r"\w[\w.-]{0,199}", name, re.ASCII) is not None
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError for what is a pickle by its name."""
+    if path.suffix.lower() in PICKLES:
+        raise CheckpointError(
+            f"{path} is a pickle, which can run any code, and is never read: save it as "
+            "safetensors, with save_pretrained of transformers or PEFT, or safetensors.torch"
+        )
 
 
 @contextmanager
@@ -37,3 +98,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # noqa: PTH105 - the name says that it is atomic
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _repeated(pairs: list[tuple[str, object]]) -> list[str]:
+    keys = [key for key, _ in pairs]
+    return [] if len(set(keys)) == len(keys) else [k for k, n in Counter(keys).items() if n > 1]

@@ -4,7 +4,6 @@ It orders the rows of q and k otherwise than Hugging Face does: there rows 2i an
 turn together, here rows i and i + D/2.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import AnyArray, Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, MissingExtraError, listed
+from tinygrad_peft.models.ggml import GGML_TYPES
 from tinygrad_peft.models.gguf_header import GgufHeader, TensorInfo, Value, read_gguf_header
 from tinygrad_peft.models.naming import Naming
 from tinygrad_peft.nn.config import RopeScaling, TransformerConfig
@@ -19,7 +19,7 @@ from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.nn.transformer import Transformer
 
-__all__ = ["read_gguf", "read_gguf_config"]
+__all__ = ["check_gguf_fit", "gguf_config", "read_gguf", "read_gguf_config"]
 
 _NAMING = Naming(
     {
@@ -45,24 +45,40 @@ _LLAMA = "llama."  # what the architecture's own keys begin with
 
 def read_gguf_config(path: Path) -> TransformerConfig:
     """The config of the model in a GGUF file; no weight is read."""
-    return _config(path, read_gguf_header(path))
+    return gguf_config(path, read_gguf_header(path))
 
 
 def read_gguf(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
     """The model in a GGUF file, its weights dequantised."""
     header = read_gguf_header(path)
-    config = _config(path, header)
+    config = gguf_config(path, header)
+    check_gguf_fit(path, header, config)
     model = Transformer(config, Skeleton(dtype=dtype))
-    names = {_NAMING.theirs(p): (p, t.shape) for p, t in model.named_parameters()}
     infos = {info.name: info for info in header.tensors}
-    _check(path, {name: shape for name, (_, shape) in names.items()}, infos)
     data: AnyArray = np.memmap(path, np.uint8, "r")
     state = {}
-    for name, (own, _) in names.items():
-        array = _dequantised(path, data, infos[name]).astype(dtype, copy=False)
+    for own, _ in model.named_parameters():
+        info = infos[_NAMING.theirs(own)]
+        array = _dequantised(path, data, info).astype(dtype, copy=False)
         state[own] = _in_halves(array, _heads(config, own))
     model.load_state_dict(state)
     return model
+
+
+def check_gguf_fit(path: Path, header: GgufHeader, config: TransformerConfig) -> None:
+    """Raise CheckpointError that lists the tensors that do not fit the metadata."""
+    if config.num_hidden_layers > len(header.tensors):  # before so many are built
+        raise CheckpointError(
+            f"{path} does not fit its metadata: {_LLAMA}block_count is {config.num_hidden_layers}, "
+            f"and there are {len(header.tensors)} tensors"
+        )
+    parameters = Transformer(config, Skeleton()).named_parameters()
+    problems = mismatches(
+        {_NAMING.theirs(path): parameter.shape for path, parameter in parameters},
+        {info.name: info.shape for info in header.tensors},
+    )
+    if problems:
+        raise CheckpointError(f"{path} does not fit its metadata:\n{listed(problems)}")
 
 
 class _Metadata:
@@ -82,7 +98,7 @@ class _Metadata:
     def number(self, key: str, default: float | None = None) -> float:
         """A float32 as the shortest decimal that stands for it: 1e-05 and not 9.99999974e-06."""
         value = self.values.get(_LLAMA + key, default)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, int | float) and 0 < value <= np.finfo(np.float32).max:
             return float(str(np.float32(value)))
         return self._problem(key, value, "a positive number")
 
@@ -103,8 +119,11 @@ class _Metadata:
         return 1
 
 
-def _config(path: Path, header: GgufHeader) -> TransformerConfig:
-    """Raise ConfigError that lists what is missing, wrong or not supported."""
+def gguf_config(path: Path, header: GgufHeader) -> TransformerConfig:
+    """What the metadata ask for.
+
+    Raises ConfigError that lists what is missing, wrong or not supported.
+    """
     kind = header.metadata.get("general.architecture")
     if kind != "llama":
         raise ConfigError(f"{path} is of the architecture {kind!r}; only 'llama' is supported")
@@ -162,16 +181,10 @@ def _scaling(values: _Metadata) -> RopeScaling | None:
     return RopeScaling(rope_type="linear", factor=values.number("rope.scaling.factor"))
 
 
-def _check(path: Path, shapes: Mapping[str, Shape], infos: Mapping[str, TensorInfo]) -> None:
-    problems = mismatches(shapes, {name: info.shape for name, info in infos.items()})
-    if problems:
-        raise CheckpointError(f"{path} does not fit its metadata:\n{listed(problems)}")
-
-
 def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
     """The tensor's numbers in float32, and in memory of its own."""
     try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+        from gguf import GGMLQuantizationType, quants
     except ImportError:
         raise MissingExtraError(
             "gguf is not installed: pip install 'tinygrad-peft[gguf]'"
@@ -180,29 +193,14 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
     flat = out.reshape(-1)
     try:
         kind = GGMLQuantizationType(info.ggml_type)
-        block, size = GGML_QUANT_SIZES[kind]
-        stored = _stored(path, data, info, block, size)
+        _, block, size = GGML_TYPES[info.ggml_type]
+        stored = data[info.offset : info.offset + info.nbytes].reshape(-1, size)
         for start in range(0, len(stored), BLOCKS_AT_ONCE):
             part = quants.dequantize(stored[start : start + BLOCKS_AT_ONCE].reshape(1, -1), kind)
             flat[start * block : (start + BLOCKS_AT_ONCE) * block] = part[0]
-    except CheckpointError:
-        raise
-    except (NotImplementedError, ValueError) as error:
+    except (KeyError, NotImplementedError, ValueError) as error:
         raise CheckpointError(f"{path}: {info.name} cannot be dequantised: {error}") from error
     return out
-
-
-def _stored(path: Path, data: AnyArray, info: TensorInfo, block: int, size: int) -> AnyArray:
-    """The tensor's bytes, a row for each block of `block` numbers: (blocks, size)."""
-    if info.shape[-1] % block:
-        raise CheckpointError(
-            f"{path}: {info.name} has rows of {info.shape[-1]} numbers in blocks of {block}"
-        )
-    count = math.prod(info.shape) // block
-    found = data[info.offset : info.offset + count * size]
-    if len(found) < count * size:
-        raise CheckpointError(f"{path} is truncated: it ends within {info.name}")
-    return found.reshape(count, size)
 
 
 def _heads(config: TransformerConfig, path: str) -> int:

@@ -4,13 +4,21 @@ The gguf package reads it too, but keeps an array view for each of the 150,000 s
 of a vocabulary, which takes seconds; this takes a tenth of one.
 """
 
+import math
 import mmap
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.errors import CheckpointError, shortened, told
+from tinygrad_peft.models.ggml import GGML_TYPES, GgmlType
+
+__all__ = ["GgufHeader", "Scalar", "TensorInfo", "Value", "read_gguf_header"]
+
+T = TypeVar("T")
 
 Scalar: TypeAlias = int | float | bool | str
 Value: TypeAlias = Scalar | list[Scalar]
@@ -30,6 +38,9 @@ _NUMBERS = {
 }
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
+_MOST_AXES = 4
+_MOST_VALUES = 50_000_000  # in all settings: each takes up to 36 times its size in the file
+_LONGEST_NAME = 1_000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +49,25 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]  # slowest dimension first, as in NumPy
-    ggml_type: int  # a gguf.GGMLQuantizationType
+    ggml_type: int  # a key of GGML_TYPES, unless the file is newer than these
     offset: int  # bytes from the start of the file
+
+    @property
+    def dtype(self) -> str:
+        """The name of its kind: F32, Q4_K, ..."""
+        known = GGML_TYPES.get(self.ggml_type)
+        return known.name if known else f"type {self.ggml_type}"
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes in the file; 0 for a kind that is not known."""
+        known = GGML_TYPES.get(self.ggml_type, GgmlType("", 1, 0))
+        return self.size // known.block * known.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +81,24 @@ class GgufHeader:
 def read_gguf_header(path: Path) -> GgufHeader:
     """The header of a little-endian GGUF file, version 2 or 3.
 
-    Raises CheckpointError for a file that is missing, of another format, or cut short.
+    Raises CheckpointError for a file that is missing, of another format, cut short, or whose header
+    contradicts itself.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"cannot read {path}: it is no regular file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_header(_Cursor(data))
+            header = _read_header(_Cursor(data))
+            problems = _impossible(header.tensors, len(data))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not a usable GGUF file: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a usable GGUF file: {shortened(str(error))}"
+        ) from error
+    if problems:
+        raise CheckpointError(f"{path} is truncated or damaged:{told(problems)}")
+    return header
 
 
 class _Cursor:
@@ -70,6 +107,7 @@ class _Cursor:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.offset = 0
+        self.values_left = _MOST_VALUES
 
     def bytes(self, size: int) -> bytes:
         start = self.offset
@@ -80,6 +118,14 @@ class _Cursor:
             )
         self.offset = start + size
         return self.data[start : start + size]
+
+    def name(self) -> str:
+        text = self.text()
+        if len(text) > _LONGEST_NAME or not text.isprintable():
+            raise ValueError(
+                f"expected a name of at most {_LONGEST_NAME} printable characters, got {text!r}"
+            )
+        return text
 
     def numbers(self, code: str, count: int) -> list[Scalar]:
         layout = f"<{count}{code}"
@@ -98,6 +144,9 @@ class _Cursor:
         return self.array(kind, 1)[0]
 
     def array(self, kind: int, count: int) -> list[Scalar]:
+        self.values_left -= count
+        if self.values_left < 0:
+            raise ValueError(f"more than {_MOST_VALUES:,} values at offset {self.offset}")
         if kind == _STRING:
             return [self.text() for _ in range(count)]
         if kind not in _NUMBERS:
@@ -113,15 +162,28 @@ def _read_header(cursor: _Cursor) -> GgufHeader:
     if version not in _VERSIONS:
         raise ValueError(f"expected version {' or '.join(map(str, _VERSIONS))}, got {version}")
     tensor_count, setting_count = cursor.integer("Q"), cursor.integer("Q")
-    metadata = {cursor.text(): cursor.value() for _ in range(setting_count)}
-    infos = [_tensor_info(cursor) for _ in range(tensor_count)]
+    metadata = _unique((cursor.name(), cursor.value()) for _ in range(setting_count))
+    infos = _unique((i.name, i) for i in (_tensor_info(cursor) for _ in range(tensor_count)))
     start = _aligned(cursor.offset, metadata.get("general.alignment", 32))
-    return GgufHeader(metadata, tuple(_moved(info, start) for info in infos))
+    moved = (replace(info, offset=start + info.offset) for info in infos.values())
+    return GgufHeader(metadata, tuple(moved))
+
+
+def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} is there twice")
+        found[name] = value
+    return found
 
 
 def _tensor_info(cursor: _Cursor) -> TensorInfo:
-    name = cursor.text()
-    shape = cursor.numbers("Q", cursor.integer("I"))
+    name = cursor.name()
+    axes = cursor.integer("I")
+    if not 1 <= axes <= _MOST_AXES:
+        raise ValueError(f"{name} has {axes} axes, expected 1 to {_MOST_AXES}")
+    shape = cursor.numbers("Q", axes)
     return TensorInfo(
         name=name,
         shape=tuple(int(size) for size in reversed(shape)),
@@ -130,8 +192,25 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     )
 
 
-def _moved(info: TensorInfo, start: int) -> TensorInfo:
-    return TensorInfo(info.name, info.shape, info.ggml_type, start + info.offset)
+def _impossible(tensors: Sequence[TensorInfo], total: int) -> list[str]:
+    """Tensors that are not within the file's `total` bytes, or not by themselves there."""
+    ordered = sorted(tensors, key=lambda info: info.offset)
+    problems = [
+        f"{b.name} and {a.name} overlap"
+        for a, b in pairwise(ordered)
+        if b.offset < a.offset + a.nbytes
+    ]
+    for info in tensors:
+        block = GGML_TYPES[info.ggml_type].block if info.ggml_type in GGML_TYPES else 1
+        if info.shape[-1] % block:
+            problems.append(
+                f"{info.name} has rows of {info.shape[-1]} numbers in blocks of {block}"
+            )
+    lost = [info.name for info in ordered if info.offset + info.nbytes > total]
+    if lost:
+        others = f", and {len(lost) - 1} more lie behind" if len(lost) > 1 else ""
+        problems.append(f"it ends within {lost[0]}{others}")
+    return problems
 
 
 def _aligned(offset: int, alignment: Value) -> int:

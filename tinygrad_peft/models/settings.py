@@ -150,7 +150,7 @@ def _activation_problems(raw: Mapping[str, object]) -> list[str]:
         f"{key} is {_json(raw[key])}, expected one of {', '.join(ACTIVATIONS)}"
         f"{nearest(str(raw[key]), ACTIVATIONS, 1)}"
         for key in ("activation_function", "hidden_act")
-        if key in raw and raw[key] not in ACTIVATIONS
+        if key in raw and (not isinstance(raw[key], str) or raw[key] not in ACTIVATIONS)
     ]
 
 

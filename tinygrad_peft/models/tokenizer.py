@@ -1,12 +1,20 @@
 """Text to token ids and back, by the tokenizers package (the `text` extra)."""
 
+import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinygrad_peft.errors import CheckpointError, ConfigError, DataError, MissingExtraError
-from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    shortened,
+)
+from tinygrad_peft.models.files import decode_json_object, read_bytes, read_json_object, replacing
 from tinygrad_peft.models.gguf_tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +48,9 @@ class Tokenizer:
         file = path / _TOKENIZER
         if not file.is_file():
             raise CheckpointError(f"no tokenizer in {path}: expected a file {_TOKENIZER}")
-        backend = _backend(_read_text(file), file)
+        text = read_bytes(file)
+        _check_sizes(decode_json_object(text, str(file)).get("normalizer"), file)
+        backend = _backend(text.decode(), file)
         settings = _read_object(path / "special_tokens_map.json") | _read_object(path / _SETTINGS)
         return cls(backend, _special_tokens(path / "config.json", backend) | settings)
 
@@ -58,8 +68,9 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of `text`, at most `max_length`; what is cut off comes before a last [SEP].
 
-        Raises DataError for text that is not valid Unicode, and ConfigError for a `max_length`
-        that the special tokens alone exceed.
+        Raises DataError for text that is not valid Unicode, ConfigError for a `max_length` that
+        the special tokens alone exceed, and CheckpointError where the tokenizer's file is broken in
+        a way that only its use shows.
         """
         [ids] = self.encode_batch(
             [text], add_special_tokens=add_special_tokens, max_length=max_length
@@ -76,7 +87,10 @@ class Tokenizer:
         """As `encode`, for many texts, without padding."""
         self._require_room(max_length, add_special_tokens=add_special_tokens)
         _require_unicode(texts)
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        with _told("the tokenizer cannot be used"):
+            encodings = self._backend.encode_batch(
+                list(texts), add_special_tokens=add_special_tokens
+            )
         return [_truncated(encoding, max_length) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -84,7 +98,8 @@ class Tokenizer:
         numbers = [int(number) for number in ids]
         if min(numbers, default=0) < 0:
             raise DataError(f"token ids: expected 0 or more, got {min(numbers)}")
-        return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+        with _told("the tokenizer cannot be used"):
+            return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -147,10 +162,42 @@ def _backend(document: str, source: Path) -> "tokenizers.Tokenizer":
         raise MissingExtraError(
             "tokenizers is not installed: pip install 'tinygrad-peft[text]'"
         ) from None
-    try:
+    with _told(f"the tokenizer in {source} cannot be used"):
         return tokenizers.Tokenizer.from_str(document)
-    except Exception as error:  # its only exception type
-        raise CheckpointError(f"the tokenizer in {source} cannot be used: {error}") from error
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raise CheckpointError where the tokenizers package fails or panics."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of Rust, and no Exception in Python
+        if not panic and not isinstance(error, Exception):
+            raise
+        raise CheckpointError(f"{what}: {shortened(str(error))}") from error
+
+
+def _check_sizes(normalizer: object, file: Path) -> None:
+    """Raise CheckpointError for a table that says it is longer than it is.
+
+    The package would take as much memory as it says, and end the process where there is less.
+    """
+    if not isinstance(normalizer, dict):
+        return
+    for inner in normalizer.get("normalizers") or ():
+        _check_sizes(inner, file)
+    table = normalizer.get("precompiled_charsmap")
+    if isinstance(table, str):
+        try:
+            data = base64.b64decode(table, validate=True)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: precompiled_charsmap: {error}") from None
+        size = int.from_bytes(data[:4], "little")
+        if len(data) < 4 or size > len(data) - 4:
+            raise CheckpointError(
+                f"{file}: precompiled_charsmap has {len(data)} bytes, and begins with {size}"
+            )
 
 
 def _truncated(encoding: "tokenizers.Encoding", max_length: int | None) -> list[int]:
@@ -189,15 +236,6 @@ def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[
 def _read_object(file: Path) -> dict[str, object]:
     """What a JSON file holds that need not be there."""
     return read_json_object(file) if file.is_file() else {}
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file} is not UTF-8: {error.reason}") from error
 
 
 def _write_text(file: Path, text: str) -> None:

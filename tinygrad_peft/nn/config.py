@@ -1,12 +1,16 @@
 """The settings that make one Transformer GPT-2, Llama or BERT."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
 
 __all__ = ["RopeScaling", "TransformerConfig"]
+
+# Far beyond any model there is: what a broken file asks for must not be built.
+MOST: Mapping[str, int] = {"num_hidden_layers": 10_000, "head_dim": 100_000, "num_labels": 100_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         rules = {
-            "factor must be above 0": self.factor > 0,
+            "factor must be above 0": 0 < self.factor < math.inf,
             "high_freq_factor must be above low_freq_factor": (
                 self.high_freq_factor > self.low_freq_factor
             ),
@@ -102,6 +106,10 @@ class TransformerConfig:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         rules = {
             **{f"{name} must be at least 1": getattr(self, name) >= 1 for name in sizes},
+            **{
+                f"{name} {getattr(self, name)} is more than {most}": getattr(self, name) <= most
+                for name, most in MOST.items()
+            },
             f"{heads} attention heads are no multiple of {kv_heads} key/value heads": (
                 kv_heads < 1 or heads % kv_heads == 0
             ),
@@ -111,7 +119,9 @@ class TransformerConfig:
                 or self.head_dim != self.hidden_size // heads  # another one was given
             ),
             "type_vocab_size must be at least 0": self.type_vocab_size >= 0,
-            "norm_eps and rope_theta must be above 0": self.norm_eps > 0 and self.rope_theta > 0,
+            "norm_eps and rope_theta must be above 0": (
+                0 < self.norm_eps < math.inf and 0 < self.rope_theta < math.inf
+            ),
             "rope_scaling needs rotary positions": (
                 self.rope_scaling is None or self.positions == "rotary"
             ),

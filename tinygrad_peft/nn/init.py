@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
+from tinygrad_peft.errors import ConfigError
 
 __all__ = ["Init", "Skeleton"]
 
@@ -38,6 +39,13 @@ class Init:
         """N(0, std²)."""
         return (self.rng.standard_normal(shape) * std).astype(self.dtype)
 
+    def truncated_normal(self, *shape: int, std: float) -> Array:
+        """N(0, std²) within two deviations: what lies outside is drawn again."""
+        drawn = self.rng.standard_normal(shape)
+        while (outside := np.abs(drawn) > 2).any():
+            drawn[outside] = self.rng.standard_normal(int(outside.sum()))
+        return (std * drawn).astype(self.dtype)
+
     def uniform(self, *shape: int, bound: float) -> Array:
         """U(-bound, bound)."""
         return self.rng.uniform(-bound, bound, shape).astype(self.dtype)
@@ -65,9 +73,16 @@ class Skeleton(Init):
         """A read-only zero, seen in that shape."""
         return self._hollow(shape)
 
+    def truncated_normal(self, *shape: int, std: float) -> Array:  # noqa: ARG002 - as Init's
+        """A read-only zero, seen in that shape."""
+        return self._hollow(shape)
+
     def uniform(self, *shape: int, bound: float) -> Array:  # noqa: ARG002 - Init's signature
         """A read-only zero, seen in that shape."""
         return self._hollow(shape)
 
     def _hollow(self, shape: Shape) -> Array:
-        return np.broadcast_to(np.zeros((), self.dtype), shape)
+        try:
+            return np.broadcast_to(np.zeros((), self.dtype), shape)
+        except ValueError:
+            raise ConfigError(f"no array can have the shape {shape}") from None

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.arrays import Array, Shape
-from tinygrad_peft.errors import CheckpointError, listed, nearest
+from tinygrad_peft.errors import LISTED, CheckpointError, listed, nearest
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["Module", "Parameter"]
@@ -131,8 +131,13 @@ def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> lis
     """What is missing, unexpected, or of another shape, one sentence each."""
     missing = [path for path in expected if path not in found]
     unexpected = [path for path in found if path not in expected]
+    guessed = frozenset(missing[:LISTED])  # of those that no message shows, no name is looked for
     return [
-        *(f"missing: {path} {expected[path]}{nearest(path, unexpected, 1)}" for path in missing),
+        *(
+            f"missing: {path} {expected[path]}"
+            f"{nearest(path, unexpected, 1) if path in guessed else ''}"
+            for path in missing
+        ),
         *(f"unexpected: {path} {found[path]}" for path in unexpected),
         *(
             f"wrong shape: {path} is {found[path]}, expected {shape}"

@@ -27,17 +27,25 @@ from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
     ORIGIN,
-    PICKLE,
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
+    missing_weights,
+    schema_of,
     step_folders,
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.repeated import without_base
 
-__all__ = ["load_adapter", "read_recipe", "save_adapter"]
+__all__ = [
+    "load_adapter",
+    "read_recipe",
+    "read_step",
+    "save_adapter",
+    "step_differences",
+    "step_tensors",
+]
 
 PEFTS_HEADS = ("classifier", "score")
 # With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
@@ -77,8 +85,7 @@ def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    folders = [directory / name for name in step_folders(directory)]
-    return tuple(_read_config(_settings_file(folder), host) for folder in folders)
+    return tuple(read_step(directory / name, host) for name in step_folders(directory))
 
 
 def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
@@ -87,6 +94,13 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
     Raises CheckpointError, which lists every tensor that is missing, unexpected, of another shape
     or not of floats, and the shapes of the base that it was made for; then nothing has changed.
     """
+    try:
+        _fill(record, model, directory)
+    except MemoryError:
+        raise CheckpointError(f"{directory} asks for more memory than there is") from None
+
+
+def _fill(record: Record, model: Transformer, directory: Path) -> None:
     tensors: list[tuple[Parameter, StoredTensor]] = []
     problems: list[str] = []
     for step, name in enumerate(step_folders(directory)):
@@ -103,12 +117,21 @@ def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
         parameter.data = array
 
 
+def step_differences(record: Record, step: int, folder: Path) -> list[str]:
+    """How a step's folder differs from what the record wants of it; no weight is read.
+
+    Raises CheckpointError where a file is missing or broken.
+    """
+    wanted, found, more = _matched(record, step, folder)
+    return more + _differences(wanted, found)
+
+
 def _matched(
     record: Record, step: int, folder: Path
 ) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
     """What a step wants, where it is found, and what is wrong beside."""
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
-    found, problems = without_base(record, step, _stored(folder / WEIGHTS) if stored else {})
+    found, problems = without_base(record, step, step_tensors(folder) if stored else {})
     if origin.exists() and (wanted := record.reparameterization(step)):
         problems += _differences(stored, found)
         beside = record.stored_beside(step)
@@ -120,10 +143,11 @@ def _matched(
     return record.stored_parameters(step), found, problems
 
 
-def _stored(path: Path) -> dict[str, StoredTensor]:
+def step_tensors(folder: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
-    if not path.exists() and path.with_name(PICKLE).exists():
-        raise CheckpointError(f"{path} does not exist, and {PICKLE} is a pickle: none is ever read")
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise CheckpointError(missing_weights(folder))
     return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
@@ -168,10 +192,14 @@ def _settings_file(folder: Path) -> Path:
     return folder / (ORIGIN if trained_on else CONFIG)
 
 
-def _read_config(path: Path, host: Host) -> PeftConfig:
+def read_step(folder: Path, host: Host) -> PeftConfig:
+    """The config in one step's folder. Raises what `read_recipe` raises."""
+    path = _settings_file(folder)
     values = read_json_object(path)
     if not isinstance(values.get("peft_type"), str):
-        raise CheckpointError(f"{path} names no method: it has no peft_type")
+        other = schema_of(values)
+        whose = f"; it is in {other}'s layout, and not in Hugging Face PEFT's" if other else ""
+        raise CheckpointError(f"{path} names no method: it has no peft_type{whose}")
     name = str(values["peft_type"]).lower()
     methods = host.methods()
     if name not in methods:
@@ -212,7 +240,7 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
         return values
     if not isinstance(names, list) or not names:
         return values
-    stored = _stored(path.with_name(WEIGHTS))
+    stored = step_tensors(path.parent)
     kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]
     return {**values, "modules_to_save": kept}
 

@@ -113,7 +113,7 @@ def _apply_step(
     for seam in seams:
         saved = seam.path in targets.saved
         if saved:
-            after = _trainable_copy(seam)
+            after = _trainable_copy(seam, fresh=not start.loading)
         else:
             site = start.site(seam, is_target=seam.path in named)
             after = host.one(hookspecs.adapt_module, site, config)
@@ -161,12 +161,15 @@ def _refuse_idle(
         raise PeftError(f"step {step}, {config.peft_type.lower()}, adapted nothing{why}")
 
 
-def _trainable_copy(seam: Seam) -> Module | None:
-    """The module with weights of its own that are trained; None if it has none itself."""
+def _trainable_copy(seam: Seam, *, fresh: bool) -> Module | None:
+    """The module with weights of its own that are trained; None if it has none itself.
+
+    The arrays are copied if `fresh`, and otherwise shared until those of a folder replace them.
+    """
     own = dict(seam.module.own_parameters())
     if not own:
         return None
     twin = copy.copy(seam.module)
     for name, parameter in own.items():
-        setattr(twin, name, Parameter(parameter.data.copy()))
+        setattr(twin, name, Parameter(parameter.data.copy() if fresh else parameter.data))
     return twin

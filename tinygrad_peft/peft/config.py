@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest
+from tinygrad_peft.arrays import Shape
+from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest, shortened
 
 __all__ = [
     "PeftConfig",
@@ -79,6 +80,13 @@ class PeftConfig:
         """
         return self
 
+    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:  # noqa: ARG002
+        """What is wrong with a file's tensors, as far as the names and shapes alone can tell.
+
+        `shapes` are by the names in the file, without "base_model.model.".
+        """
+        return []
+
     def stored_name(self, path: str, name: str) -> str:
         """What a file calls the parameter `name` of the module that the method put at `path`."""
         return f"{self.stored_root}.{path}.{name}"
@@ -115,7 +123,8 @@ class TargetedConfig(PeftConfig):
         for name, values in expressions.items():
             for value in values:
                 if isinstance(value, str) and (error := _expression_error(value)):
-                    found.append(f"{name}={value!r} is no regular expression: {error}")
+                    shown = shortened(repr(value), 100)
+                    found.append(f"{name}={shown} is no regular expression: {error}")
         if layer_patterns(self) and self.layers_to_transform is None:
             found.append("layers_pattern says nothing without layers_to_transform")
         if self.target_modules is not None and not self.target_modules:
@@ -129,7 +138,7 @@ def _expression_error(text: str) -> str:
     """Why a text is no regular expression; nothing if it is one."""
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         return str(error)
     return ""
 

@@ -1,7 +1,7 @@
 """The model that an adapter was made for, as its recipe.json tells."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +57,9 @@ def check_base(model: Transformer, directory: Path) -> None:
 
 def base_of(model: Transformer) -> dict[str, object]:
     """What recipe.json tells of a model: its settings."""
-    settings: dict[str, object] = msgspec.to_builtins(model.config)
+    # Not all at once: of a config that msgspec has made, it leaves out what is by default.
+    config = model.config
+    settings = {f.name: msgspec.to_builtins(getattr(config, f.name)) for f in fields(config)}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.models import checkpoint_path
-from tinygrad_peft.nn import Init, Module, Transformer
+from tinygrad_peft.nn import Init, Module, Skeleton, Transformer
 
 __all__ = ["Seam", "Site", "Start", "capture_seams"]
 
@@ -58,7 +58,8 @@ class Site:
         module: what stands there now: the base's layer, or an earlier step's.
         layer: the number of the layer, if it is in one.
         is_target: whether the config's targets name this place.
-        init: draws the weights of this place: from the seed, the step and the path alone.
+        init: draws the weights of this place: from the seed, the step and the path alone. While
+            loading it gives arrays of the right shapes that take no memory and cannot be written.
         model: the whole model, to look at and not to change.
         loading: the weights will be read from a folder, so it does not matter where they start.
     """
@@ -99,7 +100,9 @@ class Start:
         """The seam as this step sees it."""
         weights = chain(seam.module.parameters(), self.model.parameters())
         dtype = next((p.dtype for p in weights), np.dtype(np.float32))
-        init = Init((self.seed, self.step, zlib.crc32(seam.path.encode())), dtype)
+        # What a folder's weights will replace takes no memory, whatever size its settings ask for.
+        kind = Skeleton if self.loading else Init
+        init = kind((self.seed, self.step, zlib.crc32(seam.path.encode())), dtype)
         return Site(
             seam.path,
             seam.name,

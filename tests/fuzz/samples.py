@@ -1,0 +1,177 @@
+"""A sound folder or file for each reader, to be broken."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tests.peft.small import LLAMA as THREE_LAYERS
+from tests.peft.small import small
+from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.models import load_config, load_model, save_model
+from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft_adapter import BottleneckAdapterConfig
+from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_prefix import PrefixTuningConfig
+from tinygrad_peft_prompt import PromptTuningConfig
+
+__all__ = ["SAMPLES", "Sample"]
+
+LLAMA = replace(THREE_LAYERS, num_hidden_layers=1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Files that can be read, and how."""
+
+    name: str
+    folder: Path
+    files: Sequence[str]  # those that are broken
+    read: Callable[[Path], object]
+
+
+def model(folder: Path) -> Sample:
+    """A model in one file."""
+    save_model(small(LLAMA), folder)
+    return Sample("model", folder, ("config.json", "model.safetensors"), _read_model)
+
+
+def shards(folder: Path) -> Sample:
+    """A model in several files."""
+    save_model(small(LLAMA), folder)
+    name = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / name)
+    places = dict.fromkeys(_keys(folder / name), name)
+    index = "model.safetensors.index.json"
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return Sample("shards", folder, (index, index, index, name), _read_model)
+
+
+def adapter(folder: Path) -> Sample:
+    """One step, as PEFT writes it."""
+    config = LoraConfig(r=2, rank_pattern={"v_proj": 3}, modules_to_save=["lm_head"])
+    _save(folder, config)
+    (folder / "recipe.json").unlink()
+    return Sample(
+        "adapter", folder, ("adapter_config.json", "adapter_model.safetensors"), _read_adapter
+    )
+
+
+def recipe(folder: Path) -> Sample:
+    """Several steps, and what the weights of one come out of."""
+    prefix = PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=4)
+    prompt = PromptTuningConfig(num_virtual_tokens=2)
+    _save(folder, [LoraConfig(r=2), BottleneckAdapterConfig(bottleneck_dim=4), prefix, prompt])
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file())
+    return Sample("recipe", folder, (*files, "recipe.json", "recipe.json"), _read_adapter)
+
+
+def inspected(folder: Path) -> Sample:
+    """A model and several adapters, of which inspect tells."""
+    save_model(small(LLAMA), folder)
+    peft = get_peft_model(small(LLAMA), LoraConfig(r=2))
+    peft.add_adapter("other", LoraConfig(r=3, target_modules=["up_proj"]))
+    peft.save_pretrained(folder)
+    (folder / "other" / "recipe.json").unlink()
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file())
+    return Sample("inspected", folder, files, _inspect)
+
+
+def tokenizer(folder: Path) -> Sample:
+    """Byte-level pairs in Hugging Face's format."""
+    from tests.cli.toys import byte_tokenizer, write_tokenizer
+
+    folder.mkdir()
+    write_tokenizer(folder, byte_tokenizer())
+    return Sample("tokenizer", folder, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer)
+
+
+def gguf(folder: Path) -> Sample:
+    """A quantised model and its tokenizer in one file."""
+    import gguf as package
+
+    from tests.models.test_gguf import settings, tensors
+
+    folder.mkdir()
+    network = small(LLAMA)
+    writer = package.GGUFWriter(folder / "m.gguf", "llama")
+    for key, value in settings(network.config).items():
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+    rest = (f"x{place}" for place in range(network.config.vocab_size - 3))
+    tokens = ["t", "1", "t1", *rest]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["t 1"])
+    writer.add_bos_token_id(1)
+    for name, array in tensors(network).items():
+        writer.add_tensor(name, array.astype(np.float16 if array.ndim > 1 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Sample("gguf", folder, ("m.gguf",), _read_gguf)
+
+
+SAMPLES: Mapping[str, Callable[[Path], Sample]] = {
+    made.__name__: made for made in (model, shards, adapter, recipe, tokenizer, gguf, inspected)
+}
+
+
+# ---------- reading ----------
+
+
+def _read_model(folder: Path) -> None:
+    load_config(folder)
+    load_model(folder)
+
+
+def _read_adapter(folder: Path) -> None:
+    PeftModel.from_pretrained(_base(), folder, host=_host()).unload()
+
+
+def _read_tokenizer(folder: Path) -> None:
+    read = load_tokenizer(folder)
+    read.decode(read.encode("the film was good, 12 😀", max_length=16))
+
+
+def _read_gguf(folder: Path) -> None:
+    load_model(folder / "m.gguf")
+    load_tokenizer(folder / "m.gguf").encode("t1")
+
+
+def _inspect(folder: Path) -> None:
+    report = inspect_path(folder, _host())
+    if not report.sound:
+        raise CheckpointError("inspect tells of problems")
+
+
+@cache
+def _base() -> Transformer:
+    """One for all files: none changes it."""
+    return small(LLAMA)
+
+
+@cache
+def _host() -> Host:
+    return Host.installed()
+
+
+def _save(folder: Path, steps: PeftConfig | Sequence[PeftConfig]) -> None:
+    get_peft_model(small(LLAMA), steps).save_pretrained(folder)
+
+
+def _keys(file: Path) -> list[str]:
+    from tinygrad_peft.models.tensors import read_header
+
+    return list(read_header(file))

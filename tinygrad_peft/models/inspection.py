@@ -1,0 +1,220 @@
+"""What a model's folder or file is, and what is wrong with it, from headers alone."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from tinygrad_peft.arrays import Shape
+from tinygrad_peft.errors import TinygradPeftError
+from tinygrad_peft.models.directory import check_fit, read_config, read_tensors
+from tinygrad_peft.models.families import FAMILIES
+from tinygrad_peft.models.gguf import check_gguf_fit, gguf_config
+from tinygrad_peft.models.gguf_header import read_gguf_header
+from tinygrad_peft.models.tensors import read_header
+from tinygrad_peft.nn.config import TransformerConfig
+
+__all__ = [
+    "Report",
+    "Stored",
+    "TensorGroup",
+    "Tensors",
+    "collected",
+    "describe_config",
+    "inspect_gguf",
+    "inspect_model",
+    "inspect_tensors",
+]
+
+T = TypeVar("T")
+
+
+class Stored(Protocol):
+    """A tensor as a header tells of it."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Tensors that differ by numbers in their names alone, which are `#` in `name`."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of some files in a few numbers.
+
+    Attributes:
+        count: how many there are.
+        parameters: how many elements they have together.
+        bytes: what they take in the files.
+        dtypes: how many elements there are of each dtype.
+        groups: the tensors by name, those of all layers in one.
+    """
+
+    count: int
+    parameters: int
+    bytes: int
+    dtypes: Mapping[str, int]
+    groups: tuple[TensorGroup, ...]
+
+    @classmethod
+    def of(cls, named: Mapping[str, Stored]) -> "Tensors":
+        """A summary, without names that are the format's own."""
+        dtypes: Counter[str] = Counter()
+        for tensor in named.values():
+            dtypes[tensor.dtype] += tensor.size
+        groups = Counter((_pattern(k), t.shape, t.dtype) for k, t in named.items())
+        return cls(
+            count=len(named),
+            parameters=sum(tensor.size for tensor in named.values()),
+            bytes=sum(tensor.nbytes for tensor in named.values()),
+            dtypes=dict(dtypes.most_common()),
+            groups=tuple(TensorGroup(*key, count) for key, count in groups.items()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a folder or a file is, and what is wrong with it.
+
+    Attributes:
+        path: where it is.
+        kind: what it is, in a word or two.
+        facts: what its settings say, by name.
+        tensors: what it holds, if it holds weights itself.
+        problems: what is wrong with it itself, each as an error would say it.
+        parts: what it consists of: the steps of a recipe, or the adapters in a folder.
+    """
+
+    path: Path
+    kind: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+    tensors: Tensors | None = None
+    problems: Sequence[str] = ()
+    parts: Sequence["Report"] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong with it or its parts."""
+        return not self.problems and all(part.sound for part in self.parts)
+
+
+def collected(problems: list[str], ask: Callable[[], T]) -> T | None:
+    """What `ask` gives; None where it raises an error of the tree, which joins the problems."""
+    try:
+        return ask()
+    except TinygradPeftError as error:
+        problems.append(str(error))
+        return None
+
+
+def inspect_model(path: Path) -> Report:
+    """A report on a folder in Hugging Face layout."""
+    problems: list[str] = []
+    stored = collected(problems, lambda: read_tensors(path))
+    config = collected(problems, lambda: read_config(path, check_weights=stored is not None))
+    if stored is not None and config is not None:
+        collected(problems, lambda: check_fit(path))
+    facts = {
+        "format": "Hugging Face",
+        **({} if config is None else describe_config(config)),
+        "tokenizer": (path / "tokenizer.json").is_file(),
+    }
+    return Report(
+        path=path,
+        kind="model",
+        facts=facts,
+        tensors=None if stored is None else Tensors.of(stored),
+        problems=problems,
+    )
+
+
+def inspect_gguf(path: Path) -> Report:
+    """A report on a GGUF file."""
+    problems: list[str] = []
+    header = collected(problems, lambda: read_gguf_header(path))
+    if header is None:
+        return Report(path=path, kind="model", facts={"format": "GGUF"}, problems=problems)
+    config = collected(problems, lambda: gguf_config(path, header))
+    if config is not None:
+        collected(problems, lambda: check_gguf_fit(path, header, config))
+    tokenizer = header.metadata.get("tokenizer.ggml.pre")
+    facts = {
+        "format": "GGUF",
+        "name": header.metadata.get("general.name"),
+        "architecture": header.metadata.get("general.architecture"),
+        **({} if config is None else describe_config(config)),
+        "tokenizer": tokenizer or "tokenizer.ggml.model" in header.metadata,
+    }
+    return Report(
+        path=path,
+        kind="model",
+        facts=facts,
+        tensors=Tensors.of({info.name: info for info in header.tensors}),
+        problems=problems,
+    )
+
+
+def inspect_tensors(path: Path) -> Report:
+    """A report on a safetensors file by itself."""
+    problems: list[str] = []
+    stored = collected(problems, lambda: read_header(path))
+    facts = {"format": "safetensors", "like": None if stored is None else _like(stored)}
+    tensors = None if stored is None else Tensors.of(stored)
+    return Report(path=path, kind="tensors", facts=facts, tensors=tensors, problems=problems)
+
+
+def describe_config(config: TransformerConfig) -> dict[str, object]:
+    """What tells one model from another."""
+    heads = {"lm": "language model", "classification": "sequence classifier", "none": "encoder"}
+    labels = {"labels": list(config.label_names) or config.num_labels}
+    return {
+        "family": config.model_type,
+        "head": heads[config.head],
+        **(labels if config.head == "classification" else {}),
+        "num_hidden_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.head == "lm" and config.tie_word_embeddings,
+    }
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
+
+
+def _like(names: Iterable[str]) -> str | None:
+    """What the tensors' names are known from."""
+    rules = {
+        "an adapter of Hugging Face PEFT": r"base_model\.model\..*|prompt_embeddings",
+        "an adapter of AdapterHub": r".*\.(adapters|loras|prefix_tunings|prompt_tunings)\..*",
+        "an adapter of mlx-lm": r".*\.lora_[ab]",
+    }
+    known = list(names)
+    for what, pattern in rules.items():
+        if any(re.fullmatch(pattern, name) for name in known):
+            return what
+    for family in FAMILIES.values():
+        bare = [family.bare_name(name) for name in known]
+        if any(name is not None and family.naming.ours(name) != name for name in bare):
+            return f"a model of the family {family.model_type}"
+    return None
