@@ -475,3 +475,11 @@ def test_what_is_no_linear_layer_is_refused() -> None:
 def test_a_tied_head_is_refused() -> None:
     with pytest.raises(TargetError, match="shares its weight"):
         adapted(QuantizeConfig(target_modules=["lm_head"]), GPT2)
+
+
+def test_weights_for_a_step_that_has_none_are_refused(tmp_path: Path) -> None:
+    get_peft_model(small(), QLoraConfig(r=2)).save_pretrained(tmp_path)
+    lora = tmp_path / "1-lora" / "adapter_model.safetensors"
+    (tmp_path / "0-quantize" / lora.name).write_bytes(lora.read_bytes())
+    with pytest.raises(CheckpointError, match="0-quantize: unexpected: base_model"):
+        PeftModel.from_pretrained(small(), tmp_path)

@@ -131,7 +131,9 @@ def _matched(
 ) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
     """What a step wants, where it is found, and what is wrong beside."""
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
-    found, problems = without_base(record, step, step_tensors(folder) if stored else {})
+    # A step that adds nothing has no file; one that is there all the same is one too many.
+    there = bool(stored) or (folder / WEIGHTS).exists()
+    found, problems = without_base(record, step, step_tensors(folder) if there else {})
     if origin.exists() and (wanted := record.reparameterization(step)):
         problems += _differences(stored, found)
         beside = record.stored_beside(step)
