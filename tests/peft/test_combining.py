@@ -235,7 +235,7 @@ def test_all_settings_that_cannot_be_are_told_at_once() -> None:
             ["plain", "rslora"],
             [1.0, math.nan, 2.0],
             "sum",
-            combination_type="svd",
+            combination_type="svd",  # type: ignore[arg-type]
             rank=0,
             density=0,
         )

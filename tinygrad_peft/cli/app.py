@@ -16,6 +16,7 @@ from tinygrad_peft.errors import TinygradPeftError
 
 if TYPE_CHECKING:
     from tinygrad_peft.models import SaveDtype
+    from tinygrad_peft.peft import CombinationType
 
 __all__ = ["cli", "run"]
 
@@ -251,7 +252,7 @@ def combine(
     weights: str,
     out: Path,
     model: str | None,
-    combination_type: str,
+    combination_type: "CombinationType",
     rank: int | None,
     density: float,
     seed: int,

@@ -11,7 +11,7 @@ from tinygrad_peft.cli.loading import load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.nn import Skeleton, Transformer
-from tinygrad_peft.peft import PeftModel
+from tinygrad_peft.peft import CombinationType, PeftModel
 from tinygrad_peft.peft.made_for import read_base
 from tinygrad_peft.peft.model import DEFAULT
 
@@ -22,7 +22,7 @@ __all__ = ["How", "combine_adapters"]
 class How:
     """What `PeftModel.add_weighted_adapter` takes beside names and weights."""
 
-    combination_type: str
+    combination_type: CombinationType
     rank: int | None
     density: float
     seed: int

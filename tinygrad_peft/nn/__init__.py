@@ -2,6 +2,7 @@
 
 from tinygrad_peft.nn import functional
 from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
+from tinygrad_peft.nn.block import Block, FeedForward, GatedFeedForward
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import RopeScaling, TransformerConfig
 from tinygrad_peft.nn.init import Init, Skeleton
@@ -25,7 +26,7 @@ from tinygrad_peft.nn.seams import (
     Prompt,
     TokenEmbedding,
 )
-from tinygrad_peft.nn.transformer import Block, FeedForward, GatedFeedForward, Transformer
+from tinygrad_peft.nn.transformer import Transformer
 from tinygrad_peft.nn.virtual import NoPrefix, NoPrompt, VirtualKeys, VirtualTokens
 
 __all__ = [

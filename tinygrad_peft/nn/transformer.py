@@ -8,17 +8,16 @@ import numpy as np
 from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import ConfigError, ShapeError, TokenError
 from tinygrad_peft.nn import functional as F
-from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
+from tinygrad_peft.nn.block import Block, make_norm
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.generate import generate
 from tinygrad_peft.nn.init import Init
-from tinygrad_peft.nn.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
+from tinygrad_peft.nn.layers import Dropout, Embedding, Linear
 from tinygrad_peft.nn.module import Module
 from tinygrad_peft.nn.rotary import RotaryAngles
 from tinygrad_peft.nn.seams import (
     Affine,
-    Attention,
     Context,
     Layer,
     Prefix,
@@ -28,74 +27,7 @@ from tinygrad_peft.nn.seams import (
 from tinygrad_peft.nn.virtual import Front, NoPrefix, NoPrompt
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Block", "FeedForward", "GatedFeedForward", "Transformer"]
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": F.gelu_tanh,
-    "silu": F.silu,
-    "relu": F.relu,
-}
-
-
-class FeedForward(Module):
-    """down(act(up(x))): (B, T, D) -> (B, T, D)."""
-
-    up_proj: Affine
-    down_proj: Affine
-
-    def __init__(self, config: TransformerConfig, init: Init) -> None:
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.up_proj = Linear(width, inner, bias=bias, init=init)
-        self.down_proj = Linear(inner, width, bias=bias, init=init)
-        self.activation = _ACTIVATIONS[config.activation]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.up_proj(x)))
-
-
-class GatedFeedForward(Module):
-    """down(silu(gate(x)) ⊙ up(x)): (B, T, D) -> (B, T, D)."""
-
-    gate_proj: Affine
-    up_proj: Affine
-    down_proj: Affine
-
-    def __init__(self, config: TransformerConfig, init: Init) -> None:
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(width, inner, bias=bias, init=init)
-        self.up_proj = Linear(width, inner, bias=bias, init=init)
-        self.down_proj = Linear(inner, width, bias=bias, init=init)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
-class Block(Module):
-    """Attention and feed-forward layer, each with a residual and a norm before or after it.
-
-    pre:   x + attn(norm(x)), x + mlp(norm(x));  post: norm(x + attn(x)), norm(x + mlp(x)).
-    """
-
-    attn: Attention
-    attn_norm: Layer
-    mlp: Layer
-    mlp_norm: Layer
-
-    def __init__(self, config: TransformerConfig, init: Init) -> None:
-        self.attn_norm = _norm(config, init)
-        self.attn = (PackedAttention if config.packed_qkv else MultiHeadAttention)(config, init)
-        self.mlp_norm = _norm(config, init)
-        self.mlp = (GatedFeedForward if config.gated_mlp else FeedForward)(config, init)
-        self.dropout = Dropout(config.hidden_dropout)
-        self.pre_norm = config.norm_position == "pre"
-
-    def __call__(self, x: Tensor, context: Context) -> Tensor:
-        if self.pre_norm:
-            x = x + self.dropout(self.attn(self.attn_norm(x), context))
-            return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attn_norm(x + self.dropout(self.attn(x, context)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+__all__ = ["Transformer"]
 
 
 class Transformer(Module):
@@ -131,10 +63,10 @@ class Transformer(Module):
         self.embed_types = (
             Embedding(config.type_vocab_size, width, init=init) if config.type_vocab_size else None
         )
-        self.embed_norm = _norm(config, init) if post else None
+        self.embed_norm = make_norm(config, init) if post else None
         self.dropout = Dropout(config.hidden_dropout)
         self.blocks = [Block(config, init) for _ in range(config.num_hidden_layers)]
-        self.final_norm = None if post else _norm(config, init)
+        self.final_norm = None if post else make_norm(config, init)
         self.pooler = Linear(width, width, init=init) if config.pooler else None
         self.classifier = None
         self.lm_head = None
@@ -383,8 +315,3 @@ class Transformer(Module):
                 f"{int(positions.max()) + 1} tokens{among} are more than the model's "
                 f"{limit} positions"
             )
-
-
-def _norm(config: TransformerConfig, init: Init) -> LayerNorm | RMSNorm:
-    kind = RMSNorm if config.norm == "rms_norm" else LayerNorm
-    return kind(config.hidden_size, config.norm_eps, init=init)

@@ -45,13 +45,12 @@ class Adapters:
         """Keep a record that was taken off the model, without making it active."""
         self.records[name] = record
 
-    def remove(self, names: Collection[str]) -> None:
-        """Forget adapters; if none is active then, the first that is left becomes so."""
-        left = [name for name in self.records if name not in names]
-        active = [name for name in self.active if name in left]
+    def remove(self, name: str) -> None:
+        """Forget an adapter; if none is active then, the first that is left becomes so."""
+        left = [other for other in self.records if other != name]
+        active = [other for other in self.active if other != name]
         self.activate(active or left[:1])
-        for name in names:
-            del self.records[name]
+        del self.records[name]
 
     def activate(self, names: Sequence[str]) -> None:
         """Let these adapters stand, the first being the innermost.

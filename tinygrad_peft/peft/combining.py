@@ -9,6 +9,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 
@@ -17,13 +18,13 @@ from tinygrad_peft.errors import PeftError, listed
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import PeftConfig, config_to_dict
-from tinygrad_peft.peft.events import Combination, Combined, Source
+from tinygrad_peft.peft.events import Combination, CombinationType, Combined, Source
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record, Rewrite
 
 __all__ = ["COMBINATION_TYPES", "CombinedAdapter", "combine_records", "fill_record"]
 
-COMBINATION_TYPES = ("linear", "ties", "dare_linear", "dare_ties")
+COMBINATION_TYPES: tuple[CombinationType, ...] = get_args(CombinationType)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def combine_records(
     weights: Sequence[float],
     host: Host,
     *,
-    combination_type: str = "linear",
+    combination_type: CombinationType = "linear",
     rank: int | None = None,
     density: float = 0.5,
     seed: int = 0,
@@ -90,7 +91,7 @@ def fill_record(record: Record, combined: CombinedAdapter) -> None:
 def _wrong_settings(
     records: Mapping[str, Record],
     weights: Sequence[float],
-    combination_type: str,
+    combination_type: CombinationType,
     rank: int | None,
     density: float,
 ) -> list[str]:

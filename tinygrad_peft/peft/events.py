@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.nn import Module, TransformerConfig
@@ -11,6 +12,7 @@ __all__ = [
     "AffineShape",
     "Applied",
     "Combination",
+    "CombinationType",
     "Combined",
     "Draft",
     "EmbeddingShape",
@@ -19,6 +21,8 @@ __all__ = [
     "Source",
     "StepEnded",
 ]
+
+CombinationType: TypeAlias = Literal["linear", "ties", "dare_linear", "dare_ties"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Combination:
     """
 
     sources: tuple[Source, ...]
-    combination_type: str
+    combination_type: CombinationType
     rank: int | None
     density: float
     seed: int

@@ -1,0 +1,87 @@
+"""One layer of the transformer: attention and a feed-forward layer, with residuals and norms."""
+
+from collections.abc import Callable
+
+from tinygrad_peft.nn import functional as F
+from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
+from tinygrad_peft.nn.config import TransformerConfig
+from tinygrad_peft.nn.init import Init
+from tinygrad_peft.nn.layers import Dropout, LayerNorm, Linear, RMSNorm
+from tinygrad_peft.nn.module import Module
+from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer
+from tinygrad_peft.tensor import Tensor
+
+__all__ = ["Block", "FeedForward", "GatedFeedForward", "make_norm"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": F.gelu_tanh,
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+class FeedForward(Module):
+    """down(act(up(x))): (B, T, D) -> (B, T, D)."""
+
+    up_proj: Affine
+    down_proj: Affine
+
+    def __init__(self, config: TransformerConfig, init: Init) -> None:
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.up_proj = Linear(width, inner, bias=bias, init=init)
+        self.down_proj = Linear(inner, width, bias=bias, init=init)
+        self.activation = _ACTIVATIONS[config.activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class GatedFeedForward(Module):
+    """down(silu(gate(x)) ⊙ up(x)): (B, T, D) -> (B, T, D)."""
+
+    gate_proj: Affine
+    up_proj: Affine
+    down_proj: Affine
+
+    def __init__(self, config: TransformerConfig, init: Init) -> None:
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(width, inner, bias=bias, init=init)
+        self.up_proj = Linear(width, inner, bias=bias, init=init)
+        self.down_proj = Linear(inner, width, bias=bias, init=init)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(Module):
+    """Attention and feed-forward layer, each with a residual and a norm before or after it.
+
+    pre:   x + attn(norm(x)), x + mlp(norm(x));  post: norm(x + attn(x)), norm(x + mlp(x)).
+    """
+
+    attn: Attention
+    attn_norm: Layer
+    mlp: Layer
+    mlp_norm: Layer
+
+    def __init__(self, config: TransformerConfig, init: Init) -> None:
+        self.attn_norm = make_norm(config, init)
+        self.attn = (PackedAttention if config.packed_qkv else MultiHeadAttention)(config, init)
+        self.mlp_norm = make_norm(config, init)
+        self.mlp = (GatedFeedForward if config.gated_mlp else FeedForward)(config, init)
+        self.dropout = Dropout(config.hidden_dropout)
+        self.pre_norm = config.norm_position == "pre"
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        if self.pre_norm:
+            x = x + self.dropout(self.attn(self.attn_norm(x), context))
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = self.attn_norm(x + self.dropout(self.attn(x, context)))
+        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+
+
+def make_norm(config: TransformerConfig, init: Init) -> LayerNorm | RMSNorm:
+    """The norm that a config asks for, over the hidden size."""
+    kind = RMSNorm if config.norm == "rms_norm" else LayerNorm
+    return kind(config.hidden_size, config.norm_eps, init=init)
