@@ -90,6 +90,11 @@ def test_a_module_that_one_alone_trained_whole_needs_the_model(
     assert not (tmp_path / "both").exists()
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, commands: Commands) -> None:
+    arguments = ("combine", "--adapter", tmp_path / "nowhere", "--weights", "1")
+    assert "nowhere: no such folder\n" in commands.fails(*arguments, "--out", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [("1", "2 adapters ('adapter_1', 'adapter_2') and 1 weights"), ("a,b", "numbers are expected")],

@@ -96,4 +96,4 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, commands: Com
 
 def test_what_is_neither_is_an_error(tmp_path: Path, commands: Commands) -> None:
     assert "neither a model nor an adapter" in commands.fails("inspect", tmp_path)
-    assert "no such model" in commands.fails("inspect", tmp_path / "nowhere")
+    assert "nowhere: no such model or adapter" in commands.fails("inspect", tmp_path / "nowhere")

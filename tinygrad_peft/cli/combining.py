@@ -12,6 +12,7 @@ from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.nn import Skeleton, Transformer
 from tinygrad_peft.peft import CombinationType, PeftModel
+from tinygrad_peft.peft.layout import step_folders
 from tinygrad_peft.peft.made_for import read_base
 from tinygrad_peft.peft.model import DEFAULT
 
@@ -71,6 +72,8 @@ def _numbers(text: str) -> list[float]:
 def _loaded(adapters: Sequence[Path], model: str | None) -> PeftModel:
     """A model, or its shapes alone, with the adapters."""
     first, *others = map(adapter_path, adapters)
+    for folder in (first, *others):
+        step_folders(folder)  # which says what is wrong with one that is no adapter's
     name = "adapter_1"
     if model is None:
         try:

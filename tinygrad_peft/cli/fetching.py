@@ -23,13 +23,15 @@ def fetch_all(names: Sequence[str], *, verify: bool, as_json: bool) -> None:
     emit(values, [f"{name}: {path}" for name, path in values.items()], as_json=as_json)
 
 
-def model_path(text: str) -> Path:
+def model_path(text: str, what: str = "model") -> Path:
     """A model's path: what `text` says, or where a model of that name is, fetched or of the hub.
+
+    `what` is what an error calls that which is not there.
 
     Raises DataError for a name that was not fetched, and for what is none; what
     `tinygrad_peft.models.hub.download` raises for a hub's name.
     """
-    return _fetched(text) or _of_hub(text, "model") or _existing(text, "model")
+    return _fetched(text) or _of_hub(text, "model") or _existing(text, what)
 
 
 def adapter_path(given: Path) -> Path:

@@ -23,9 +23,12 @@ def inspect_files(path: str, model: str | None, *, as_json: bool) -> int:
 
 
 def _place(text: str) -> Path:
-    """Where it is; a repository on the hub may hold a model or an adapter."""
+    """Where it is; a repository on the hub may hold a model or an adapter.
+
+    Raises DataError where there is nothing of that name.
+    """
     try:
-        return model_path(text)
+        return model_path(text, "model or adapter")
     except CheckpointError:
         return adapter_path(Path(text))
 

@@ -70,6 +70,8 @@ def read_base(directory: Path) -> TransformerConfig:
     """
     path = directory / RECIPE
     base = read_json_object(path).get("base") if path.exists() else None
+    if base is None:
+        raise CheckpointError(f"{directory} does not tell the model it is for")
     try:
         return msgspec.convert(base, TransformerConfig)
     except msgspec.ValidationError as error:
