@@ -445,6 +445,8 @@ class TestHidesItsWeightInTheBase(Method):
 
 class TestSharesItsWeightsAmongModels(Method):
     fails = {"what_is_saved_is_independent_of_the_model": "after one that was loaded has changed"}
+    # Stacked on itself, one step takes the weights of the other: its own file is then one too many.
+    also = ("a_composition_is_saved_and_loaded",)
 
     class Plugin(RankOne):
         def __init__(self, layer: type[RankOneLinear], settings: type[RankOneConfig]) -> None:
