@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.nn import Attention, Layer, Module, Transformer
+from tinygrad_peft.nn import Attention, Layer, Module, Residual, Transformer
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
@@ -14,7 +14,7 @@ from tinygrad_peft.peft import (
     hookspecs,
 )
 from tinygrad_peft_adapter.config import BottleneckAdapterConfig
-from tinygrad_peft_adapter.layer import AttentionAdapter, LayerAdapter
+from tinygrad_peft_adapter.layer import AttentionAdapter, LayerAdapter, ResidualAdapter
 
 __all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
 
@@ -37,6 +37,8 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
         return AttentionAdapter(base, config, width, site.init)
     if site.slot == "mlp" and isinstance(base, Layer):
         return LayerAdapter(base, config, width, site.init)
+    if isinstance(base, Residual):
+        return ResidualAdapter(base, config, width, site.init)
     return None
 
 
