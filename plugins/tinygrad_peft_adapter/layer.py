@@ -118,7 +118,7 @@ class LayerAdapter(BottleneckAdapter):
 
 
 class ResidualAdapter(BottleneckAdapter):
-    """h + u of the hidden states x after the sublayer, or before it: twice (B, T, D) -> (B, T, D)."""
+    """h + u of the hidden states x, with h or without: twice (B, T, D) -> (B, T, D)."""
 
     base_layer: Residual
 

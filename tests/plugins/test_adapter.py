@@ -593,7 +593,10 @@ def test_generating_with_a_cache_is_generating_without(family: str, option: str)
         ),
         (
             {"activation": "rely"},
-            "activation='rely' is none of relu, gelu, gelu_tanh, silu, tanh; did you mean 'relu' or 'gelu'?",
+            (
+                "activation='rely' is none of relu, gelu, gelu_tanh, silu, tanh; "
+                "did you mean 'relu' or 'gelu'?"
+            ),
         ),
         (
             {"init_weights": "identical"},

@@ -18,12 +18,17 @@ from tinygrad_peft.peft.events import (
     Combined,
     Draft,
     EmbeddingShape,
+    ForeignFolder,
+    ForeignName,
+    ForeignRequest,
+    ForeignStep,
     ModelShape,
     ParameterCount,
     Source,
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
+from tinygrad_peft.peft.layout import Layout
 from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
@@ -39,7 +44,12 @@ __all__ = [
     "Combined",
     "Draft",
     "EmbeddingShape",
+    "ForeignFolder",
+    "ForeignName",
+    "ForeignRequest",
+    "ForeignStep",
     "Host",
+    "Layout",
     "Memory",
     "ModelShape",
     "ParameterCount",

@@ -5,34 +5,42 @@ A folder holds `recipe.json`, which lists the steps in their order, and for each
 there is one step, in a folder of its own if there are several. `PeftConfig.stored_name` says what a
 tensor is called. Where a step's weights come out of others, as a prefix's out of its projection,
 those are beside them in `reparameterization.safetensors`, and the settings with which they are
-trained in `reparameterization.json` if they are others.
+trained in `reparameterization.json` if they are others. What another library wrote in a layout of
+its own is read by way of `foreign`.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save as safetensors_bytes
 
+from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
 from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.inspection import likeness
 from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
-from tinygrad_peft.nn import Parameter, Transformer
+from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
+from tinygrad_peft.peft.events import ForeignStep
+from tinygrad_peft.peft.foreign import foreign_places, read_foreign
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
+    LAYOUTS,
     ORIGIN,
+    PEFTS,
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
-    missing_weights,
-    schema_of,
+    layout_of,
     step_folders,
+    weights_file,
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.record import Record
@@ -77,80 +85,124 @@ def save_adapter(
             _remove_step(directory / name)
 
 
-def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
-    """The configs of a folder's steps, in their order.
+def read_recipe(
+    directory: Path, host: Host, base: TransformerConfig | None = None
+) -> tuple[PeftConfig, ...]:
+    """The configs of a folder's steps, in their order; `base` is the model that they are for.
 
     Raises:
         CheckpointError: files that are missing or are not what they should be.
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    return tuple(read_step(directory / name, host) for name in step_folders(directory))
+    return tuple(read_step(directory / name, host, base) for name in step_folders(directory))
 
 
-def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
+def load_adapter(record: Record, model: Transformer, host: Host, directory: Path) -> None:
     """Give the record's parameters the values in the folder that its recipe was read from.
 
     Raises CheckpointError, which lists every tensor that is missing, unexpected, of another shape
     or not of floats, and the shapes of the base that it was made for; then nothing has changed.
     """
     try:
-        _fill(record, model, directory)
+        _fill(record, model, host, directory)
     except MemoryError:
         raise CheckpointError(f"{directory} asks for more memory than there is") from None
 
 
-def _fill(record: Record, model: Transformer, directory: Path) -> None:
-    tensors: list[tuple[Parameter, StoredTensor]] = []
+def _fill(record: Record, model: Transformer, host: Host, directory: Path) -> None:
+    matches: list[_Match] = []
     problems: list[str] = []
     for step, name in enumerate(step_folders(directory)):
-        wanted, found, more = _matched(record, step, directory / name)
-        differences = dict.fromkeys(more + _differences(wanted, found))
-        problems += [p if name == "." else f"{name}: {p}" for p in differences]
-        tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
+        folder = directory / name
+        match = _matched(record, step, folder, read_foreign(folder, host, model.config))
+        problems += [p if name == "." else f"{name}: {p}" for p in match.differences()]
+        matches.append(match)
     if problems:
         different = differing_base(model, directory)
         made_for = f" it was made for a model of {'; '.join(different)}" if different else ""
         raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
-    arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
-    for (parameter, _), array in zip(tensors, arrays, strict=True):
+    arrays = [(parameter, array) for match in matches for parameter, array in match.arrays()]
+    for parameter, array in arrays:
         parameter.data = array
 
 
-def step_differences(record: Record, step: int, folder: Path) -> list[str]:
+def step_differences(
+    record: Record, step: int, folder: Path, foreign: ForeignStep | None
+) -> list[str]:
     """How a step's folder differs from what the record wants of it; no weight is read.
 
-    Raises CheckpointError where a file is missing or broken.
+    `foreign` is the step as another library wrote it, if one did. Raises CheckpointError where a
+    file is missing or broken.
     """
-    wanted, found, more = _matched(record, step, folder)
-    return more + _differences(wanted, found)
+    return _matched(record, step, folder, foreign).differences()
 
 
-def _matched(
-    record: Record, step: int, folder: Path
-) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
-    """What a step wants, where it is found, and what is wrong beside."""
+@dataclass(frozen=True)
+class _Match:
+    """What a step wants, by its names in the file, and what was found there.
+
+    `more` is what is wrong beside their differences; `transposed` names what the file has so.
+    """
+
+    wanted: Mapping[str, Parameter]
+    found: Mapping[str, StoredTensor]
+    more: Sequence[str] = ()
+    transposed: frozenset[str] = frozenset()
+
+    def differences(self) -> list[str]:
+        shapes = {
+            key: parameter.shape[::-1] if key in self.transposed else parameter.shape
+            for key, parameter in self.wanted.items()
+        }
+        return list(dict.fromkeys([*self.more, *_differences(shapes, self.found)]))
+
+    def arrays(self) -> Iterator[tuple[Parameter, Array]]:
+        for key, parameter in self.wanted.items():
+            array = self.found[key].read(parameter.dtype)
+            turned = key in self.transposed
+            yield parameter, np.ascontiguousarray(array.T) if turned else array
+
+
+def _matched(record: Record, step: int, folder: Path, foreign: ForeignStep | None) -> _Match:
+    if foreign is not None:
+        places = foreign_places(record, step, foreign)
+        return _Match(
+            {place.name: parameter for place, parameter in places.items()},
+            step_tensors(folder),
+            transposed=frozenset(place.name for place in places if place.transposed),
+        )
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
     # A step that adds nothing has no file; one that is there all the same is one too many.
     there = bool(stored) or (folder / WEIGHTS).exists()
     found, problems = without_base(record, step, step_tensors(folder) if there else {})
+    problems += _named_otherwise(found)
     if origin.exists() and (wanted := record.reparameterization(step)):
-        problems += _differences(stored, found)
+        shapes = {key: parameter.shape for key, parameter in stored.items()}
+        problems += _differences(shapes, found)
         beside = record.stored_beside(step)
         more = {key: tensor for key, tensor in found.items() if key in beside}
-        return wanted | beside, read_header(origin) | more, problems
+        return _Match(wanted | beside, read_header(origin) | more, problems)
     if record.recipe[step].flattened() != record.recipe[step]:
-        return record.trained_parameters(step), found, problems
+        return _Match(record.trained_parameters(step), found, problems)
     record.flatten(step)
-    return record.stored_parameters(step), found, problems
+    return _Match(record.stored_parameters(step), found, problems)
+
+
+def _named_otherwise(found: Collection[str]) -> list[str]:
+    """That tensors have the names of another layout than Hugging Face PEFT's, if they do."""
+    whose = likeness(found)
+    others = {f"an adapter of {layout}" for layout in LAYOUTS if layout != PEFTS}
+    return [f"the tensors have the names of {whose}"] if whose in others else []
 
 
 def step_tensors(folder: Path) -> dict[str, StoredTensor]:
     """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise CheckpointError(missing_weights(folder))
-    return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
+    layout = layout_of(folder) or PEFTS
+    stored = read_header(weights_file(folder, layout))
+    if layout != PEFTS:
+        return stored
+    return {k: v for k, v in stored.items() if not _WRAPPED.search(k)}
 
 
 def _task_type(model: Transformer) -> str | None:
@@ -194,14 +246,14 @@ def _settings_file(folder: Path) -> Path:
     return folder / (ORIGIN if trained_on else CONFIG)
 
 
-def read_step(folder: Path, host: Host) -> PeftConfig:
+def read_step(folder: Path, host: Host, base: TransformerConfig | None = None) -> PeftConfig:
     """The config in one step's folder. Raises what `read_recipe` raises."""
+    if (foreign := read_foreign(folder, host, base)) is not None:
+        return foreign.config
     path = _settings_file(folder)
     values = read_json_object(path)
     if not isinstance(values.get("peft_type"), str):
-        other = schema_of(values)
-        whose = f"; it is in {other}'s layout, and not in Hugging Face PEFT's" if other else ""
-        raise CheckpointError(f"{path} names no method: it has no peft_type{whose}")
+        raise CheckpointError(f"{path} names no method: it has no peft_type")
     name = str(values["peft_type"]).lower()
     methods = host.methods()
     if name not in methods:
@@ -247,12 +299,8 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     return {**values, "modules_to_save": kept}
 
 
-def _differences(wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor]) -> list[str]:
-    problems = mismatches(
-        {key: parameter.shape for key, parameter in wanted.items()},
-        {key: tensor.shape for key, tensor in found.items()},
-    )
-    return problems + [
+def _differences(wanted: Mapping[str, Shape], found: Mapping[str, StoredTensor]) -> list[str]:
+    return mismatches(wanted, {key: tensor.shape for key, tensor in found.items()}) + [
         f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
         for key, tensor in found.items()
         if key in wanted and tensor.dtype not in FLOATS
