@@ -62,6 +62,7 @@ _NAMES: Mapping[str, str] = {
     "adapter_up.weight": "adapter_up.weight",
     "adapter_up.bias": "adapter_up.bias",
 }
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,27 +152,20 @@ def read_adapterhub(folder: ForeignFolder) -> ForeignStep | None:
         return None
     theirs = _converted(values)
     problems = [*_other_model(folder), *theirs.unequalled()]
-    activation = theirs.non_linearity.lower()
-    if "version" not in folder.settings:
-        activation = _OLD_ACTIVATIONS.get(activation, activation)
-    if activation not in _ACTIVATIONS:
-        close = nearest(activation, _ACTIVATIONS)
-        problems.append(f"non_linearity={activation!r} is none of {', '.join(_ACTIVATIONS)}{close}")
-    layers = _layers(theirs, folder)
+    activation = _activation(theirs, folder, problems)
+    layers, is_every = _layers(theirs, folder)
     widths = _widths(theirs, folder, layers, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     settings = {
         "placement": _placement(theirs),
         "reads": "residual" if theirs.is_parallel or theirs.original_ln_before else "sublayer",
-        "activation": _ACTIVATIONS[activation],
+        "activation": activation,
         "dropout": theirs.dropout,
         "dropout_at": "output",
         "scaling": theirs.scaling,
         "init_weights": _STARTS[theirs.init_weights],
-        "layers_to_transform": layers
-        if set(theirs.leave_out) & set(range(_depth(folder)))
-        else None,
+        "layers_to_transform": None if is_every else list(layers),
         **widths,
     }
     config = config_from_dict(BottleneckAdapterConfig, settings)
@@ -192,7 +186,7 @@ def write_adapterhub(request: ForeignRequest, config: BottleneckAdapterConfig) -
         is_parallel=config.placement == "parallel",
         original_ln_before=config.reads == "residual" and config.placement != "parallel",
         non_linearity=activations[config.activation],
-        reduction_factor=config.reduction_factor or _reduction(config, base.hidden_size),
+        reduction_factor=_reduction(config, base.hidden_size),
         scaling=float(config.scale),
         dropout=config.dropout,
         init_weights="mam_adapter" if config.init_weights == "identity" else "houlsby",
@@ -219,7 +213,7 @@ class _Naming:
     root: str | None
 
     def __call__(self, path: str, name: str) -> ForeignName:
-        before, layer, place = re.split(r"\.(\d+)\.", path, maxsplit=1)
+        before, layer, place = _LAYER.split(path, maxsplit=1)
         places = _PLACES["gpt2" if self.base is None else self.base.model_type]
         after = places[place.startswith("mlp")]
         root = self.root if self.root and _same_place(self.root, before) else before
@@ -232,7 +226,7 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def _root(names: Mapping[str, object]) -> str | None:
-    roots = {name.split(match[0])[0] for name in names if (match := re.search(r"\.\d+\.", name))}
+    roots = {name[: m.start()] for name in names if (m := _LAYER.search(name))}
     return roots.pop() if len(roots) == 1 else None
 
 
@@ -273,15 +267,25 @@ def _other_model(folder: ForeignFolder) -> list[str]:
     return found
 
 
-def _depth(folder: ForeignFolder) -> int:
-    if folder.base is not None:
-        return folder.base.num_hidden_layers
-    numbers = (int(m[1]) for name in folder.shapes if (m := re.search(r"\.(\d+)\.", name)))
-    return max(numbers, default=-1) + 1
+def _activation(theirs: _BnConfig, folder: ForeignFolder, problems: list[str]) -> str:
+    """Its activation by our name; that there is none joins the problems."""
+    name = theirs.non_linearity.lower()
+    if "version" not in folder.settings:
+        name = _OLD_ACTIVATIONS.get(name, name)
+    if name not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        problems.append(f"non_linearity={name!r} is none of {known}{nearest(name, _ACTIVATIONS)}")
+    return _ACTIVATIONS.get(name, "")
 
 
-def _layers(theirs: _BnConfig, folder: ForeignFolder) -> list[int]:
-    return [n for n in range(_depth(folder)) if n not in theirs.leave_out]
+def _layers(theirs: _BnConfig, folder: ForeignFolder) -> tuple[Sequence[int], bool]:
+    """The layers that are adapted, as far as the model is known, and whether they are all."""
+    if folder.base is None:
+        numbers = {int(m[1]) for name in folder.shapes if (m := _LAYER.search(name))}
+        return sorted(numbers), not theirs.leave_out
+    every = range(folder.base.num_hidden_layers)
+    layers = [n for n in every if n not in theirs.leave_out]
+    return layers, len(layers) == len(every)
 
 
 def _placement(theirs: _BnConfig) -> str:
@@ -316,6 +320,8 @@ def _widths(
 
 def _reduction(config: BottleneckAdapterConfig, size: int) -> float:
     """A factor by which the size leaves the inner width."""
+    if config.reduction_factor is not None:
+        return float(config.reduction_factor)
     width = config.bottleneck(size)
     factor = size / width
     while int(size // factor) < width:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from tinygrad_peft.errors import CheckpointError, ConfigError, nearest
+from tinygrad_peft.errors import ConfigError, nearest
 from tinygrad_peft.models import module_path
 from tinygrad_peft.nn import Affine, Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft import (
@@ -31,6 +31,7 @@ __all__ = ["MLX", "read_mlx", "write_mlx"]
 MLX: Layout = "mlx-lm"
 # What a checkpoint's paths begin with where mlx-lm has "model": the families that it has at all.
 _ROOTS: Mapping[str, str] = {"gpt2": "transformer.", "llama": "model."}
+_EMBEDDINGS = frozenset(("model.embed_tokens", "model.wte", "model.wpe"))
 _NAMES: Mapping[str, ForeignName] = {
     "lora_A.weight": ForeignName("lora_a", transposed=True),
     "lora_B.weight": ForeignName("lora_b", transposed=True),
@@ -60,12 +61,7 @@ class _Settings:
 
 
 def read_mlx(folder: ForeignFolder) -> ForeignStep:
-    """The step in a folder of mlx-lm's layout.
-
-    Raises CheckpointError for tensors of another layout; ConfigError with all else that is wrong.
-    """
-    if any(".lora_A." in name or ".lora_B." in name for name in folder.shapes):
-        raise CheckpointError("the tensors have the names of Hugging Face PEFT's layout")
+    """The step in a folder of mlx-lm's layout. Raises ConfigError with all that is wrong."""
     settings = _read_settings(folder.settings)
     problems = _family_problems(folder.base)
     if folder.base is None:
@@ -144,6 +140,8 @@ def _read_settings(values: Mapping[str, object]) -> _Settings:
         problems.append(f"fine_tune_type {settings.fine_tune_type!r} is none of lora, dora, full")
     if own.keys is not None and not own.keys:
         problems.append("lora_parameters.keys is empty: nothing is adapted")
+    if settings.fine_tune_type == "dora" and _EMBEDDINGS & set(own.keys or ()):
+        problems.append("fine_tune_type 'dora' on an embedding: its magnitudes are others here")
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
@@ -167,18 +165,26 @@ def _rank_problems(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str
 def _config(settings: _Settings, folder: ForeignFolder) -> LoraConfig:
     own, naming = settings.lora_parameters, _Naming(folder.base)
     keys = _linears(folder) if own.keys is None else own.keys
-    numbers = [int(part) for name in folder.shapes for part in name.split(".") if part.isdecimal()]
-    # The last layers are adapted: where the model is not known, the last one in the file is its.
-    depth = folder.base.num_hidden_layers if folder.base else max(numbers, default=-1) + 1
-    some = 0 < settings.num_layers < depth
     return LoraConfig(
         r=own.rank,
         lora_alpha=_alpha(own.scale, own.rank),
         lora_dropout=own.dropout,
         use_dora=settings.fine_tune_type == "dora",
         target_modules=[naming.place(key) for key in keys],
-        layers_to_transform=list(range(depth))[-settings.num_layers :] if some else None,
+        layers_to_transform=_layers(settings.num_layers, folder),
     )
+
+
+def _layers(last: int, folder: ForeignFolder) -> list[int] | None:
+    """The layers that are adapted, if they are not all.
+
+    Where the model is not known, they are those in the file, of which the last is the model's.
+    """
+    if folder.base is not None:
+        depth = folder.base.num_hidden_layers
+        return list(range(depth - last, depth)) if 0 < last < depth else None
+    found = sorted({layer for name in folder.shapes if (layer := _within(name)[0]) is not None})
+    return found if found and 0 < last <= found[-1] else None
 
 
 def _linears(folder: ForeignFolder) -> list[str]:

@@ -38,8 +38,11 @@ from tinygrad_peft.peft.layout import (
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
+    Layout,
     layout_of,
+    remove_step,
     step_folders,
+    steps_left,
     weights_file,
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
@@ -68,7 +71,7 @@ def save_adapter(
     Weights that come out of others are written with those unless `flatten`. What another recipe has
     left in the folder is removed. Raises CheckpointError where a folder cannot be made.
     """
-    folders, left = _folders(record.recipe), _left_behind(directory)
+    folders, left = _folders(record.recipe), steps_left(directory)
     for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
         folder = directory / name
         _make(folder)
@@ -82,7 +85,7 @@ def save_adapter(
     _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
     for name in left:
         if name not in folders:
-            _remove_step(directory / name)
+            remove_step(directory / name)
 
 
 def read_recipe(
@@ -166,17 +169,18 @@ class _Match:
 
 def _matched(record: Record, step: int, folder: Path, foreign: ForeignStep | None) -> _Match:
     if foreign is not None:
-        places = foreign_places(record, step, foreign)
+        places, found = foreign_places(record, step, foreign), step_tensors(folder)
         return _Match(
             {place.name: parameter for place, parameter in places.items()},
-            step_tensors(folder),
-            transposed=frozenset(place.name for place in places if place.transposed),
+            found,
+            _named_otherwise(found, layout_of(folder)),
+            frozenset(place.name for place in places if place.transposed),
         )
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
     # A step that adds nothing has no file; one that is there all the same is one too many.
     there = bool(stored) or (folder / WEIGHTS).exists()
     found, problems = without_base(record, step, step_tensors(folder) if there else {})
-    problems += _named_otherwise(found)
+    problems += _named_otherwise(found, PEFTS)
     if origin.exists() and (wanted := record.reparameterization(step)):
         shapes = {key: parameter.shape for key, parameter in stored.items()}
         problems += _differences(shapes, found)
@@ -189,10 +193,10 @@ def _matched(record: Record, step: int, folder: Path, foreign: ForeignStep | Non
     return _Match(record.stored_parameters(step), found, problems)
 
 
-def _named_otherwise(found: Collection[str]) -> list[str]:
-    """That tensors have the names of another layout than Hugging Face PEFT's, if they do."""
+def _named_otherwise(found: Collection[str], layout: Layout | None) -> list[str]:
+    """That tensors have the names of another layout than the settings are in, if they do."""
     whose = likeness(found)
-    others = {f"an adapter of {layout}" for layout in LAYOUTS if layout != PEFTS}
+    others = {f"an adapter of {other}" for other in LAYOUTS if other != layout}
     return [f"the tensors have the names of {whose}"] if whose in others else []
 
 
@@ -222,22 +226,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
-
-
-def _left_behind(directory: Path) -> list[str]:
-    """The steps of whatever adapter is in the folder already."""
-    try:
-        return step_folders(directory)
-    except CheckpointError:
-        return []
-
-
-def _remove_step(folder: Path) -> None:
-    """Remove a step's files, and its folder if nothing else is in it."""
-    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _settings_file(folder: Path) -> Path:

@@ -26,8 +26,10 @@ from tinygrad_peft.peft.layout import (
     RECIPE,
     Layout,
     kind_of,
+    remove_step,
     schema_of,
     stale_files,
+    steps_left,
     weights_file,
     weights_path,
 )
@@ -100,6 +102,7 @@ def _write(
         place.name: np.ascontiguousarray(p.data.T if place.transposed else p.data)
         for place, p in places.items()
     }
+    left = [name for name in steps_left(folder) if name != "."]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,6 +114,8 @@ def _write(
         file.write_text(f"{settings}\n", encoding="utf-8")
     for path in (folder / RECIPE, *stale_files(folder, layout)):
         path.unlink(missing_ok=True)
+    for name in left:
+        remove_step(folder / name)
 
 
 def _expressed(

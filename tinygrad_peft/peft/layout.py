@@ -22,9 +22,11 @@ __all__ = [
     "adapter_folders",
     "kind_of",
     "layout_of",
+    "remove_step",
     "schema_of",
     "stale_files",
     "step_folders",
+    "steps_left",
     "weights_file",
     "weights_path",
 ]
@@ -83,6 +85,22 @@ def step_folders(directory: Path) -> list[str]:
     if len(set(steps)) < len(steps):
         raise CheckpointError(f"{directory / RECIPE}: steps must be folders of their own")
     return steps
+
+
+def steps_left(directory: Path) -> list[str]:
+    """The folders of the steps of whatever adapter is in the folder already."""
+    try:
+        return step_folders(directory)
+    except CheckpointError:
+        return []
+
+
+def remove_step(folder: Path) -> None:
+    """Remove a step's files, and its folder if nothing else is in it."""
+    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def adapter_folders(directory: Path) -> list[str]:
