@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, shake, sma
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
@@ -25,6 +26,12 @@ FOLDERS = sorted(GOLDEN.glob("adapterhub-*"))
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 SEQ = BottleneckAdapterConfig(bottleneck_dim=4, reads="residual")
 PAR = replace(SEQ, placement="parallel")
+
+# Asking for what is installed takes longer than most of the tests.
+HOST = Host.installed()
+read = partial(PeftModel.from_pretrained, host=HOST)
+adapt = partial(get_peft_model, host=HOST)
+inspect = partial(inspect_path, host=HOST)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
@@ -49,7 +56,7 @@ def assert_outputs(model: PeftModel, folder: Path) -> None:
 
 
 def saved(folder: Path, config: BottleneckAdapterConfig = SEQ, family: str = "llama") -> PeftModel:
-    peft = get_peft_model(small(FAMILIES[family]), config)
+    peft = adapt(small(FAMILIES[family]), config)
     shake(peft)
     peft.save_pretrained(folder, layout="AdapterHub")
     return peft
@@ -68,7 +75,7 @@ def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
     model = small() if model is None else model
     before = Snapshot.of(model)
     with pytest.raises((CheckpointError, ConfigError)) as caught:
-        PeftModel.from_pretrained(model, folder)
+        read(model, folder)
     before.assert_unchanged(model)
     for part in parts:
         assert part in str(caught.value)
@@ -85,13 +92,13 @@ def test_there_are_three_kinds_of_every_family() -> None:
 
 
 def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
-    peft = PeftModel.from_pretrained(base(folder), folder)
+    peft = read(base(folder), folder)
     assert not peft.trainable_parameters()
     assert_outputs(peft, folder)
 
 
 def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
-    peft = PeftModel.from_pretrained(base(folder), folder, adapter_name="task")
+    peft = read(base(folder), folder, adapter_name="task")
     peft.save_pretrained(tmp_path, adapters=["task"], layout="AdapterHub")
     written, before = load_file(tmp_path / "task" / WEIGHTS), load_file(folder / WEIGHTS)
     assert written.keys() == before.keys()
@@ -104,16 +111,16 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
         assert told["config"].pop("init_weights") in ("mam_adapter", "houlsby")
         del told_before["config"]["init_weights"]
         assert told == told_before
-    assert_outputs(PeftModel.from_pretrained(base(folder), tmp_path / "task"), folder)
+    assert_outputs(read(base(folder), tmp_path / "task"), folder)
 
 
 def test_in_hugging_face_pefts_manner_it_is_the_same_adapter(folder: Path, tmp_path: Path) -> None:
-    PeftModel.from_pretrained(base(folder), folder).save_pretrained(tmp_path)
-    assert_outputs(PeftModel.from_pretrained(base(folder), tmp_path), folder)
+    read(base(folder), folder).save_pretrained(tmp_path)
+    assert_outputs(read(base(folder), tmp_path), folder)
 
 
 def test_its_settings_are_taken_over() -> None:
-    peft = PeftModel.from_pretrained(load_model(GOLDEN / "bert"), GOLDEN / "adapterhub-bert-more")
+    peft = read(load_model(GOLDEN / "bert"), GOLDEN / "adapterhub-bert-more")
     assert peft.recipe == (
         BottleneckAdapterConfig(
             placement="houlsby",
@@ -132,22 +139,19 @@ def test_its_settings_are_taken_over() -> None:
 def test_an_encoders_adapter_goes_into_a_classifier_and_the_other_way_round() -> None:
     bare, headed = GOLDEN / "adapterhub-bert-seq", GOLDEN / "adapterhub-bert-classifier-seq"
     for folder, other in ((bare, headed), (headed, bare)):
-        own, elsewhere = (
-            PeftModel.from_pretrained(base(into), folder).record.parameters()
-            for into in (folder, other)
-        )
+        own, elsewhere = (read(base(into), folder).record.parameters() for into in (folder, other))
         for one, same in zip(own, elsewhere, strict=True):
             np.testing.assert_array_equal(one.data, same.data)
 
 
 def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
-    alone = inspect_path(folder)
+    alone = inspect(folder)
     assert (alone.sound, alone.facts["format"], alone.facts["method"]) == (
         True,
         "AdapterHub",
         "adapter",
     )
-    held = inspect_path(folder, base=base(folder).config)
+    held = inspect(folder, base=base(folder).config)
     assert held.sound
     assert held.facts["modules"] in (1, 2, 4)
 
@@ -171,7 +175,7 @@ def test_what_is_written_is_read_again_to_the_bit(
     config: BottleneckAdapterConfig, family: str, tmp_path: Path
 ) -> None:
     peft = saved(tmp_path, config, family)
-    again = PeftModel.from_pretrained(small(FAMILIES[family]), tmp_path)
+    again = read(small(FAMILIES[family]), tmp_path)
     np.testing.assert_array_equal(logits(again), logits(peft))
     assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, CONFIG]
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -182,9 +186,7 @@ def test_what_is_written_is_read_again_to_the_bit(
 @pytest.mark.parametrize("width", [1, 5, 7, 11, 13, 17, 18, 29, 39])
 def test_every_inner_width_has_a_factor(width: int, tmp_path: Path) -> None:
     model = small(replace(GPT2, hidden_size=18, num_attention_heads=2))
-    get_peft_model(model, replace(SEQ, bottleneck_dim=width)).save_pretrained(
-        tmp_path, layout="AdapterHub"
-    )
+    adapt(model, replace(SEQ, bottleneck_dim=width)).save_pretrained(tmp_path, layout="AdapterHub")
     factor = settings(tmp_path)["config"]["reduction_factor"]
     assert max(1, int(18 // factor)) == width
 
@@ -203,7 +205,7 @@ def test_every_inner_width_has_a_factor(width: int, tmp_path: Path) -> None:
 def test_what_it_cannot_hold_is_refused_and_nothing_written(
     config: PeftConfig, reason: str, tmp_path: Path
 ) -> None:
-    peft = get_peft_model(small(), config)
+    peft = adapt(small(), config)
     with pytest.raises(ConfigError) as caught:
         peft.save_pretrained(tmp_path / "new", layout="AdapterHub")
     assert str(caught.value).startswith("AdapterHub's layout cannot hold 'default':\n  - ")
@@ -212,7 +214,7 @@ def test_what_it_cannot_hold_is_refused_and_nothing_written(
 
 
 def test_all_that_it_cannot_hold_is_one_error(tmp_path: Path) -> None:
-    peft = get_peft_model(small(), [replace(SEQ, bias=False, layer_norm=True), LoraConfig()])
+    peft = adapt(small(), [replace(SEQ, bias=False, layer_norm=True), LoraConfig()])
     with pytest.raises(ConfigError) as caught:
         peft.save_pretrained(tmp_path, layout="AdapterHub")
     _, *reasons = str(caught.value).splitlines()
@@ -225,7 +227,7 @@ def test_all_that_it_cannot_hold_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_family_has_no_names_there(tmp_path: Path) -> None:
-    peft = get_peft_model(small(replace(LLAMA, model_type="")), SEQ)
+    peft = adapt(small(replace(LLAMA, model_type="")), SEQ)
     with pytest.raises(ConfigError, match="it has models of the families gpt2, llama, bert alone"):
         peft.save_pretrained(tmp_path, layout="AdapterHub")
 
@@ -291,7 +293,7 @@ def test_all_that_has_no_equal_is_one_error(tmp_path: Path) -> None:
 def test_settings_that_ask_for_nothing_are_passed_over(tmp_path: Path) -> None:
     peft = saved(tmp_path)
     edit(tmp_path, later={}, another=False, phm_dim=7, init_weights_seed=3)
-    again = PeftModel.from_pretrained(small(), tmp_path)
+    again = read(small(), tmp_path)
     np.testing.assert_array_equal(logits(again), logits(peft))
 
 
@@ -302,7 +304,7 @@ def test_before_there_was_a_version_gelu_was_another(tmp_path: Path) -> None:
         values = settings(tmp_path)
         values.pop("version", None)
         (tmp_path / CONFIG).write_text(json.dumps(values))
-        (config,) = PeftModel.from_pretrained(small(), tmp_path).recipe
+        (config,) = read(small(), tmp_path).recipe
         assert isinstance(config, BottleneckAdapterConfig)
         assert config.activation == activation
 
@@ -351,7 +353,7 @@ def test_tensors_that_do_not_fit_are_told_by_its_names(
     save_file(tensors, tmp_path / WEIGHTS)
     refused(tmp_path, *(part.format(name) for part in parts))
     assert any(
-        part.format(name) in " ".join(inspect_path(tmp_path, base=LLAMA).problems) for part in parts
+        part.format(name) in " ".join(inspect(tmp_path, base=LLAMA).problems) for part in parts
     )
 
 
@@ -369,5 +371,5 @@ def test_another_kind_of_its_adapters_is_told(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, architecture="prefix_tuning")
     refused(tmp_path, "no installed plugin reads 'prefix_tuning' in AdapterHub's layout")
-    (told,) = inspect_path(tmp_path).problems
+    (told,) = inspect(tmp_path).problems
     assert told.endswith("no installed plugin reads 'prefix_tuning' in AdapterHub's layout")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.peft.small import BERT, FAMILIES, LLAMA, Snapshot, logits, shake, sma
 from tinygrad_peft.errors import ConfigError, TinygradPeftError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
@@ -24,6 +25,12 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(GOLDEN.glob("mlx-*"))
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 LORA = LoraConfig(r=2, lora_alpha=3)
+
+# Asking for what is installed takes longer than most of the tests.
+HOST = Host.installed()
+read = partial(PeftModel.from_pretrained, host=HOST)
+adapt = partial(get_peft_model, host=HOST)
+inspect = partial(inspect_path, host=HOST)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
@@ -46,7 +53,7 @@ def assert_logits(model: PeftModel | Transformer, folder: Path) -> None:
 
 
 def saved(folder: Path, config: LoraConfig = LORA, family: str = "llama") -> PeftModel:
-    peft = get_peft_model(small(FAMILIES[family]), config)
+    peft = adapt(small(FAMILIES[family]), config)
     shake(peft)
     peft.save_pretrained(folder, layout="mlx-lm")
     return peft
@@ -67,7 +74,7 @@ def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
     model = small() if model is None else model
     before = Snapshot.of(model)
     with pytest.raises(TinygradPeftError) as caught:
-        PeftModel.from_pretrained(model, folder)
+        read(model, folder)
     before.assert_unchanged(model)
     for part in parts:
         assert part in str(caught.value)
@@ -78,14 +85,14 @@ def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
 
 
 def test_the_logits_are_those_of_mlx_lm(folder: Path) -> None:
-    peft = PeftModel.from_pretrained(base(folder), folder)
+    peft = read(base(folder), folder)
     assert not peft.trainable_parameters()
     assert_logits(peft, folder)
     assert_logits(peft.merge_and_unload(), folder)
 
 
 def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
-    peft = PeftModel.from_pretrained(base(folder), folder)
+    peft = read(base(folder), folder)
     peft.save_pretrained(tmp_path, layout="mlx-lm")
     written, before = load_file(tmp_path / WEIGHTS), load_file(folder / WEIGHTS)
     assert written.keys() == before.keys()
@@ -96,18 +103,18 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     assert told["fine_tune_type"] == told_before["fine_tune_type"]
     for name in ("rank", "scale", "dropout"):
         assert told["lora_parameters"][name] == told_before["lora_parameters"][name]
-    assert_logits(PeftModel.from_pretrained(base(folder), tmp_path), folder)
+    assert_logits(read(base(folder), tmp_path), folder)
 
 
 def test_in_hugging_face_pefts_manner_it_is_the_same_adapter(folder: Path, tmp_path: Path) -> None:
-    PeftModel.from_pretrained(base(folder), folder).save_pretrained(tmp_path)
-    assert_logits(PeftModel.from_pretrained(base(folder), tmp_path), folder)
+    read(base(folder), folder).save_pretrained(tmp_path)
+    assert_logits(read(base(folder), tmp_path), folder)
 
 
 def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
-    alone = inspect_path(folder)
+    alone = inspect(folder)
     assert (alone.sound, alone.facts["format"], alone.facts["method"]) == (True, "mlx-lm", "lora")
-    held = inspect_path(folder, base=base(folder).config)
+    held = inspect(folder, base=base(folder).config)
     assert held.sound
     assert held.facts["ranks"] == [2]
 
@@ -130,7 +137,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_written_is_read_again(name: str, family: str, tmp_path: Path) -> None:
     peft = saved(tmp_path, CONFIGS[name], family)
-    again = PeftModel.from_pretrained(small(FAMILIES[family]), tmp_path)
+    again = read(small(FAMILIES[family]), tmp_path)
     if name == "taken out":
         np.testing.assert_allclose(logits(again), logits(peft), rtol=1e-4, atol=1e-5)
         assert settings(tmp_path)["lora_parameters"]["rank"] == 4
@@ -200,7 +207,7 @@ def test_layers_that_are_not_the_last_are_named_by_their_whole_paths(tmp_path: P
 def test_what_it_cannot_hold_is_refused_and_nothing_written(
     config: PeftConfig, reason: str, tmp_path: Path
 ) -> None:
-    peft = get_peft_model(small(FAMILIES["gpt2"]), config)
+    peft = adapt(small(FAMILIES["gpt2"]), config)
     with pytest.raises(ConfigError) as caught:
         peft.save_pretrained(tmp_path / "new", layout="mlx-lm")
     assert str(caught.value).startswith("mlx-lm's layout cannot hold 'default':\n  - ")
@@ -209,7 +216,7 @@ def test_what_it_cannot_hold_is_refused_and_nothing_written(
 
 
 def test_it_has_no_bert(tmp_path: Path) -> None:
-    peft = get_peft_model(small(FAMILIES["bert"]), LORA)
+    peft = adapt(small(FAMILIES["bert"]), LORA)
     with pytest.raises(ConfigError, match="mlx-lm has no bert: gpt2, llama"):
         peft.save_pretrained(tmp_path, layout="mlx-lm")
     saved(tmp_path)
@@ -261,18 +268,14 @@ def test_all_that_is_wrong_with_the_settings_is_one_error(tmp_path: Path) -> Non
 def test_what_tells_of_the_training_run_is_passed_over(tmp_path: Path) -> None:
     peft = saved(tmp_path)
     edit(tmp_path, {"later": False}, optimizer="adam", iters=1000, whatever=[1])
-    np.testing.assert_array_equal(
-        logits(PeftModel.from_pretrained(small(), tmp_path)), logits(peft)
-    )
+    np.testing.assert_array_equal(logits(read(small(), tmp_path)), logits(peft))
 
 
 @pytest.mark.parametrize("layers", [0, -1, 3, 16])
 def test_all_layers_are_the_last_ones_too(layers: int, tmp_path: Path) -> None:
     peft = saved(tmp_path)
     edit(tmp_path, num_layers=layers)
-    np.testing.assert_array_equal(
-        logits(PeftModel.from_pretrained(small(), tmp_path)), logits(peft)
-    )
+    np.testing.assert_array_equal(logits(read(small(), tmp_path)), logits(peft))
 
 
 def test_layers_without_their_tensors_and_tensors_of_other_layers_are_told(tmp_path: Path) -> None:
@@ -295,20 +298,20 @@ def test_shapes_are_told_as_they_are_in_the_file(tmp_path: Path) -> None:
     tensors[name] = tensors[name].T.copy()
     save_file(tensors, tmp_path / WEIGHTS)
     refused(tmp_path, f"wrong shape: {name} is (2, 16), expected (16, 2)")
-    (told,) = inspect_path(tmp_path).problems
+    (told,) = inspect(tmp_path).problems
     assert told.endswith(f"{name} is (2, 16), and the settings give it the rank 2")
 
 
 def test_hugging_face_pefts_names_in_its_file_are_told(tmp_path: Path) -> None:
     saved(tmp_path)
-    get_peft_model(small(), LORA).save_pretrained(tmp_path / "peft")
+    adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / WEIGHTS)
     refused(tmp_path, "the tensors have the names of an adapter of Hugging Face PEFT", "missing: ")
 
 
 def test_its_names_in_hugging_face_pefts_file_are_told(tmp_path: Path) -> None:
     saved(tmp_path)
-    get_peft_model(small(), LORA).save_pretrained(tmp_path / "peft")
+    adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / WEIGHTS).rename(tmp_path / "peft" / "adapter_model.safetensors")
     refused(tmp_path / "peft", "the tensors have the names of an adapter of mlx-lm", "missing: ")
 

@@ -33,7 +33,10 @@ from tinygrad_peft.peft.targets import ALL_LINEAR, matches
 
 __all__ = ["inspect_recipe"]
 
-_NOTED = ("task_type", "base_model_name_or_path", "revision", "peft_version")
+_NOTED = (
+    *("task_type", "base_model_name_or_path", "revision", "peft_version"),
+    *("name", "model_type", "model_name", "model", "version"),  # AdapterHub's and mlx-lm's
+)
 _PREFIX = "base_model.model."
 
 
@@ -123,7 +126,7 @@ class _Step:
             yield "modules", len(self.paths) or None
             if isinstance(config, Ranked) and self.paths:
                 yield "ranks", sorted({config.rank(path) for path in self.paths})
-        yield from ((name, raw[name]) for name in _NOTED if raw.get(name) is not None)
+        yield from ((name, raw[name]) for name in _NOTED if raw.get(name) not in (None, ""))
 
 
 def _layout(folder: Path) -> Layout:
