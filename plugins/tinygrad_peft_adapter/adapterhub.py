@@ -14,7 +14,7 @@ there, and behind it here where u reads the sublayer.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import msgspec
 
@@ -29,6 +29,7 @@ from tinygrad_peft.peft import (
     Layout,
     config_from_dict,
 )
+from tinygrad_peft_adapter.bn_config import STARTS, BnConfig, read_bn_config
 from tinygrad_peft_adapter.config import BottleneckAdapterConfig
 
 __all__ = ["ADAPTERHUB", "read_adapterhub", "write_adapterhub"]
@@ -45,11 +46,6 @@ _ACTIVATIONS: Mapping[str, str] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 _OLD_ACTIVATIONS: Mapping[str, str] = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # without a version
-_STARTS: Mapping[str, str] = {
-    "mam_adapter": "identity",
-    "houlsby": "near_identity",
-    "bert": "near_identity",
-}
 # After attention and after the feed-forward layer, in a layer.
 _PLACES: Mapping[str, tuple[str, str]] = {
     "gpt2": ("attention_adapters", "output_adapters"),
@@ -65,83 +61,6 @@ _NAMES: Mapping[str, str] = {
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _BnConfig:
-    """Its settings with its defaults; those of what is off do not count."""
-
-    mh_adapter: bool
-    output_adapter: bool
-    reduction_factor: float | Mapping[str, float]
-    non_linearity: str
-    original_ln_before: bool = False
-    original_ln_after: bool = True
-    ln_before: bool = False
-    ln_after: bool = False
-    init_weights: str = "bert"
-    init_weights_seed: int | None = None
-    is_parallel: bool = False
-    scaling: float | str = 1.0
-    use_gating: bool = False
-    residual_before_ln: bool | str = True
-    adapter_residual_before_ln: bool = False
-    inv_adapter: str | None = None
-    inv_adapter_reduction_factor: float | None = None
-    cross_adapter: bool = False
-    leave_out: Sequence[int] = ()
-    dropout: float = 0.0
-    phm_layer: bool = False
-    phm_dim: int = 4
-    factorized_phm_W: bool | None = True  # noqa: N815 - its name
-    shared_W_phm: bool | None = False  # noqa: N815 - its name
-    shared_phm_rule: bool | None = True
-    factorized_phm_rule: bool | None = False
-    phm_c_init: str | None = "normal"
-    phm_init_range: float | None = 0.0001
-    learn_phm: bool | None = True
-    hypercomplex_nonlinearity: str | None = "glorot-uniform"
-    phm_rank: int | None = 1
-    phm_bias: bool | None = True
-    stochastic_depth: float | None = 0.0
-
-    def unequalled(self) -> list[str]:
-        """What of it there is no equal of here."""
-        sequential = not self.is_parallel
-        rules = {
-            "output_adapter=False: there is one after or beside each feed-forward layer": (
-                not self.output_adapter
-            ),
-            "is_parallel with mh_adapter: one beside attention is not had": (
-                self.is_parallel and self.mh_adapter
-            ),
-            "original_ln_after=False: the base's own sum is always made": (
-                not self.original_ln_after
-            ),
-            f"residual_before_ln={self.residual_before_ln!r}: the sublayer's output passes by": (
-                sequential
-                and (self.original_ln_before or self.residual_before_ln == "post_add")
-                and self.residual_before_ln is not True
-            ),
-            "ln_before: its own library cannot write that as safetensors": self.ln_before,
-            "ln_after: a norm behind an adapter is not had": self.ln_after,
-            f"scaling={self.scaling!r}: a number is expected, and nothing learnt": (
-                isinstance(self.scaling, str)
-            ),
-            "use_gating: gates are not had": self.use_gating,
-            f"inv_adapter={self.inv_adapter!r}: invertible adapters are not had": (
-                bool(self.inv_adapter)
-            ),
-            "cross_adapter: there is no cross-attention": self.cross_adapter,
-            "phm_layer: compacters are not had": self.phm_layer,
-            f"stochastic_depth={self.stochastic_depth}: layers are not dropped": (
-                bool(self.stochastic_depth)
-            ),
-            f"init_weights={self.init_weights!r} is none of {', '.join(_STARTS)}": (
-                self.init_weights not in _STARTS
-            ),
-        }
-        return [problem for problem, broken in rules.items() if broken]
-
-
 def read_adapterhub(folder: ForeignFolder) -> ForeignStep | None:
     """The step in a folder of AdapterHub's layout; None if it is no bottleneck adapter.
 
@@ -150,7 +69,7 @@ def read_adapterhub(folder: ForeignFolder) -> ForeignStep | None:
     values = folder.settings.get("config")
     if not isinstance(values, Mapping) or values.get("architecture") is not None:
         return None
-    theirs = _converted(values)
+    theirs = read_bn_config(values)
     problems = [*_other_model(folder), *theirs.unequalled()]
     activation = _activation(theirs, folder, problems)
     layers, is_every = _layers(theirs, folder)
@@ -162,9 +81,9 @@ def read_adapterhub(folder: ForeignFolder) -> ForeignStep | None:
         "reads": "residual" if theirs.is_parallel or theirs.original_ln_before else "sublayer",
         "activation": activation,
         "dropout": theirs.dropout,
-        "dropout_at": "output",
+        "drops": "output",
         "scaling": theirs.scaling,
-        "init_weights": _STARTS[theirs.init_weights],
+        "init_weights": STARTS[theirs.init_weights],
         "layers_to_transform": None if is_every else list(layers),
         **widths,
     }
@@ -180,7 +99,7 @@ def write_adapterhub(request: ForeignRequest, config: BottleneckAdapterConfig) -
         raise ConfigError("\n".join(problems))
     activations = dict(reversed([(ours, theirs) for theirs, ours in _ACTIVATIONS.items()]))
     chosen = set(config.layers(base.num_hidden_layers))
-    theirs = _BnConfig(
+    theirs = BnConfig(
         mh_adapter=config.placement == "houlsby",
         output_adapter=True,
         is_parallel=config.placement == "parallel",
@@ -230,26 +149,6 @@ def _root(names: Mapping[str, object]) -> str | None:
     return roots.pop() if len(roots) == 1 else None
 
 
-def _converted(values: Mapping[str, object]) -> _BnConfig:
-    """Its settings. Raises ConfigError: unknown keys that ask for something, values of no sense."""
-    known = [field.name for field in fields(_BnConfig)]
-    problems = [
-        f"config.{key} = {value!r} is not known{nearest(key, known)}"
-        for key, value in values.items()
-        if key not in (*known, "architecture") and value not in (None, False, [], {})
-    ]
-    own = {key: value for key, value in values.items() if key in known}
-    if own.get("leave_out", ()) is None:
-        del own["leave_out"]
-    try:
-        theirs = msgspec.convert(own, _BnConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError("\n".join([*problems, f"config: {error}"])) from None
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return theirs
-
-
 def _other_model(folder: ForeignFolder) -> list[str]:
     """What the adapter says of its model that is otherwise in the base; that it has no name."""
     base, found = folder.base, []
@@ -267,7 +166,7 @@ def _other_model(folder: ForeignFolder) -> list[str]:
     return found
 
 
-def _activation(theirs: _BnConfig, folder: ForeignFolder, problems: list[str]) -> str:
+def _activation(theirs: BnConfig, folder: ForeignFolder, problems: list[str]) -> str:
     """Its activation by our name; that there is none joins the problems."""
     name = theirs.non_linearity.lower()
     if "version" not in folder.settings:
@@ -278,7 +177,7 @@ def _activation(theirs: _BnConfig, folder: ForeignFolder, problems: list[str]) -
     return _ACTIVATIONS.get(name, "")
 
 
-def _layers(theirs: _BnConfig, folder: ForeignFolder) -> tuple[Sequence[int], bool]:
+def _layers(theirs: BnConfig, folder: ForeignFolder) -> tuple[Sequence[int], bool]:
     """The layers that are adapted, as far as the model is known, and whether they are all."""
     if folder.base is None:
         numbers = {int(m[1]) for name in folder.shapes if (m := _LAYER.search(name))}
@@ -288,14 +187,14 @@ def _layers(theirs: _BnConfig, folder: ForeignFolder) -> tuple[Sequence[int], bo
     return layers, len(layers) == len(every)
 
 
-def _placement(theirs: _BnConfig) -> str:
+def _placement(theirs: BnConfig) -> str:
     if theirs.is_parallel:
         return "parallel"
     return "houlsby" if theirs.mh_adapter else "pfeiffer"
 
 
 def _widths(
-    theirs: _BnConfig, folder: ForeignFolder, layers: Sequence[int], problems: list[str]
+    theirs: BnConfig, folder: ForeignFolder, layers: Sequence[int], problems: list[str]
 ) -> dict[str, float | int]:
     """The setting of the inner width; what is wrong with it joins the problems."""
     factor = theirs.reduction_factor
@@ -339,9 +238,7 @@ def _unequalled(config: BottleneckAdapterConfig, base: TransformerConfig) -> lis
         ),
         "bias=False: its adapters have biases": not config.bias,
         "layer_norm: its library cannot write that as safetensors": config.layer_norm,
-        'dropout needs dropout_at="output"': (
-            bool(config.dropout) and config.dropout_at == "bottleneck"
-        ),
+        'dropout needs drops="output"': (bool(config.dropout) and config.drops == "bottleneck"),
         "modules_to_save: it trains no modules whole": bool(config.modules_to_save),
     }
     return [problem for problem, broken in rules.items() if broken]

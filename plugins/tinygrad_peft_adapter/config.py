@@ -13,7 +13,7 @@ __all__ = ["BottleneckAdapterConfig"]
 Placement: TypeAlias = Literal["houlsby", "pfeiffer", "parallel"]
 Reading: TypeAlias = Literal["sublayer", "residual"]
 ActivationName: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"]
-DropoutPlace: TypeAlias = Literal["bottleneck", "output"]
+Dropped: TypeAlias = Literal["bottleneck", "output"]
 Start: TypeAlias = Literal["identity", "near_identity"]
 
 
@@ -33,7 +33,7 @@ class BottleneckAdapterConfig(PeftConfig):
     bias: whether both of the adapter's maps have a bias.
     layer_norm: whether a layer norm comes before the adapter; the residual passes it by.
     dropout: how much is dropped in training.
-    dropout_at: what of: the activated "bottleneck", or the adapter's "output".
+    drops: what of, the activated "bottleneck" or the adapter's "output".
     scaling: what the adapter's output is multiplied by; by default 4 beside the feed-forward layer,
         as He et al. have it, and 1 after it, where the papers have no factor.
     init_weights: "identity", the upward map zero, so that training begins at the base model to the
@@ -53,7 +53,7 @@ class BottleneckAdapterConfig(PeftConfig):
     bias: bool = True
     layer_norm: bool = False
     dropout: float = 0.0
-    dropout_at: DropoutPlace = "bottleneck"
+    drops: Dropped = "bottleneck"
     scaling: float | None = None
     init_weights: Start = "identity"
     layers_to_transform: int | Sequence[int] | None = None
@@ -74,7 +74,7 @@ class BottleneckAdapterConfig(PeftConfig):
             "placement": Placement,
             "reads": Reading,
             "activation": ActivationName,
-            "dropout_at": DropoutPlace,
+            "drops": Dropped,
             "init_weights": Start,
         }
         values = {name: str(getattr(self, name)) for name in kinds}

@@ -61,7 +61,7 @@ class BottleneckAdapter(Module):
         inner = config.bottleneck(width)
         self.scaling = config.scale
         self.parallel = config.placement == "parallel"
-        self.drops_output = config.dropout_at == "output"
+        self.drops_output = config.drops == "output"
         self.activation = _ACTIVATIONS[config.activation]
         self.adapter_norm = LayerNorm(width, init=init) if config.layer_norm else None
         self.adapter_down = Linear(width, inner, bias=config.bias, init=init)

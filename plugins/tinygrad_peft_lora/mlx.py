@@ -31,6 +31,11 @@ __all__ = ["MLX", "read_mlx", "write_mlx"]
 MLX: Layout = "mlx-lm"
 # What a checkpoint's paths begin with where mlx-lm has "model": the families that it has at all.
 _ROOTS: Mapping[str, str] = {"gpt2": "transformer.", "llama": "model."}
+# What no model of the family has there.
+_ABSENT: Mapping[str, Sequence[str]] = {
+    "gpt2": ("classifier", "lm_head"),
+    "llama": ("classifier",),
+}
 _EMBEDDINGS = frozenset(("model.embed_tokens", "model.wte", "model.wpe"))
 _NAMES: Mapping[str, ForeignName] = {
     "lora_A.weight": ForeignName("lora_a", transposed=True),
@@ -74,8 +79,7 @@ def read_mlx(folder: ForeignFolder) -> ForeignStep:
 
 def write_mlx(request: ForeignRequest, config: LoraConfig) -> ForeignStep:
     """The step in mlx-lm's layout. Raises ConfigError with all that this cannot hold."""
-    problems = _family_problems(request.base) + _unequalled(config, request)
-    if problems:
+    if problems := _family_problems(request.base) + _unequalled(config, request):
         raise ConfigError("\n".join(problems))
     naming, path = _Naming(request.base), request.paths[0]
     count, keys = _places([naming.path(p) for p in request.paths], request.base)
@@ -209,8 +213,13 @@ def _unequalled(config: LoraConfig, request: ForeignRequest) -> list[str]:
     paths = request.paths
     ranks = {config.rank(path) for path in paths}
     scales = {config.scaling(path) for path in paths}
-    embeddings = [p for p in paths if module_path(request.base, p).startswith("embed_")]
+    places = {path: module_path(request.base, path) for path in paths}
+    embeddings = [path for path, place in places.items() if place.startswith("embed_")]
+    heads = [
+        path for path, place in places.items() if place in _ABSENT.get(request.base.model_type, ())
+    ]
     rules = {
+        f"{', '.join(heads)}: its model has no such place": bool(heads),
         f"bias={config.bias!r}: it trains no biases": config.bias != "none",
         "lora_bias: it has no biases": config.lora_bias,
         "trainable_token_indices: it trains no tokens": bool(config.token_ids()),

@@ -294,7 +294,7 @@ def test_beside_a_layer_that_takes_the_hidden_states_both_are_the_same() -> None
 
 
 def test_what_an_adapter_gives_may_be_dropped_as_a_whole() -> None:
-    config = replace(PFEIFFER, dropout=0.5, dropout_at="output", scaling=3.0)
+    config = replace(PFEIFFER, dropout=0.5, drops="output", scaling=3.0)
     made = Case(config, "mlp", np.float64).layer()
     x = Tensor(np.ones((1, 16)))
     whole = replace(config, dropout=0.0)

@@ -128,7 +128,7 @@ def test_its_settings_are_taken_over() -> None:
             reduction_factor=5.0,
             activation="gelu_tanh",
             dropout=0.1,
-            dropout_at="output",
+            drops="output",
             scaling=0.5,
             init_weights="near_identity",
             layers_to_transform=[1],
@@ -167,7 +167,7 @@ def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
         PAR,
         BottleneckAdapterConfig(placement="houlsby", activation="silu", layers_to_transform=1),
         replace(SEQ, bottleneck_dim=None, reduction_factor=3, activation="gelu", scaling=0.1),
-        replace(SEQ, dropout=0.2, dropout_at="output", activation="tanh", bottleneck_dim=23),
+        replace(SEQ, dropout=0.2, drops="output", activation="tanh", bottleneck_dim=23),
     ],
     ids=["seq", "par", "double", "reduced", "wide"],
 )
@@ -196,7 +196,7 @@ def test_every_inner_width_has_a_factor(width: int, tmp_path: Path) -> None:
     [
         (replace(SEQ, bias=False), "bias=False: its adapters have biases"),
         (replace(SEQ, layer_norm=True), "layer_norm: its library cannot write that"),
-        (replace(SEQ, dropout=0.1), 'dropout needs dropout_at="output"'),
+        (replace(SEQ, dropout=0.1), 'dropout needs drops="output"'),
         (replace(SEQ, modules_to_save=["lm_head"]), "modules_to_save: it trains no modules whole"),
         (replace(PAR, reads="sublayer"), 'placement="parallel" needs reads="residual" in a model'),
         (LoraConfig(), "no installed plugin writes lora in it"),

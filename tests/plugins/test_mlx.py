@@ -215,6 +215,15 @@ def test_what_it_cannot_hold_is_refused_and_nothing_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_its_models_have_no_classifier_and_gpt2_no_head_of_its_own(tmp_path: Path) -> None:
+    headed = replace(LLAMA, head="classification", num_labels=3)
+    untied = replace(FAMILIES["gpt2"], tie_word_embeddings=False)
+    for config, target in ((headed, "score"), (untied, "lm_head")):
+        peft = adapt(small(config), replace(LORA, target_modules=[target]))
+        with pytest.raises(ConfigError, match=f"{target}: its model has no such place"):
+            peft.save_pretrained(tmp_path, layout="mlx-lm")
+
+
 def test_it_has_no_bert(tmp_path: Path) -> None:
     peft = adapt(small(FAMILIES["bert"]), LORA)
     with pytest.raises(ConfigError, match="mlx-lm has no bert: gpt2, llama"):

@@ -11,7 +11,7 @@ from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.inspection import Report, Tensors, collected, describe_config
 from tinygrad_peft.models.tensors import StoredTensor, read_header
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
-from tinygrad_peft.peft.checkpoint import read_step, step_differences, step_tensors
+from tinygrad_peft.peft.checkpoint import read_step
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, config_to_dict
 from tinygrad_peft.peft.counting import count_recipe
@@ -29,6 +29,7 @@ from tinygrad_peft.peft.layout import (
     weights_path,
 )
 from tinygrad_peft.peft.made_for import check_base, read_base, read_head
+from tinygrad_peft.peft.matching import match_step, step_tensors
 from tinygrad_peft.peft.targets import ALL_LINEAR, matches
 
 __all__ = ["inspect_recipe"]
@@ -156,9 +157,10 @@ def _differences(
         found = (r for r in record.rewrites if r.step == number and not r.saved)
         step.paths = [rewrite.seam.path for rewrite in found]
         if not step.problems:
-            ask = partial(step_differences, record, number, step.folder, step.foreign)
+            ask = partial(match_step, record, number, step.folder, step.foreign)
             where = f"{step.folder.name}: " if len(steps) > 1 else ""
-            problems += [where + problem for problem in collected(problems, ask) or ()]
+            match = collected(problems, ask)
+            problems += [where + problem for problem in match.problems()] if match else []
     return problems
 
 

@@ -10,57 +10,41 @@ its own is read by way of `foreign`.
 """
 
 import json
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save as safetensors_bytes
 
-from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
 from tinygrad_peft.models.files import read_json_object, replacing
-from tinygrad_peft.models.inspection import likeness
-from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
-from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
-from tinygrad_peft.peft.events import ForeignStep
-from tinygrad_peft.peft.foreign import foreign_places, read_foreign
+from tinygrad_peft.peft.foreign import read_foreign
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
-    LAYOUTS,
     ORIGIN,
-    PEFTS,
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
-    Layout,
-    layout_of,
     remove_step,
     step_folders,
     steps_left,
-    weights_file,
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
+from tinygrad_peft.peft.matching import Match, match_step, step_tensors
 from tinygrad_peft.peft.record import Record
-from tinygrad_peft.peft.repeated import without_base
 
 __all__ = [
     "load_adapter",
     "read_recipe",
     "read_step",
     "save_adapter",
-    "step_differences",
-    "step_tensors",
 ]
 
 PEFTS_HEADS = ("classifier", "score")
-# With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
-_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 
 
 def save_adapter(
@@ -114,12 +98,12 @@ def load_adapter(record: Record, model: Transformer, host: Host, directory: Path
 
 
 def _fill(record: Record, model: Transformer, host: Host, directory: Path) -> None:
-    matches: list[_Match] = []
+    matches: list[Match] = []
     problems: list[str] = []
     for step, name in enumerate(step_folders(directory)):
         folder = directory / name
-        match = _matched(record, step, folder, read_foreign(folder, host, model.config))
-        problems += [p if name == "." else f"{name}: {p}" for p in match.differences()]
+        match = match_step(record, step, folder, read_foreign(folder, host, model.config))
+        problems += [p if name == "." else f"{name}: {p}" for p in match.problems()]
         matches.append(match)
     if problems:
         different = differing_base(model, directory)
@@ -128,85 +112,6 @@ def _fill(record: Record, model: Transformer, host: Host, directory: Path) -> No
     arrays = [(parameter, array) for match in matches for parameter, array in match.arrays()]
     for parameter, array in arrays:
         parameter.data = array
-
-
-def step_differences(
-    record: Record, step: int, folder: Path, foreign: ForeignStep | None
-) -> list[str]:
-    """How a step's folder differs from what the record wants of it; no weight is read.
-
-    `foreign` is the step as another library wrote it, if one did. Raises CheckpointError where a
-    file is missing or broken.
-    """
-    return _matched(record, step, folder, foreign).differences()
-
-
-@dataclass(frozen=True)
-class _Match:
-    """What a step wants, by its names in the file, and what was found there.
-
-    `more` is what is wrong beside their differences; `transposed` names what the file has so.
-    """
-
-    wanted: Mapping[str, Parameter]
-    found: Mapping[str, StoredTensor]
-    more: Sequence[str] = ()
-    transposed: frozenset[str] = frozenset()
-
-    def differences(self) -> list[str]:
-        shapes = {
-            key: parameter.shape[::-1] if key in self.transposed else parameter.shape
-            for key, parameter in self.wanted.items()
-        }
-        return list(dict.fromkeys([*self.more, *_differences(shapes, self.found)]))
-
-    def arrays(self) -> Iterator[tuple[Parameter, Array]]:
-        for key, parameter in self.wanted.items():
-            array = self.found[key].read(parameter.dtype)
-            turned = key in self.transposed
-            yield parameter, np.ascontiguousarray(array.T) if turned else array
-
-
-def _matched(record: Record, step: int, folder: Path, foreign: ForeignStep | None) -> _Match:
-    if foreign is not None:
-        places, found = foreign_places(record, step, foreign), step_tensors(folder)
-        return _Match(
-            {place.name: parameter for place, parameter in places.items()},
-            found,
-            _named_otherwise(found, layout_of(folder)),
-            frozenset(place.name for place in places if place.transposed),
-        )
-    origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
-    # A step that adds nothing has no file; one that is there all the same is one too many.
-    there = bool(stored) or (folder / WEIGHTS).exists()
-    found, problems = without_base(record, step, step_tensors(folder) if there else {})
-    problems += _named_otherwise(found, PEFTS)
-    if origin.exists() and (wanted := record.reparameterization(step)):
-        shapes = {key: parameter.shape for key, parameter in stored.items()}
-        problems += _differences(shapes, found)
-        beside = record.stored_beside(step)
-        more = {key: tensor for key, tensor in found.items() if key in beside}
-        return _Match(wanted | beside, read_header(origin) | more, problems)
-    if record.recipe[step].flattened() != record.recipe[step]:
-        return _Match(record.trained_parameters(step), found, problems)
-    record.flatten(step)
-    return _Match(record.stored_parameters(step), found, problems)
-
-
-def _named_otherwise(found: Collection[str], layout: Layout | None) -> list[str]:
-    """That tensors have the names of another layout than the settings are in, if they do."""
-    whose = likeness(found)
-    others = {f"an adapter of {other}" for other in LAYOUTS if other != layout}
-    return [f"the tensors have the names of {whose}"] if whose in others else []
-
-
-def step_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
-    layout = layout_of(folder) or PEFTS
-    stored = read_header(weights_file(folder, layout))
-    if layout != PEFTS:
-        return stored
-    return {k: v for k, v in stored.items() if not _WRAPPED.search(k)}
 
 
 def _task_type(model: Transformer) -> str | None:
@@ -285,14 +190,6 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     stored = step_tensors(path.parent)
     kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]
     return {**values, "modules_to_save": kept}
-
-
-def _differences(wanted: Mapping[str, Shape], found: Mapping[str, StoredTensor]) -> list[str]:
-    return mismatches(wanted, {key: tensor.shape for key, tensor in found.items()}) + [
-        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
-        for key, tensor in found.items()
-        if key in wanted and tensor.dtype not in FLOATS
-    ]
 
 
 def _write_tensors(path: Path, parameters: Mapping[str, Parameter]) -> None:
