@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError, nearest
+from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.peft import unknown_settings
 
 __all__ = ["STARTS", "BnConfig", "read_bn_config"]
 
@@ -56,34 +57,33 @@ class BnConfig:
 
     def unequalled(self) -> list[str]:
         """What of it there is no equal of here."""
-        sequential = not self.is_parallel
         rules = {
-            "output_adapter=False: there is one after or beside each feed-forward layer": (
+            "output_adapter=False: an adapter at each feed-forward layer is expected": (
                 not self.output_adapter
             ),
-            "is_parallel with mh_adapter: one beside attention is not had": (
+            "is_parallel with mh_adapter: none beside attention is supported": (
                 self.is_parallel and self.mh_adapter
             ),
-            "original_ln_after=False: the base's own sum is always made": (
+            "original_ln_after=False: no output without the base's own sum is supported": (
                 not self.original_ln_after
             ),
-            f"residual_before_ln={self.residual_before_ln!r}: the sublayer's output passes by": (
-                sequential
+            f"residual_before_ln={self.residual_before_ln!r}: true alone is supported": (
+                not self.is_parallel
                 and (self.original_ln_before or self.residual_before_ln == "post_add")
                 and self.residual_before_ln is not True
             ),
             "ln_before: its own library cannot write that as safetensors": self.ln_before,
-            "ln_after: a norm behind an adapter is not had": self.ln_after,
+            "ln_after: norms behind adapters are not supported": self.ln_after,
             f"scaling={self.scaling!r}: a number is expected, and nothing learnt": (
                 isinstance(self.scaling, str)
             ),
-            "use_gating: gates are not had": self.use_gating,
-            f"inv_adapter={self.inv_adapter!r}: invertible adapters are not had": (
+            "use_gating: gates are not supported": self.use_gating,
+            f"inv_adapter={self.inv_adapter!r}: invertible adapters are not supported": (
                 bool(self.inv_adapter)
             ),
-            "cross_adapter: there is no cross-attention": self.cross_adapter,
-            "phm_layer: compacters are not had": self.phm_layer,
-            f"stochastic_depth={self.stochastic_depth}: layers are not dropped": (
+            "cross_adapter: no model has cross-attention": self.cross_adapter,
+            "phm_layer: compacters are not supported": self.phm_layer,
+            f"stochastic_depth={self.stochastic_depth}: dropping layers is not supported": (
                 bool(self.stochastic_depth)
             ),
             f"init_weights={self.init_weights!r} is none of {', '.join(STARTS)}": (
@@ -96,11 +96,8 @@ class BnConfig:
 def read_bn_config(values: Mapping[str, object]) -> BnConfig:
     """Its settings. Raises ConfigError: unknown keys that ask for something, values of no sense."""
     known = [field.name for field in fields(BnConfig)]
-    problems = [
-        f"config.{key} = {value!r} is not known{nearest(key, known)}"
-        for key, value in values.items()
-        if key not in (*known, "architecture") and value not in (None, False, [], {})
-    ]
+    unknown = unknown_settings(values, [*known, "architecture"])
+    problems = [f"config has the unknown {setting}" for setting in unknown]
     own = {key: value for key, value in values.items() if key in known}
     if own.get("leave_out", ()) is None:
         del own["leave_out"]

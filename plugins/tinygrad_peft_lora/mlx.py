@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError, nearest
+from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import module_path
 from tinygrad_peft.nn import Affine, Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft import (
@@ -23,6 +23,7 @@ from tinygrad_peft.peft import (
     ForeignStep,
     Layout,
     capture_seams,
+    unknown_settings,
 )
 from tinygrad_peft_lora.config import LoraConfig
 
@@ -129,12 +130,8 @@ def _read_settings(values: Mapping[str, object]) -> _Settings:
     if values.get("fine_tune_type") == "full":
         raise ConfigError("fine_tune_type 'full' is all of a model's weights, and no adapter")
     if isinstance(parameters, Mapping):
-        known = [field.name for field in fields(_Parameters)]
-        problems += [
-            f"lora_parameters.{key} = {value!r} is not known{nearest(key, known)}"
-            for key, value in parameters.items()
-            if key not in known and value not in (None, False, [], {})
-        ]
+        unknown = unknown_settings(parameters, [field.name for field in fields(_Parameters)])
+        problems += [f"lora_parameters has the unknown {setting}" for setting in unknown]
     try:
         settings = msgspec.convert(values, _Settings)
     except msgspec.ValidationError as error:

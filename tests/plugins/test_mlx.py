@@ -243,11 +243,11 @@ WRONG: Mapping[str, tuple[dict[str, Any], str]] = {
     "kind": ({"fine_tune_type": "lroa"}, "fine_tune_type 'lroa' is none of lora, dora, full"),
     "unknown": (
         {"parameters": {"alpha": 16}},
-        "lora_parameters.alpha = 16 is not known",
+        "lora_parameters has the unknown alpha = 16",
     ),
     "misspelt": (
         {"parameters": {"dropuot": 0.5}},
-        "lora_parameters.dropuot = 0.5 is not known; did you mean 'dropout'",
+        "lora_parameters has the unknown dropuot = 0.5; did you mean 'dropout'",
     ),
     "no scale": ({"parameters": {"scale": None}}, "missing required field `scale`"),
     "no layers": ({"num_layers": None}, "missing required field `num_layers`"),

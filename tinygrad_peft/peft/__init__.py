@@ -8,6 +8,7 @@ from tinygrad_peft.peft.config import (
     config_from_dict,
     config_to_dict,
     parse_method,
+    unknown_settings,
 )
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
@@ -76,5 +77,6 @@ __all__ = [
     "hookspecs",
     "matches",
     "parse_method",
+    "unknown_settings",
     "virtual_objections",
 ]
