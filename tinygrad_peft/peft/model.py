@@ -343,11 +343,13 @@ class PeftModel(AdaptedTransformer):
     ) -> "PeftModel":
         """Apply the recipe of a folder to `model`, with the folder's weights.
 
-        The weights are frozen, as in Hugging Face PEFT, unless `is_trainable`.
+        The folder may be one that Hugging Face PEFT, AdapterHub or mlx-lm wrote. The weights are
+        frozen, as in Hugging Face PEFT, unless `is_trainable`.
 
         Raises:
             CheckpointError: the folder was made for another kind of model or head; or every tensor
                 that is missing, unexpected or of another shape.
+            ConfigError: settings that the method does not have.
             PluginError: no plugin provides a step's method.
             TargetError: the model does not have the targets.
         On any of them the model is what it was.
