@@ -374,6 +374,8 @@ def test_a_pickle_is_refused_and_the_safe_way_named(tmp_path: Path) -> None:
         "pytorch_adapter.bin is a pickle, which can run any code: save it as safetensors, with "
         "save_adapter(..., use_safetensors=True) of AdapterHub's adapters",
     )
+    (tmp_path / "pytorch_adapter.bin").unlink()
+    refused(tmp_path, f"{WEIGHTS} does not exist: save the adapter with save_adapter(...")
 
 
 def test_another_kind_of_its_adapters_is_told(tmp_path: Path) -> None:

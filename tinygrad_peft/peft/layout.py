@@ -162,8 +162,10 @@ def weights_file(folder: Path, layout: Layout) -> Path:
             f"{_SAVE_AGAIN[layout]}"
         )
     others = {of: name for of, name in _WEIGHTS.items() if (folder / name).is_file()}
-    told = (f"; {name} is {of}'s name for another layout" for of, name in others.items())
-    raise CheckpointError(f"{path} does not exist{next(told, '')}")
+    told = [f"; {name} is {of}'s name for another layout" for of, name in others.items()]
+    if not told and layout != PEFTS:  # its pickle is not even downloaded
+        told = [f": save the adapter {_SAVE_AGAIN[layout]}"]
+    raise CheckpointError(f"{path} does not exist{''.join(told[:1])}")
 
 
 def stale_files(folder: Path, layout: Layout) -> list[Path]:
