@@ -3,7 +3,8 @@
 Run it where AdapterHub's adapters 1.3 and its torch and transformers are installed:
 `python tests/golden/make_adapterhub_golden.py`. Each folder `adapterhub-*` is what `save_adapter`
 writes for the golden checkpoint that its `model_name` names, with expected.npz: token ids, a mask,
-and the logits or hidden states.
+the logits or hidden states, and the gradients of Σ sin of them, one behind the other in the order
+of the names.
 """
 
 import json
@@ -85,10 +86,16 @@ def computed(model: Any) -> dict[str, Any]:  # noqa: ANN401
     """What is computed from one batch with padding."""
     ids = np.random.default_rng(0).integers(8, 60, (2, 6))
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    with torch.no_grad():
-        found = model(torch.tensor(ids), attention_mask=torch.tensor(mask))
+    trained = sorted((n, p) for n, p in model.named_parameters() if ".adapters.task." in n)
+    found = model(torch.tensor(ids), attention_mask=torch.tensor(mask))
     output = found.logits if hasattr(found, "logits") else found.last_hidden_state
-    return {"input_ids": ids, "attention_mask": mask, "logits": output.numpy()}
+    gradients = torch.autograd.grad(output.sin().sum(), [parameter for _, parameter in trained])
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "logits": output.detach().numpy(),
+        "gradients": torch.cat([gradient.flatten() for gradient in gradients]).numpy(),
+    }
 
 
 if __name__ == "__main__":

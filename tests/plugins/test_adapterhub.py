@@ -16,6 +16,7 @@ from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft.foreign import foreign_places, read_foreign
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
@@ -95,6 +96,20 @@ def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
     peft = read(base(folder), folder)
     assert not peft.trainable_parameters()
     assert_outputs(peft, folder)
+
+
+def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
+    peft = read(base(folder), folder, is_trainable=True)
+    foreign = read_foreign(folder, HOST, peft.config)
+    assert foreign is not None
+    with np.load(folder / "expected.npz") as wanted:
+        output = peft(wanted["input_ids"], wanted["attention_mask"])
+        output.backward(np.cos(output.data))
+        expected = wanted["gradients"]
+    places = foreign_places(peft.record, 0, foreign)
+    gradients = [p.grad for _, p in sorted(places.items(), key=lambda item: item[0].name)]
+    found = np.concatenate([g.ravel() for g in gradients if g is not None])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
