@@ -22,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @dataclass(frozen=True)
 class Names:
-    """What a family calls its keys, both ends of its feed-forward network, and a norm."""
+    """What a family calls its values, both ends of its feed-forward network, and a norm."""
 
-    key: str
+    value: str
     inner: str
     outer: str
     norm: str
@@ -32,22 +32,20 @@ class Names:
 
 FAMILIES = {
     "gpt2": Names("c_attn", "c_fc", "mlp.c_proj", "ln_f"),
-    "llama": Names("k_proj", "up_proj", "down_proj", "model.norm"),
-    "bert": Names("key", "intermediate.dense", "output.dense", "embeddings.LayerNorm"),
+    "llama": Names("v_proj", "up_proj", "down_proj", "model.norm"),
+    "bert": Names("value", "intermediate.dense", "output.dense", "embeddings.LayerNorm"),
 }
 
 
 def options(of: Names) -> dict[str, dict[str, Any]]:
     """The keyword arguments of PEFT's IA3Config and of ours."""
-    both = [of.key, of.outer]
-    expression = rf".*\.1\..*({of.key}|{of.inner}|{of.outer})"
+    both = [of.value, of.outer]
+    expression = rf".*\.1\..*({of.value}|{of.inner}|{of.outer})"
     return {
         "usual": {},
-        "one of the usual": {"target_modules": [of.key]},
-        "more than the usual": {"target_modules": [of.key, of.inner, of.outer]},
-        "outputs": {"target_modules": both, "feedforward_modules": []},
+        "one of the usual": {"target_modules": [of.value]},
         "inputs": {"target_modules": both, "feedforward_modules": both},
-        "other inputs": {"target_modules": [of.key, of.inner], "feedforward_modules": [of.inner]},
+        "other inputs": {"target_modules": [of.value, of.inner], "feedforward_modules": [of.inner]},
         "all-linear": {"target_modules": "all-linear"},
         "all-linear outputs": {"target_modules": "all-linear", "feedforward_modules": []},
         "expressions": {
@@ -59,7 +57,6 @@ def options(of: Names) -> dict[str, dict[str, Any]]:
             "feedforward_modules": [of.inner, of.outer],
         },
         "excluded": {"target_modules": "all-linear", "exclude_modules": r".*\.0\..*"},
-        "excluded names": {"target_modules": both, "exclude_modules": [of.outer]},
         "drawn": {"init_ia3_weights": False},
         "a saved norm": {"modules_to_save": [of.norm]},
     }
