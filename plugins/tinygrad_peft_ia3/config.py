@@ -26,6 +26,7 @@ class IA3Config(NamedTargetsConfig):
     """
 
     peft_type: ClassVar[str] = "IA3"
+    learning_rate: ClassVar[float | None] = 1e-2
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "gpt2": ("c_attn", "mlp.c_proj"),
         "llama": ("k_proj", "v_proj", "down_proj"),
@@ -63,10 +64,9 @@ class IA3Config(NamedTargetsConfig):
         PEFT fills in a family's usual ones whatever the targets are, and writes "all-linear" as
         paths; then it refuses to read what it wrote, since the names are not the same.
         """
-        named, feedforward = values.get("target_modules"), values.get("feedforward_modules")
-        if not isinstance(named, list) or not isinstance(feedforward, list):
-            return values
-        if all(name in named for name in feedforward):
+        named = _names(values.get("target_modules"))
+        feedforward = _names(values.get("feedforward_modules"))
+        if not named or set(feedforward) <= set(named):
             return values
         meant = [re.escape(n) for n in feedforward if any(_may_meet(n, other) for other in named)]
         return {**values, "feedforward_modules": rf"(.*\.)?({'|'.join(meant)})" if meant else []}
@@ -91,7 +91,14 @@ class IA3Config(NamedTargetsConfig):
         return found
 
 
-def _may_meet(name: str, other: object) -> bool:
+def _names(value: object) -> list[str]:
+    """A list of names in a file; nothing where it is no such list."""
+    found = value if isinstance(value, list) else []
+    names = [name for name in found if isinstance(name, str)]
+    return names if len(names) == len(found) else []
+
+
+def _may_meet(name: str, other: str) -> bool:
     """Whether two names can be for the same module: the end of one is the other."""
     one, two = f".{name}", f".{other}"
     return one.endswith(two) or two.endswith(one)

@@ -16,6 +16,7 @@ from tinygrad_peft.models import named_shape
 from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter, RMSNorm
 from tinygrad_peft.peft import (
     CombinationType,
+    Draft,
     Host,
     PeftConfig,
     PeftModel,
@@ -261,7 +262,7 @@ def test_a_model_of_no_family_needs_to_be_told_the_feed_forward_modules() -> Non
     made = tinygrad_peft_ia3.plugin.adapt_module(site, config)
     assert isinstance(made, IA3Linear)
     assert made.on_input
-    draft = tinygrad_peft_ia3.plugin.Draft(
+    draft = Draft(
         Other(), (IA3Config(target_modules=["layer"]), config), (frozenset(["layer"]),) * 2
     )
     assert tinygrad_peft_ia3.plugin.check_recipe(draft) == [
@@ -350,6 +351,14 @@ def test_what_peft_fills_in_is_read_though_peft_does_not(
     (settings,) = loaded.recipe
     assert isinstance(settings, IA3Config)
     assert settings.feedforward_modules == read
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "feedforward_modules"])
+def test_a_list_of_anything_but_names_is_refused(setting: str, tmp_path: Path) -> None:
+    stored(tmp_path, IA3Config(target_modules=["k_proj"], feedforward_modules=["k_proj"]))
+    edit(tmp_path, **{setting: ["v_proj", 1, None]})
+    with pytest.raises(ConfigError, match=rf"`int`.*\$\.{setting}"):
+        PeftModel.from_pretrained(small(), tmp_path, host=host())
 
 
 def test_factors_of_the_other_side_are_refused(tmp_path: Path) -> None:
