@@ -84,10 +84,9 @@ class IA3Config(NamedTargetsConfig):
         for name, shape in shapes.items():
             path, vector, _ = name.rpartition(".ia3_l")
             on_input = self.scales_input(path, "")
-            if vector and shape[:1] != (1,) and on_input:
-                found.append(f"{name} is {shape}: the factors of a layer's input are (1, in)")
-            if vector and shape[1:] != (1,) and not on_input:
-                found.append(f"{name} is {shape}: the factors of a layer's output are (out, 1)")
+            side = "input are (1, in)" if on_input else "output are (out, 1)"
+            if vector and (len(shape) != 2 or shape[0 if on_input else 1] != 1):
+                found.append(f"{name} is {shape}: the factors of a layer's {side}")
         return found
 
 

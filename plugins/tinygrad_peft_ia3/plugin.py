@@ -90,7 +90,8 @@ def check_recipe(draft: Draft) -> Sequence[str]:
 def _objections(config: IA3Config, targets: frozenset[str], family: str) -> list[str]:
     given, usual = config.feedforward_modules, config.usual_feedforward
     if given is None:
-        return [] if family in usual else [f"is needed: the usual are known for {', '.join(usual)}"]
+        needed = f"is needed: the usual ones are known for {', '.join(usual)}"
+        return [] if family in usual else [needed]
     if isinstance(given, str):
         matched = any(matches(path, given) for path in targets)
         return [] if matched else [f"{given!r} matches none of the targets"]

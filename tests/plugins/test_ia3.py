@@ -266,7 +266,7 @@ def test_a_model_of_no_family_needs_to_be_told_the_feed_forward_modules() -> Non
         Other(), (IA3Config(target_modules=["layer"]), config), (frozenset(["layer"]),) * 2
     )
     assert tinygrad_peft_ia3.plugin.check_recipe(draft) == [
-        "step 0: feedforward_modules is needed: the usual are known for gpt2, llama, bert"
+        "step 0: feedforward_modules is needed: the usual ones are known for gpt2, llama, bert"
     ]
 
 
