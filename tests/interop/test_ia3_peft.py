@@ -200,3 +200,23 @@ def test_both_count_the_same(written: Written) -> None:
     assert written.ours().get_nb_trainable_parameters() == (
         written.made.get_nb_trainable_parameters()
     )
+
+
+def test_weights_that_sum_to_one_give_pefts_weighted_adapter(bases: Path, tmp_path: Path) -> None:
+    theirs: Any = hf.get_peft_model(peer("llama"), hf.IA3Config(), adapter_name="a")
+    theirs.add_adapter("b", hf.IA3Config())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "ia3_l" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.add_weighted_adapter(["a", "b"], [0.3, 0.7], "sum")
+    theirs.save_pretrained(tmp_path)
+    theirs.set_adapter("sum")
+    ours = PeftModel.from_pretrained(own(bases / "llama"), tmp_path / "a", adapter_name="a")
+    ours.load_adapter(tmp_path / "b", "b")
+    ours.add_weighted_adapter(["a", "b"], [0.3, 0.7], "sum")
+    ours.set_adapter("sum")
+    np.testing.assert_allclose(logits(ours), peer_logits(theirs.eval()), atol=1e-5)
+    loaded = PeftModel.from_pretrained(own(bases / "llama"), tmp_path / "sum")
+    np.testing.assert_allclose(logits(loaded), logits(ours), atol=1e-5)
