@@ -1,9 +1,9 @@
 """AdapterHub's bottleneck adapters: what its library wrote and computed, and what is written."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, shake, small
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
-from tinygrad_peft.nn import Transformer
+from tinygrad_peft.models.inspection import Report
+from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.foreign import foreign_places, read_foreign
 from tinygrad_peft.peft.inspection import inspect_path
@@ -28,11 +29,27 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 SEQ = BottleneckAdapterConfig(bottleneck_dim=4, reads="residual")
 PAR = replace(SEQ, placement="parallel")
 
-# Asking for what is installed takes longer than most of the tests.
-HOST = Host.installed()
-read = partial(PeftModel.from_pretrained, host=HOST)
-adapt = partial(get_peft_model, host=HOST)
-inspect = partial(inspect_path, host=HOST)
+
+@cache
+def host() -> Host:
+    """What is installed; asking for it takes longer than most of the tests."""
+    return Host.installed()
+
+
+def read(
+    model: Transformer, folder: Path, *, adapter_name: str = "default", is_trainable: bool = False
+) -> PeftModel:
+    return PeftModel.from_pretrained(
+        model, folder, host=host(), adapter_name=adapter_name, is_trainable=is_trainable
+    )
+
+
+def adapt(model: Transformer, recipe: PeftConfig | Sequence[PeftConfig]) -> PeftModel:
+    return get_peft_model(model, recipe, host=host())
+
+
+def inspect(path: Path, base: TransformerConfig | None = None) -> Report:
+    return inspect_path(path, host(), base=base)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
@@ -100,7 +117,7 @@ def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
 
 def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
     peft = read(base(folder), folder, is_trainable=True)
-    foreign = read_foreign(folder, HOST, peft.config)
+    foreign = read_foreign(folder, host(), peft.config)
     assert foreign is not None
     with np.load(folder / "expected.npz") as wanted:
         output = peft(wanted["input_ids"], wanted["attention_mask"])

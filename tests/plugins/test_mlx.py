@@ -1,9 +1,9 @@
 """mlx-lm's LoRA: what it wrote and computed, and what is written for it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from tests.peft.small import BERT, FAMILIES, LLAMA, Snapshot, logits, shake, small
 from tinygrad_peft.errors import ConfigError, TinygradPeftError
 from tinygrad_peft.models import load_model
-from tinygrad_peft.nn import Transformer
+from tinygrad_peft.models.inspection import Report
+from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
@@ -26,11 +27,23 @@ FOLDERS = sorted(GOLDEN.glob("mlx-*"))
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 LORA = LoraConfig(r=2, lora_alpha=3)
 
-# Asking for what is installed takes longer than most of the tests.
-HOST = Host.installed()
-read = partial(PeftModel.from_pretrained, host=HOST)
-adapt = partial(get_peft_model, host=HOST)
-inspect = partial(inspect_path, host=HOST)
+
+@cache
+def host() -> Host:
+    """What is installed; asking for it takes longer than most of the tests."""
+    return Host.installed()
+
+
+def read(model: Transformer, folder: Path) -> PeftModel:
+    return PeftModel.from_pretrained(model, folder, host=host())
+
+
+def adapt(model: Transformer, recipe: PeftConfig | Sequence[PeftConfig]) -> PeftModel:
+    return get_peft_model(model, recipe, host=host())
+
+
+def inspect(path: Path, base: TransformerConfig | None = None) -> Report:
+    return inspect_path(path, host(), base=base)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
