@@ -1,6 +1,7 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
 from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
     PeftConfig,
@@ -9,6 +10,7 @@ from tinygrad_peft.peft.config import (
     config_to_dict,
     parse_method,
 )
+from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
@@ -19,6 +21,7 @@ from tinygrad_peft.peft.events import (
     Draft,
     EmbeddingShape,
     ModelShape,
+    NormShape,
     ParameterCount,
     Source,
     StepEnded,
@@ -27,7 +30,7 @@ from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
-from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
 from tinygrad_peft.peft.targets import matches
 from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
@@ -37,11 +40,13 @@ __all__ = [
     "Combination",
     "CombinationType",
     "Combined",
+    "Common",
     "Draft",
     "EmbeddingShape",
     "Host",
     "Memory",
     "ModelShape",
+    "NormShape",
     "ParameterCount",
     "PeftConfig",
     "PeftModel",
@@ -56,6 +61,8 @@ __all__ = [
     "TargetedConfig",
     "VirtualConfig",
     "apply_recipe",
+    "bias_elements",
+    "bias_objections",
     "capture_seams",
     "config_from_dict",
     "config_to_dict",
@@ -66,5 +73,7 @@ __all__ = [
     "hookspecs",
     "matches",
     "parse_method",
+    "trained_copy",
     "virtual_objections",
+    "with_trained_bias",
 ]
