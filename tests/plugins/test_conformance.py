@@ -6,10 +6,12 @@ import pytest
 
 from tinygrad_peft.testing import SMALL_MODELS, Case, MethodConformance
 from tinygrad_peft_adapter import BottleneckAdapterConfig
+from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptEncoderConfig, PromptTuningConfig
 from tinygrad_peft_qlora import QLoraConfig, QuantizeConfig
+from tinygrad_peft_vera import VeraConfig
 
 BERT = {"bert": SMALL_MODELS["bert"]}
 UNTIED = {family: SMALL_MODELS[family] for family in ("llama", "bert")}
@@ -171,4 +173,25 @@ class TestDoubleQuantization(Variant):
     config = QuantizeConfig(double_quant=True)
     starts_as_identity = False
     trains = False
+    composes_with_itself = False
+
+
+class TestLNTuning(MethodConformance):
+    config = LNTuningConfig()
+    composes_with_itself = False
+
+
+class TestVera(MethodConformance):
+    config = VeraConfig(r=8)
+
+
+class TestVeraWithoutItsProjection(Variant):
+    config = VeraConfig(
+        r=3, target_modules="all-linear", save_projection=False, vera_dropout=0.1, d_initial=0.5
+    )
+
+
+class TestVeraWithBiases(Variant):
+    config = VeraConfig(r=3, bias="all")
+    models = BERT
     composes_with_itself = False
