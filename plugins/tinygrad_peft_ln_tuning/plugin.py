@@ -1,6 +1,7 @@
 """LN tuning (Zhao et al. 2023, arXiv 2312.11420, section 3): only the norms are trained.
 
-    layer norm:  y = γ ⊙ (x - mean x) / √(var x + ε) + β        RMS norm:  y = γ ⊙ x / √(mean x² + ε)
+    layer norm  y = γ ⊙ (x - mean x) / √(var x + ε) + β
+    RMS norm    y = γ ⊙ x / √(mean x² + ε)
 
 γ (d,) and β (d,) are copies of the base's, which are trained; with g the gradient of y and n the
 normalised x, dγ = Σ g n and dβ = Σ g over all tokens. All else is frozen.

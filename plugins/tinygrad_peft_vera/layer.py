@@ -7,8 +7,8 @@
     λ_d (r,)                 trained, starts at d_initial
     λ_b (out,)               trained, starts at zero, so that training begins at the base model
 
-With g the gradient of y and u = λ_d ⊙ A x:  dλ_b = g ⊙ B u,  dλ_d = (Bᵀ (λ_b ⊙ g)) ⊙ A x, each summed
-over the tokens, and dx = W₀ᵀ g + Aᵀ (λ_d ⊙ Bᵀ (λ_b ⊙ g)).  Merged, the layer is W₀ + Λ_b B Λ_d A.
+With g the gradient of y and h = Bᵀ (λ_b ⊙ g):  dλ_b = g ⊙ B (λ_d ⊙ A x) and dλ_d = h ⊙ A x, each
+summed over the tokens, and dx = W₀ᵀ g + Aᵀ (λ_d ⊙ h). Merged, the layer is the plain W₀ + Λ_b B Λ_d A.
 """
 
 import numpy as np

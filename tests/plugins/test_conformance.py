@@ -176,12 +176,13 @@ class TestDoubleQuantization(Variant):
     composes_with_itself = False
 
 
-class TestLNTuning(MethodConformance):
+class TestLNTuning(Variant):
     config = LNTuningConfig()
     composes_with_itself = False
+    composes_with = ("vera",)  # the other methods' own classes compose with both
 
 
-class TestVera(MethodConformance):
+class TestVera(Variant):
     config = VeraConfig(r=8)
 
 
