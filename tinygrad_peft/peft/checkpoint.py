@@ -236,7 +236,8 @@ def _to_install(folder: Path, method: str) -> str:
 def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, object]:
     """The settings without those heads that PEFT names for every classifier, and that it has not.
 
-    (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has.)
+    (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has, and for some
+    methods twice.)
     """
     names = values.get("modules_to_save")
     if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
@@ -244,8 +245,9 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     if not isinstance(names, list) or not names:
         return values
     stored = step_tensors(path.parent)
-    kept = [n for n in names if n not in PEFTS_HEADS or any(f".{n}." in key for key in stored)]
-    return {**values, "modules_to_save": kept}
+    there = [h for h in PEFTS_HEADS if h in names and any(f".{h}." in key for key in stored)]
+    own = [name for name in names if name not in PEFTS_HEADS]
+    return {**values, "modules_to_save": [*own, *there]}
 
 
 def _differences(wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor]) -> list[str]:

@@ -1,13 +1,17 @@
-"""Write LoRA adapters beside this file as Hugging Face PEFT writes them, with what it computes.
+"""Write adapters beside this file as Hugging Face PEFT writes them, with what it computes.
 
-Run it where torch, transformers and PEFT are installed: `python tests/golden/make_lora_golden.py`.
-Each folder `lora-*` is what `save_pretrained` writes for one of the golden checkpoints, which its
-config names, with expected.npz: token ids, a mask, labels, the logits, the loss, and the gradients
-of all that is trained, by the tensors' names.
+Run it where torch, transformers and PEFT are installed: `python tests/golden/make_adapter_golden.py
+[NAME ...]` writes those folders anew, or all. Each is what `save_pretrained` writes for one of the
+golden checkpoints, which its config names, with expected.npz: token ids, a mask, labels, the
+logits, the loss, and the gradients of all that is stored, by the tensors' names.
+
+A further method takes a line in ADAPTERS and nothing else: tests/plugins/test_golden.py finds what
+is there.
 """
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import transformers
 
 HERE = Path(__file__).parent
 LLAMA, BERT = ["q_proj", "down_proj"], ["query", "output.dense"]
-ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
+LORA: dict[str, tuple[str, dict[str, Any]]] = {
     "patterns": (
         "llama",
         {
@@ -53,23 +57,41 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pissa": ("gpt2", {"init_lora_weights": "pissa", "use_rslora": True}),
     "olora": ("llama", {"target_modules": LLAMA, "init_lora_weights": "olora"}),
 }
+VIRTUAL = {"num_virtual_tokens": 3}
+PROJECTED = {**VIRTUAL, "prefix_projection": True, "encoder_hidden_size": 6}
+# The folder, the golden checkpoint, PEFT's config and its settings.
+ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
+    **{
+        f"lora-{name}": (base, peft.LoraConfig, {"r": 2, "lora_alpha": 3, **settings})
+        for name, (base, settings) in LORA.items()
+    },
+    "prefix-gpt2": ("gpt2", peft.PrefixTuningConfig, VIRTUAL),
+    "prefix-llama": ("llama", peft.PrefixTuningConfig, VIRTUAL),
+    "prefix-bert": ("bert-classifier", peft.PrefixTuningConfig, VIRTUAL),
+    "prefix-projected": ("llama", peft.PrefixTuningConfig, PROJECTED),
+    "prompt-gpt2": ("gpt2", peft.PromptTuningConfig, VIRTUAL),
+    "prompt-llama": ("llama", peft.PromptTuningConfig, VIRTUAL),
+    "prompt-bert": ("bert-classifier", peft.PromptTuningConfig, VIRTUAL),
+    "p-tuning-gpt2": ("gpt2", peft.PromptEncoderConfig, VIRTUAL),
+    "p-tuning-llama": ("llama", peft.PromptEncoderConfig, VIRTUAL),
+    "p-tuning-bert": ("bert-classifier", peft.PromptEncoderConfig, VIRTUAL),
+}
 
 
-def main() -> None:
-    """Write every folder anew."""
+def main(names: list[str]) -> None:
+    """Write the folders of these names anew, or all."""
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")  # PEFT tells of Conv1D, and of embeddings that it writes
-    for name, (base, settings) in ADAPTERS.items():
-        write(HERE / f"lora-{name}", base, settings)
+    for name in names or ADAPTERS:
+        write(HERE / name, *ADAPTERS[name])
 
 
-def write(folder: Path, base: str, settings: dict[str, Any]) -> None:
+def write(folder: Path, base: str, kind: type[peft.PeftConfig], settings: dict[str, Any]) -> None:
     """Make an adapter, move all that it trains, save it, and compute with what PEFT reads."""
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(sum(map(ord, folder.name)))
     task = "SEQ_CLS" if base == "bert-classifier" else "CAUSAL_LM"
-    chosen = {"r": 2, "lora_alpha": 3, "task_type": task, **settings}
-    model = peft.get_peft_model(loaded(base), peft.LoraConfig(**chosen))
+    model = peft.get_peft_model(loaded(base), kind(task_type=task, **settings))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -77,8 +99,19 @@ def write(folder: Path, base: str, settings: dict[str, Any]) -> None:
     model.save_pretrained(folder)
     (folder / "README.md").unlink()
     edit_config(folder / "adapter_config.json", base)
-    read = peft.PeftModel.from_pretrained(loaded(base), folder, is_trainable=True).eval()
-    np.savez_compressed(folder / "expected.npz", **computed(read, task))
+    np.savez_compressed(folder / "expected.npz", **computed(read(folder, base), task))
+
+
+def read(folder: Path, base: str) -> Any:  # noqa: ANN401 - PEFT's models have no common type
+    """The adapter as PEFT reads it, to be trained on."""
+    values = json.loads((folder / "adapter_config.json").read_text())
+    if "num_virtual_tokens" not in values:
+        return peft.PeftModel.from_pretrained(loaded(base), folder, is_trainable=True).eval()
+    # PEFT trains no prompt that it has read; what it computes with are the stored vectors.
+    model = peft.PeftModel.from_pretrained(loaded(base), folder).eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "prompt_encoder." in name or ".modules_to_save." in name
+    return model
 
 
 def loaded(base: str) -> Any:  # noqa: ANN401 - transformers' models have no common type
@@ -95,7 +128,7 @@ def edit_config(path: Path, base: str) -> None:
     """Name the base by its folder, and list the targets, which PEFT has as a set, in one order."""
     values = json.loads(path.read_text())
     values["base_model_name_or_path"] = base
-    if isinstance(values["target_modules"], list):
+    if isinstance(values.get("target_modules"), list):
         values["target_modules"].sort()
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
@@ -126,8 +159,9 @@ def stored_name(name: str) -> str:
     """A parameter's name in a file."""
     for part in (".modules_to_save.default", ".default"):
         name = name.replace(part, "")
+    name = name.replace("prompt_encoder.embedding.weight", "prompt_embeddings")
     return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
