@@ -8,7 +8,8 @@
     λ_b (out,)               trained, starts at zero, so that training begins at the base model
 
 With g the gradient of y and h = Bᵀ (λ_b ⊙ g):  dλ_b = g ⊙ B (λ_d ⊙ A x) and dλ_d = h ⊙ A x, each
-summed over the tokens, and dx = W₀ᵀ g + Aᵀ (λ_d ⊙ h). Merged, the layer is the plain W₀ + Λ_b B Λ_d A.
+summed over the tokens, and dx = W₀ᵀ g + Aᵀ (λ_d ⊙ h).
+Merged, the layer is the plain W₀ + Λ_b B Λ_d A: no cost at inference.
 """
 
 import numpy as np
