@@ -19,7 +19,7 @@ class LNTuningConfig(TargetedConfig):
     """Training of norms: `target_modules` names them; None stands for all of the model's."""
 
     peft_type: ClassVar[str] = "LN_TUNING"
-    learning_rate: ClassVar[float | None] = 1e-2
+    learning_rate: ClassVar[float | None] = 5e-3
 
     def __post_init__(self) -> None:
         if self.target_modules is None:

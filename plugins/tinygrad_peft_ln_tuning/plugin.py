@@ -1,4 +1,4 @@
-"""LN tuning (Zhao et al. 2023, arXiv 2312.11420, section 3): only the norms are trained.
+"""LN tuning (Zhao et al. 2023, arXiv 2312.11420): only the norms are trained.
 
     layer norm  y = γ ⊙ (x - mean x) / √(var x + ε) + β
     RMS norm    y = γ ⊙ x / √(mean x² + ε)

@@ -28,7 +28,7 @@ class VeraConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "VERA"
-    learning_rate: ClassVar[float | None] = 1e-2
+    learning_rate: ClassVar[float | None] = 3e-2
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "gpt2": ("c_attn",),
         "llama": ("q_proj", "v_proj"),

@@ -36,6 +36,7 @@ from tinygrad_peft.reference.quantization import (
     unpack_4bit,
 )
 from tinygrad_peft.reference.reparameterization import Reparameterization
+from tinygrad_peft.reference.vera import VeRALayer
 
 __all__ = [
     "ACTIVATIONS",
@@ -53,6 +54,7 @@ __all__ = [
     "PromptTuning",
     "QLoRALayer",
     "Reparameterization",
+    "VeRALayer",
     "analyze_peft_efficiency",
     "apply_lora_to_attention",
     "attention",
