@@ -55,13 +55,22 @@ Projection: TypeAlias = DrawnProjection | StoredProjection
 
 def shared(config: VeraConfig, site: Site) -> Projection:
     """The matrices of the step that the site is one of the places of."""
+
+    def stored() -> StoredProjection:
+        return StoredProjection(config, *_widest(site), site.init, loading=site.loading)
+
+    def drawn() -> DrawnProjection:
+        return DrawnProjection(config, *_widest(site), site.init)
+
+    if config.save_projection:
+        return site.common.get(StoredProjection, stored)
+    return site.common.get(DrawnProjection, drawn)
+
+
+def _widest(site: Site) -> tuple[int, int]:
+    """The most inputs, and the most outputs, of the step's targets."""
     sizes = [(t.in_features, t.out_features) for t in site.targets if isinstance(t, Affine)]
-    n, m = (max(size) for size in zip(*sizes, strict=True))
-    if not config.save_projection:
-        return site.common.get(DrawnProjection, lambda: DrawnProjection(config, n, m, site.init))
-    return site.common.get(
-        StoredProjection, lambda: StoredProjection(config, n, m, site.init, loading=site.loading)
-    )
+    return max(n for n, _ in sizes), max(m for _, m in sizes)
 
 
 def drawn_uniform(rng: np.random.RandomState, shape: tuple[int, int]) -> Array:

@@ -43,7 +43,8 @@ def apply_recipe(
     try:
         _freeze(model, record)
         for step, found in enumerate(targets):
-            named = tuple(seam.module for seam in seams if seam.path in found.paths)
+            paths = found.paths
+            named = tuple(seam.module for seam in seams if seam.path in paths)
             start = Start(model, seed, step, loading, named)
             _apply_step(record, seams, found, host, start)
         for rewrite in record.rewrites:
