@@ -12,6 +12,7 @@ __all__ = ["VeraConfig"]
 
 PROJECTION = "projection."  # the field of a layer in which the matrices are
 A, B = "base_model.vera_A", "base_model.vera_B"  # what a file calls them: they are no module's
+HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
 KEYS = range(-(2**63), 2**64)  # what a generator of PyTorch may be seeded with
 
 
@@ -83,28 +84,26 @@ class VeraConfig(TargetedConfig):
             if (name in shapes) is not self.save_projection:
                 there = "is there" if name in shapes else "is missing"
                 found.append(f"{name} {there}, with save_projection={self.save_projection}")
-        rows = shapes.get(B, (None,))[0]
         for name, shape in shapes.items():
+            path, _, field = name.rpartition(".")
             expected = _expected(name, shape, self.r)
-            if expected is None:
-                continue
-            if shape != expected:
+            if expected is not None and shape != expected:
                 found.append(f"{name} is {shape}, and with r={self.r} {expected} is expected")
-            elif name.endswith("_b") and rows is not None and shape[0] > rows:
+            elif field == "vera_lambda_b" and shape > shapes.get(B, shape)[:1]:
                 found.append(f"{name} {shape} is longer than {B} has rows")
-            other = name[:-1] + {"b": "d", "d": "b", "A": "B", "B": "A"}[name[-1]]
-            if other not in shapes and name not in (A, B):
+            other = f"{path}.{HALVES.get(field)}"
+            if field in HALVES and other not in shapes:
                 found.append(f"{name} is there without {other}")
         return found
 
 
 def _expected(name: str, shape: Shape, r: int) -> Shape | None:
     """The shape of a tensor as far as its name tells; None for other tensors."""
-    free = shape[0] if shape else 1
+    first, last = (shape[0], shape[-1]) if shape else (1, 1)
     kinds: dict[str, Shape] = {
-        A: (r, shape[1] if len(shape) == 2 else 1),
-        B: (free, r),
+        A: (r, last),
+        B: (first, r),
         "vera_lambda_d": (r,),
-        "vera_lambda_b": (free,),
+        "vera_lambda_b": (first,),
     }
     return kinds.get(name, kinds.get(name.rpartition(".")[2]))

@@ -399,5 +399,7 @@ def test_inspect_says_what_names_and_shapes_tell() -> None:
     ]
     without = {name: shape for name, shape in good.items() if name != f"{path}_d"}
     assert problems(without) == [f"{path}_b is there without {path}_d"]
+    odd = problems({**good, "base_model.vera_B": (), f"{path}_d": ()})
+    assert odd[0] == "base_model.vera_B is (), and with r=2 (1, 2) is expected"
     drawn = VeraConfig(r=2, save_projection=False).stored_problems
     assert drawn(good)[0] == "base_model.vera_A is there, with save_projection=False"
