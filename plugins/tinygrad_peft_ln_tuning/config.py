@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tinygrad_peft.arrays import Shape
-from tinygrad_peft.peft import TargetedConfig
+from tinygrad_peft.peft import NamedTargetsConfig
 
 __all__ = ["LNTuningConfig"]
 
@@ -15,7 +15,7 @@ OWN = "ln_tuning_layers"  # what PEFT calls the copy of a norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class LNTuningConfig(TargetedConfig):
+class LNTuningConfig(NamedTargetsConfig):
     """Training of norms: `target_modules` names them; None stands for all of the model's."""
 
     peft_type: ClassVar[str] = "LN_TUNING"

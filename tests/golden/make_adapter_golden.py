@@ -66,6 +66,9 @@ ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
         f"lora-{name}": (base, peft.LoraConfig, {"r": 2, "lora_alpha": 3, **settings})
         for name, (base, settings) in LORA.items()
     },
+    "ia3-gpt2": ("gpt2", peft.IA3Config, {}),
+    "ia3-llama": ("llama", peft.IA3Config, {"target_modules": LLAMA}),
+    "ia3-bert": ("bert-classifier", peft.IA3Config, {}),
     "ln-tuning-gpt2": ("gpt2", peft.LNTuningConfig, {}),
     "ln-tuning-llama": ("llama", peft.LNTuningConfig, {"target_modules": ["norm"]}),
     "ln-tuning-bert": ("bert-classifier", peft.LNTuningConfig, {"target_modules": ["LayerNorm"]}),
@@ -135,8 +138,9 @@ def edit_config(path: Path, base: str) -> None:
     """Name the base by its folder, and list the targets, which PEFT has as a set, in one order."""
     values = json.loads(path.read_text())
     values["base_model_name_or_path"] = base
-    if isinstance(values.get("target_modules"), list):
-        values["target_modules"].sort()
+    for name in ("target_modules", "feedforward_modules"):
+        if isinstance(values.get(name), list):
+            values[name].sort()
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 

@@ -246,20 +246,10 @@ def test_dropout_falls_where_peft_lets_it_fall(
     np.testing.assert_allclose(ours(Tensor(x)).data, expected, atol=1e-5)
 
 
-# ---------- layers and exclusions that PEFT does not have for a method ----------
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        LNTuningConfig(layers_to_transform=1),
-        VeraConfig(r=2, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"]),
-    ],
-    ids=lambda config: str(config.peft_type),
-)
-def test_what_peft_does_not_know_it_passes_over_to_the_same_effect(
-    config: PeftConfig, bases: Path, tmp_path: Path
+def test_exclusions_that_peft_does_not_know_of_vera_it_passes_over_to_the_same_effect(
+    bases: Path, tmp_path: Path
 ) -> None:
+    config = VeraConfig(r=2, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"])
     ours = shaken(get_peft_model(own(bases / "llama"), config))
     ours.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer("llama"), tmp_path).eval()

@@ -4,6 +4,7 @@ from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
+    NamedTargetsConfig,
     PeftConfig,
     TargetedConfig,
     config_from_dict,
@@ -46,6 +47,7 @@ __all__ = [
     "Host",
     "Memory",
     "ModelShape",
+    "NamedTargetsConfig",
     "NormShape",
     "ParameterCount",
     "PeftConfig",
