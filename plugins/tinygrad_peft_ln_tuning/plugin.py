@@ -12,7 +12,7 @@ merging leaves it where it is.
 
 from collections.abc import Sequence
 
-from tinygrad_peft.errors import PeftError, TargetError
+from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import LayerNorm, Module, RMSNorm
 from tinygrad_peft.peft import (
     Draft,
@@ -55,8 +55,6 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """Σ d over the targets, or 2 d where a norm has a bias; the base's own are kept beside."""
     if not isinstance(config, LNTuningConfig):
         return None
-    if not shape.norms:
-        raise TargetError(f"ln_tuning: the targets {config.target_modules!r} name no norm")
     count = sum(norm.size * (2 if norm.has_bias else 1) for norm in shape.norms)
     return ParameterCount(trainable=count, added=count)
 

@@ -55,7 +55,7 @@ class VeraConfig(TargetedConfig):
             f"vera_dropout={self.vera_dropout} must be at least 0 and below 1": (
                 not 0 <= self.vera_dropout < 1
             ),
-            f"d_initial={self.d_initial} must be a number other than 0, where nothing is learnt": (
+            f"d_initial={self.d_initial} must be a number, and not 0": (
                 not math.isfinite(self.d_initial) or not self.d_initial
             ),
             f"bias={self.bias!r} must be 'none', 'all' or 'vera_only'": (

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.peft.small import FAMILIES, IDS, LLAMA, logits, shake, small
+from tests.peft.small import FAMILIES, IDS, LLAMA, ShiftConfig, logits, plugin, shake, small
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, TargetError
-from tinygrad_peft.nn import LayerNorm, RMSNorm, Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftModel, count_recipe, get_peft_model
+from tinygrad_peft.nn import LayerNorm, Module, RMSNorm, Transformer, TransformerConfig
+from tinygrad_peft.nn.seams import Layer
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, Site, count_recipe, get_peft_model
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_ln_tuning import LNTuningConfig
@@ -85,6 +86,26 @@ def test_a_norm_is_trained_by_one_step_alone() -> None:
     assert "already" in refused(LLAMA, LNTuningConfig(), LNTuningConfig(target_modules=["norm"]))
     apart = [LNTuningConfig(target_modules=[name]) for name in ("norm", "input_layernorm")]
     assert len(get_peft_model(small(), apart).trainable_parameters()) == 1 + 3
+
+
+class Wrapped(Module):
+    def __init__(self, base: Layer) -> None:
+        self.base = base
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.base(x)
+
+
+def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
+    def wrap(site: Site, config: PeftConfig) -> Module | None:
+        wanted = isinstance(config, ShiftConfig) and site.is_target
+        return Wrapped(site.module) if wanted and isinstance(site.module, Layer) else None
+
+    host = Host.installed()
+    host.register(plugin(ShiftConfig, adapt=wrap), "wrapping")
+    recipe = [ShiftConfig(target_modules=["norm"]), LNTuningConfig(target_modules=["norm"])]
+    with pytest.raises(PeftError, match=r"model\.norm: an earlier step has put Wrapped in the"):
+        get_peft_model(small(), recipe, host=host)
 
 
 def test_two_adapters_cannot_act_on_one_norm_at_once() -> None:

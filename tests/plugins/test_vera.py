@@ -271,7 +271,7 @@ def test_peft_has_no_weighted_sum_of_veras_and_neither_is_there_one_here() -> No
     [
         ({"r": 0}, "the rank r=0 must be at least 1"),
         ({"vera_dropout": 1.0}, r"vera_dropout=1\.0 must be at least 0 and below 1"),
-        ({"d_initial": 0.0}, r"d_initial=0\.0 must be a number other than 0"),
+        ({"d_initial": 0.0}, r"d_initial=0\.0 must be a number, and not 0"),
         ({"d_initial": float("inf")}, "d_initial=inf must be a number"),
         ({"projection_prng_key": 2**64}, "must be from -2⁶³ to below 2⁶⁴"),
         ({"bias": "lora_only"}, "bias='lora_only' must be 'none', 'all' or 'vera_only'"),
