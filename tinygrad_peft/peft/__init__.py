@@ -1,6 +1,7 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
 from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
     NamedTargetsConfig,
@@ -11,6 +12,7 @@ from tinygrad_peft.peft.config import (
     parse_method,
     unknown_settings,
 )
+from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
@@ -25,6 +27,7 @@ from tinygrad_peft.peft.events import (
     ForeignRequest,
     ForeignStep,
     ModelShape,
+    NormShape,
     ParameterCount,
     Source,
     StepEnded,
@@ -34,7 +37,7 @@ from tinygrad_peft.peft.layout import Layout
 from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
-from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
 from tinygrad_peft.peft.targets import matches
 from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
@@ -44,6 +47,7 @@ __all__ = [
     "Combination",
     "CombinationType",
     "Combined",
+    "Common",
     "Draft",
     "EmbeddingShape",
     "ForeignFolder",
@@ -55,6 +59,7 @@ __all__ = [
     "Memory",
     "ModelShape",
     "NamedTargetsConfig",
+    "NormShape",
     "ParameterCount",
     "PeftConfig",
     "PeftModel",
@@ -69,6 +74,8 @@ __all__ = [
     "TargetedConfig",
     "VirtualConfig",
     "apply_recipe",
+    "bias_elements",
+    "bias_objections",
     "capture_seams",
     "config_from_dict",
     "config_to_dict",
@@ -79,6 +86,8 @@ __all__ = [
     "hookspecs",
     "matches",
     "parse_method",
+    "trained_copy",
     "unknown_settings",
     "virtual_objections",
+    "with_trained_bias",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "ForeignRequest",
     "ForeignStep",
     "ModelShape",
+    "NormShape",
     "ParameterCount",
     "Source",
     "StepEnded",
@@ -56,6 +57,15 @@ class EmbeddingShape:
 
 
 @dataclass(frozen=True)
+class NormShape:
+    """A layer norm or an RMS norm by its size."""
+
+    path: str
+    size: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """A model by its sizes, for one config.
 
@@ -66,6 +76,7 @@ class ModelShape:
         biases: how many elements all biases have, but for those that `modules_to_save` trains.
         embeddings: all embeddings that the model has.
         head: the model's output layer, if it has one.
+        norms: the norms that the config names.
     """
 
     config: TransformerConfig
@@ -74,6 +85,7 @@ class ModelShape:
     biases: int
     embeddings: tuple[EmbeddingShape, ...] = ()
     head: AffineShape | None = None
+    norms: tuple[NormShape, ...] = ()
 
 
 @dataclass(frozen=True)
