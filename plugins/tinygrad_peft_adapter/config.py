@@ -11,7 +11,9 @@ from tinygrad_peft.peft import PeftConfig
 __all__ = ["BottleneckAdapterConfig"]
 
 Placement: TypeAlias = Literal["houlsby", "pfeiffer", "parallel"]
-ActivationName: TypeAlias = Literal["relu", "gelu", "silu", "tanh"]
+Reading: TypeAlias = Literal["sublayer", "residual"]
+ActivationName: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"]
+Dropped: TypeAlias = Literal["bottleneck", "output"]
 Start: TypeAlias = Literal["identity", "near_identity"]
 
 
@@ -22,12 +24,16 @@ class BottleneckAdapterConfig(PeftConfig):
     placement: "houlsby", after attention and after the feed-forward layer (Houlsby et al. 2019);
         "pfeiffer", after the feed-forward layer (Pfeiffer et al. 2020); "parallel", beside the
         feed-forward layer, on its own input (He et al. 2022).
+    reads: "sublayer", what that layer gives (or takes, for "parallel"); "residual", the hidden
+        states in its place: their sum with what the layer gives, normed where a norm comes after
+        the sum, or what they were before the layer for "parallel". So AdapterHub has it.
     bottleneck_dim: the adapter's inner width; 64 where `reduction_factor` is not given either.
     reduction_factor: the hidden size divided by this, and rounded down, is the inner width.
-    activation: "relu", "gelu" (the exact form), "silu" or "tanh".
+    activation: "relu", "gelu" (the exact form), "gelu_tanh" (GPT-2's), "silu" or "tanh".
     bias: whether both of the adapter's maps have a bias.
     layer_norm: whether a layer norm comes before the adapter; the residual passes it by.
-    dropout: how much of the activated bottleneck is dropped in training.
+    dropout: how much is dropped in training.
+    drops: what of, the activated "bottleneck" or the adapter's "output".
     scaling: what the adapter's output is multiplied by; by default 4 beside the feed-forward layer,
         as He et al. have it, and 1 after it, where the papers have no factor.
     init_weights: "identity", the upward map zero, so that training begins at the base model to the
@@ -40,12 +46,14 @@ class BottleneckAdapterConfig(PeftConfig):
     not_mergeable: ClassVar[str] = "a nonlinearity stands between its two maps"
 
     placement: Placement = "pfeiffer"
+    reads: Reading = "sublayer"
     bottleneck_dim: int | None = None
     reduction_factor: float | None = None
     activation: ActivationName = "relu"
     bias: bool = True
     layer_norm: bool = False
     dropout: float = 0.0
+    drops: Dropped = "bottleneck"
     scaling: float | None = None
     init_weights: Start = "identity"
     layers_to_transform: int | Sequence[int] | None = None
@@ -62,7 +70,13 @@ class BottleneckAdapterConfig(PeftConfig):
         return found
 
     def _unknown_names(self) -> list[str]:
-        kinds = {"placement": Placement, "activation": ActivationName, "init_weights": Start}
+        kinds = {
+            "placement": Placement,
+            "reads": Reading,
+            "activation": ActivationName,
+            "drops": Dropped,
+            "init_weights": Start,
+        }
         values = {name: str(getattr(self, name)) for name in kinds}
         return [
             f"{name}={value!r} is none of {', '.join(known)}{nearest(value, known)}"
@@ -87,7 +101,8 @@ class BottleneckAdapterConfig(PeftConfig):
     @property
     def slots(self) -> tuple[str, ...]:
         """The fields of a block that are adapted."""
-        return ("attn", "mlp") if self.placement == "houlsby" else ("mlp",)
+        sublayers = ("attn", "mlp") if self.placement == "houlsby" else ("mlp",)
+        return tuple(f"{s}_residual" for s in sublayers) if self.reads == "residual" else sublayers
 
     @property
     def scale(self) -> float:

@@ -10,7 +10,13 @@
     beside it             y = F(x) + u(x)            He et al. 2022, arXiv 2110.04366, table 1
 
 The adapter is part of the sublayer: where norms come after the residual, as in BERT, the block
-computes norm(x + y), as figure 2 has it. With g the gradient of y and e = s f'(D x + b) ⊙ (Uᵀ g):
+computes norm(x + y), as figure 2 has it. Where it reads the hidden states r that the sublayer's
+output h is added to, as in AdapterHub's library,
+
+    after the sublayer    y = h + u(r + h), or y = h + u(norm(r + h)) where that norm follows
+    beside it             y = h + u(r)
+
+With g the gradient of y and e = s f'(D x + b) ⊙ (Uᵀ g):
 dU = s g f(D x + b)ᵀ,  dc = s Σ g,  dD = e xᵀ,  db = Σ e,  du/dx gives Dᵀ e.
 
 With f in between, no plain layer has the same output: an adapter cannot be merged.
@@ -18,23 +24,34 @@ With f in between, no plain layer has the same output: an adapter cannot be merg
 
 from collections.abc import Callable, Mapping
 
-from tinygrad_peft.nn import Attention, Context, Dropout, Init, Layer, LayerNorm, Linear, Module
+from tinygrad_peft.nn import (
+    Attention,
+    Context,
+    Dropout,
+    Init,
+    Layer,
+    LayerNorm,
+    Linear,
+    Module,
+    Residual,
+)
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_adapter.config import BottleneckAdapterConfig
 
-__all__ = ["AttentionAdapter", "BottleneckAdapter", "LayerAdapter"]
+__all__ = ["AttentionAdapter", "BottleneckAdapter", "LayerAdapter", "ResidualAdapter"]
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
+    "gelu_tanh": F.gelu_tanh,
     "silu": F.silu,
     "tanh": Tensor.tanh,
 }
 
 
 class BottleneckAdapter(Module):
-    """u(x) = s up(dropout(f(down(norm(x))))), wherever it stands: (..., d) -> (..., d)."""
+    """u(x) = s up(f(down(norm(x)))), wherever it stands: (..., d) -> (..., d)."""
 
     adapter_norm: LayerNorm | None
     adapter_down: Linear
@@ -43,6 +60,8 @@ class BottleneckAdapter(Module):
     def __init__(self, config: BottleneckAdapterConfig, width: int, init: Init) -> None:
         inner = config.bottleneck(width)
         self.scaling = config.scale
+        self.parallel = config.placement == "parallel"
+        self.drops_output = config.drops == "output"
         self.activation = _ACTIVATIONS[config.activation]
         self.adapter_norm = LayerNorm(width, init=init) if config.layer_norm else None
         self.adapter_down = Linear(width, inner, bias=config.bias, init=init)
@@ -58,9 +77,10 @@ class BottleneckAdapter(Module):
     def update(self, x: Tensor) -> Tensor:
         """u(x), without any residual: (..., d) -> (..., d)."""
         normed = x if self.adapter_norm is None else self.adapter_norm(x)
-        inner = self.dropout(self.activation(self.adapter_down(normed)))  # (..., m)
-        out = self.adapter_up(inner)
-        return out if self.scaling == 1 else out * self.scaling
+        inner = self.activation(self.adapter_down(normed))  # (..., m)
+        out = self.adapter_up(inner if self.drops_output else self.dropout(inner))
+        scaled = out if self.scaling == 1 else out * self.scaling
+        return self.dropout(scaled) if self.drops_output else scaled
 
 
 class AttentionAdapter(BottleneckAdapter):
@@ -90,9 +110,24 @@ class LayerAdapter(BottleneckAdapter):
         self, base: Layer, config: BottleneckAdapterConfig, width: int, init: Init
     ) -> None:
         super().__init__(config, width, init)
-        self.parallel = config.placement == "parallel"
         self.base_layer = base
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self.base_layer(x)
         return h + self.update(x if self.parallel else h)
+
+
+class ResidualAdapter(BottleneckAdapter):
+    """h + u of the hidden states x, with h or without: twice (B, T, D) -> (B, T, D)."""
+
+    base_layer: Residual
+
+    def __init__(
+        self, base: Residual, config: BottleneckAdapterConfig, width: int, init: Init
+    ) -> None:
+        super().__init__(config, width, init)
+        self.base_layer = base
+
+    def __call__(self, x: Tensor, h: Tensor, norm: Layer | None) -> Tensor:
+        seen = x if self.parallel else self.base_layer(x, h, norm)
+        return self.base_layer(x, h + self.update(seen), norm)

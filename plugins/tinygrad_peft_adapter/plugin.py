@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.nn import Attention, Layer, Module, Transformer
+from tinygrad_peft.nn import Attention, Layer, Module, Residual, Transformer
 from tinygrad_peft.peft import (
     Draft,
+    ForeignFolder,
+    ForeignRequest,
+    ForeignStep,
     ModelShape,
     ParameterCount,
     PeftConfig,
@@ -13,10 +16,18 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft_adapter.adapterhub import ADAPTERHUB, read_adapterhub, write_adapterhub
 from tinygrad_peft_adapter.config import BottleneckAdapterConfig
-from tinygrad_peft_adapter.layer import AttentionAdapter, LayerAdapter
+from tinygrad_peft_adapter.layer import AttentionAdapter, LayerAdapter, ResidualAdapter
 
-__all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
+__all__ = [
+    "adapt_module",
+    "check_recipe",
+    "count_parameters",
+    "peft_methods",
+    "read_foreign",
+    "write_foreign",
+]
 
 
 @hookimpl(hookspecs.peft_methods)
@@ -37,6 +48,8 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
         return AttentionAdapter(base, config, width, site.init)
     if site.slot == "mlp" and isinstance(base, Layer):
         return LayerAdapter(base, config, width, site.init)
+    if isinstance(base, Residual):
+        return ResidualAdapter(base, config, width, site.init)
     return None
 
 
@@ -68,6 +81,20 @@ def check_recipe(draft: Draft) -> Sequence[str]:
         if isinstance(config, BottleneckAdapterConfig)
         for objection in _objections(config, model)
     ]
+
+
+@hookimpl(hookspecs.read_foreign)
+def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
+    """AdapterHub's bottleneck adapters."""
+    return read_adapterhub(folder) if folder.layout == ADAPTERHUB else None
+
+
+@hookimpl(hookspecs.write_foreign)
+def write_foreign(request: ForeignRequest) -> ForeignStep | None:
+    """For AdapterHub."""
+    if request.layout != ADAPTERHUB or not isinstance(request.config, BottleneckAdapterConfig):
+        return None
+    return write_adapterhub(request, request.config)
 
 
 def _objections(config: BottleneckAdapterConfig, model: Transformer) -> list[str]:

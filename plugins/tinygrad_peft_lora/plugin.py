@@ -8,6 +8,9 @@ from tinygrad_peft.peft import (
     Combination,
     Combined,
     Draft,
+    ForeignFolder,
+    ForeignRequest,
+    ForeignStep,
     ModelShape,
     ParameterCount,
     PeftConfig,
@@ -23,6 +26,7 @@ from tinygrad_peft_lora.counting import count_lora
 from tinygrad_peft_lora.dora import DoraLinear
 from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear
+from tinygrad_peft_lora.mlx import MLX, read_mlx, write_mlx
 from tinygrad_peft_lora.taken_out import TakenOutLora
 from tinygrad_peft_lora.tokens import TrainedLogits, TrainedTokens, adapt_tokens
 
@@ -33,6 +37,8 @@ __all__ = [
     "count_parameters",
     "merge_module",
     "peft_methods",
+    "read_foreign",
+    "write_foreign",
 ]
 
 
@@ -101,3 +107,17 @@ def combine_adapters(combination: Combination) -> Combined | None:
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Patterns that match no target, biases that two steps would train, and tokens not there."""
     return objections(draft)
+
+
+@hookimpl(hookspecs.read_foreign)
+def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
+    """mlx-lm's LoRA and DoRA."""
+    return read_mlx(folder) if folder.layout == MLX else None
+
+
+@hookimpl(hookspecs.write_foreign)
+def write_foreign(request: ForeignRequest) -> ForeignStep | None:
+    """For mlx-lm."""
+    if request.layout != MLX or not isinstance(request.config, LoraConfig):
+        return None
+    return write_mlx(request, request.config)

@@ -14,7 +14,7 @@ from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config, load_model, save_model
 from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft import Host, Layout, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ln_tuning import LNTuningConfig
@@ -63,6 +63,20 @@ def adapter(folder: Path) -> Sample:
     return Sample(
         "adapter", folder, ("adapter_config.json", "adapter_model.safetensors"), _read_adapter
     )
+
+
+def adapterhub(folder: Path) -> Sample:
+    """A bottleneck adapter, as AdapterHub's library writes it."""
+    _save(folder, BottleneckAdapterConfig(bottleneck_dim=4, reads="residual"), "AdapterHub")
+    files = ("adapter_config.json", "adapter_config.json", "adapter.safetensors")
+    return Sample("adapterhub", folder, files, _read_and_inspect)
+
+
+def mlx(folder: Path) -> Sample:
+    """LoRA, as mlx-lm writes it."""
+    _save(folder, LoraConfig(r=2), "mlx-lm")
+    files = ("adapter_config.json", "adapter_config.json", "adapters.safetensors")
+    return Sample("mlx", folder, files, _read_and_inspect)
 
 
 def recipe(folder: Path) -> Sample:
@@ -132,7 +146,8 @@ def gguf(folder: Path) -> Sample:
 
 
 SAMPLES: Mapping[str, Callable[[Path], Sample]] = {
-    made.__name__: made for made in (model, shards, adapter, recipe, tokenizer, gguf, inspected)
+    made.__name__: made
+    for made in (model, shards, adapter, adapterhub, mlx, recipe, tokenizer, gguf, inspected)
 }
 
 
@@ -146,6 +161,11 @@ def _read_model(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     PeftModel.from_pretrained(_base(), folder, host=_host()).unload()
+
+
+def _read_and_inspect(folder: Path) -> None:
+    inspect_path(folder, _host())
+    _read_adapter(folder)
 
 
 def _read_tokenizer(folder: Path) -> None:
@@ -175,8 +195,10 @@ def _host() -> Host:
     return Host.installed()
 
 
-def _save(folder: Path, steps: PeftConfig | Sequence[PeftConfig]) -> None:
-    get_peft_model(small(LLAMA), steps).save_pretrained(folder)
+def _save(
+    folder: Path, steps: PeftConfig | Sequence[PeftConfig], layout: Layout = "Hugging Face PEFT"
+) -> None:
+    get_peft_model(small(LLAMA), steps).save_pretrained(folder, layout=layout)
 
 
 def _keys(file: Path) -> list[str]:

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {
     "model": 2500,
     "shards": 1500,
-    "adapter": 1500,
+    "adapter": 1300,
+    "adapterhub": 300,
+    "mlx": 300,
     "recipe": 600,
     "tokenizer": 2000,
     "gguf": 2000,

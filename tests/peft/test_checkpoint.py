@@ -693,7 +693,7 @@ def test_another_layout_is_told_from_pefts(
     config = (tmp_path / CONFIG).read_text()
     (tmp_path / CONFIG).write_text(json.dumps(values))
     refused(
-        tmp_path, f"has no peft_type; it is in {whose}'s layout, and not in Hugging Face PEFT's"
+        tmp_path, f"{weights} does not exist; {WEIGHTS} is Hugging Face PEFT's name for another"
     )
     (tmp_path / WEIGHTS).rename(tmp_path / weights)
     (tmp_path / CONFIG).unlink()

@@ -118,34 +118,60 @@ def test_installed_plugins_are_asked_by_default(tmp_path: Path) -> None:
     assert inspect_path(saved(tmp_path)).sound
 
 
-@pytest.mark.parametrize(
-    ("values", "weights", "layout"),
-    [
-        (
-            {"config": {"reduction_factor": 16}, "model_type": "gpt2", "name": "task"},
-            "adapter.safetensors",
-            "AdapterHub",
-        ),
-        (
-            {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": {"rank": 8}},
-            "adapters.safetensors",
-            "mlx-lm",
-        ),
-    ],
-)
-def test_another_layout_is_recognised_by_its_content(
-    values: dict[str, object], weights: str, layout: str, tmp_path: Path
-) -> None:
+MLX: dict[str, object] = {
+    "fine_tune_type": "lora",
+    "num_layers": 3,
+    "lora_parameters": {"rank": 2, "scale": 1.5, "keys": ["self_attn.q_proj"]},
+    "model": "org/base",
+}
+
+
+def of_mlx(folder: Path) -> Path:
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj"])
+    get_peft_model(small(), config, host=host()).save_pretrained(folder, layout="mlx-lm")
+    (folder / CONFIG).write_text(json.dumps(MLX))
+    return folder
+
+
+def test_another_layout_is_recognised_by_its_content(tmp_path: Path) -> None:
+    for base in (None, LLAMA):
+        report = inspect(of_mlx(tmp_path), base)
+        assert report.sound, report.problems
+        assert report.tensors is not None
+        facts = report.facts
+        assert (facts["format"], facts["method"]) == ("mlx-lm", "lora")
+        assert facts["settings"] == {"r": 2, "lora_alpha": 3.0}
+        assert (facts["targets"], facts["model"]) == (("self_attn.q_proj",), "org/base")
+
+
+def test_what_is_wrong_in_another_layout_is_told(tmp_path: Path) -> None:
+    weights = of_mlx(tmp_path) / "adapters.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.1.self_attn.q_proj.lora_b"
+    del tensors[name]
+    save_file(tensors, weights)
+    assert problems(tmp_path, LLAMA) == [f"missing: {name} (2, 16)"]
+    weights.rename(tmp_path / WEIGHTS)
+    assert problems(tmp_path) == [
+        f"{weights} does not exist; {WEIGHTS} is Hugging Face PEFT's name for another layout"
+    ]
+
+
+def test_a_layout_that_no_plugin_reads_is_told(tmp_path: Path) -> None:
     folder = from_elsewhere(tmp_path)
-    (folder / WEIGHTS).rename(folder / weights)
+    (folder / WEIGHTS).rename(folder / "adapter.safetensors")
+    values = {"config": {"reduction_factor": 16}, "model_type": "gpt2", "name": "task"}
     (folder / CONFIG).write_text(json.dumps(values))
     report = inspect(folder)
-    assert report.sound
-    assert report.facts == {"format": layout, **values}
-    assert report.tensors is not None
-    (folder / weights).rename(folder / WEIGHTS)
-    assert problems(folder) == [f"{folder} holds no weights in {layout}'s layout"]
-    (folder / WEIGHTS).unlink()
+    assert report.facts == {
+        "format": "AdapterHub",
+        "method": None,
+        "name": "task",
+        "model_type": "gpt2",
+    }
+    (told,) = report.problems
+    assert told.endswith("no installed plugin reads 'bottleneck' in AdapterHub's layout")
+    (folder / "adapter.safetensors").unlink()
     (folder / "pytorch_adapter.bin").write_bytes(b"")
     assert "is a pickle, which can run any code" in problems(folder)[0]
 

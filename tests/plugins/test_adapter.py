@@ -34,10 +34,11 @@ from tinygrad_peft_adapter import (
     BottleneckAdapter,
     BottleneckAdapterConfig,
     LayerAdapter,
+    ResidualAdapter,
 )
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 
-PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
+PLACEMENTS = ("houlsby", "pfeiffer", "parallel", "after the sum", "beside the sum")
 DTYPES: tuple[type[np.floating], ...] = (np.float32, np.float64)
 PFEIFFER = BottleneckAdapterConfig(bottleneck_dim=4)
 HOULSBY = replace(PFEIFFER, placement="houlsby", activation="gelu")
@@ -47,6 +48,8 @@ OPTIONS = {
     "houlsby": HOULSBY,
     "pfeiffer": PFEIFFER,
     "parallel": PARALLEL,
+    "after the sum": replace(HOULSBY, reads="residual"),
+    "beside the sum": replace(PARALLEL, reads="residual"),
     "no bias": replace(HOULSBY, bias=False),
     "layer norm": replace(PARALLEL, layer_norm=True),
     "all there is": replace(HOULSBY, layer_norm=True, scaling=0.5, activation="silu"),
@@ -229,6 +232,8 @@ PLACES = {
     ("llama", "pfeiffer"): "model.layers.{}.mlp",
     ("bert", "houlsby"): "bert.encoder.layer.{}.attention bert.encoder.layer.{}.mlp",
     ("bert", "pfeiffer"): "bert.encoder.layer.{}.mlp",
+    ("gpt2", "after the sum"): "transformer.h.{}.attn_residual transformer.h.{}.mlp_residual",
+    ("bert", "beside the sum"): "bert.encoder.layer.{}.mlp_residual",
 }
 
 
@@ -238,8 +243,8 @@ def test_each_placement_has_its_places(family: str, placement: str) -> None:
     layers = range(peft.config.num_hidden_layers)
     expected = [p.format(n) for n in layers for p in PLACES[family, placement].split()]
     assert [rewrite.seam.path for rewrite in peft.record.rewrites] == expected
-    parallel = [m.parallel for m in adapters(peft) if isinstance(m, LayerAdapter)]
-    assert set(parallel) == {placement == "parallel"}
+    parallel = {m.parallel for m in adapters(peft)}
+    assert parallel == {placement in ("parallel", "beside the sum")}
 
 
 def test_with_norms_after_the_residual_the_adapter_comes_before_both() -> None:
@@ -254,6 +259,51 @@ def test_with_norms_after_the_residual_the_adapter_comes_before_both() -> None:
     h = mlp.base_layer(middle)
     expected = block.mlp_norm(middle + h + mlp.update(h))
     np.testing.assert_allclose(block(x, context).data, expected.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("placement", ["houlsby", "parallel"])
+def test_an_adapter_may_read_the_hidden_states(placement: str, family: str) -> None:
+    option = "beside the sum" if placement == "parallel" else "after the sum"
+    peft = trained(OPTIONS[option], family, np.float64)
+    block, base = peft.base_model.blocks[0], small_model(FAMILIES[family], np.float64).blocks[0]
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 3, 16)))
+    rotary = peft.base_model.angles
+    context = Context(rotary=rotary(np.arange(3), np.dtype(np.float64)) if rotary else None)
+
+    def joined(x: Tensor, h: Tensor, norm: Layer, adapter: object) -> Tensor:
+        after = x + h if block.pre_norm else norm(x + h)
+        if isinstance(adapter, ResidualAdapter):
+            h = h + adapter.update(x if placement == "parallel" else after)
+        return x + h if block.pre_norm else norm(x + h)
+
+    h = base.attn(base.attn_norm(x) if block.pre_norm else x, context)
+    middle = joined(x, h, base.attn_norm, block.attn_residual)
+    h = base.mlp(base.mlp_norm(middle) if block.pre_norm else middle)
+    expected = joined(middle, h, base.mlp_norm, block.mlp_residual)
+    assert isinstance(block.mlp_residual, ResidualAdapter)
+    np.testing.assert_allclose(block(x, context).data, expected.data, rtol=1e-12, atol=1e-14)
+
+
+def test_beside_a_layer_that_takes_the_hidden_states_both_are_the_same() -> None:
+    one, other = (trained(OPTIONS[name], "bert") for name in ("parallel", "beside the sum"))
+    pairs = zip(one.trainable_parameters(), other.trainable_parameters(), strict=True)
+    for source, parameter in pairs:
+        parameter.data = source.data
+    np.testing.assert_allclose(logits(one), logits(other), rtol=1e-5, atol=1e-6)
+
+
+def test_what_an_adapter_gives_may_be_dropped_as_a_whole() -> None:
+    config = replace(PFEIFFER, dropout=0.5, drops="output", scaling=3.0)
+    made = Case(config, "mlp", np.float64).layer()
+    x = Tensor(np.ones((1, 16)))
+    whole = replace(config, dropout=0.0)
+    expected = Case(whole, "mlp", np.float64).layer().update(x).data
+    made.dropout.rng = np.random.default_rng(2)
+    keep = (np.random.default_rng(2).random((1, 16), dtype=np.float32) >= 0.5) / 0.5
+    np.testing.assert_allclose(made.update(x).data, keep * expected, rtol=1e-12)
+    made.eval()
+    np.testing.assert_array_equal(made.update(x).data, expected)
 
 
 @pytest.mark.parametrize("layers", [1, [2, 0], [0, 0]])
@@ -521,9 +571,11 @@ def test_what_stands_within_an_adapter_can_be_merged() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_row_may_have_an_adapter_of_its_own(family: str) -> None:
-    peft = adapted(HOULSBY, family, np.float64)
-    peft.add_adapter("beside", [LORA, PARALLEL], seed=1)
+@pytest.mark.parametrize("option", ["houlsby", "after the sum"])
+def test_each_row_may_have_an_adapter_of_its_own(option: str, family: str) -> None:
+    peft = adapted(OPTIONS[option], family, np.float64)
+    other = replace(PARALLEL, reads=OPTIONS[option].reads)
+    peft.add_adapter("beside", [LORA, other], seed=1)
     peft.set_adapter(["default", "beside"])
     shake(peft)
     names = ["beside", "default"]
@@ -593,7 +645,10 @@ def test_generating_with_a_cache_is_generating_without(family: str, option: str)
         ),
         (
             {"activation": "rely"},
-            "activation='rely' is none of relu, gelu, silu, tanh; did you mean 'relu' or 'gelu'?",
+            (
+                "activation='rely' is none of relu, gelu, gelu_tanh, silu, tanh; "
+                "did you mean 'relu' or 'gelu'?"
+            ),
         ),
         (
             {"init_weights": "identical"},

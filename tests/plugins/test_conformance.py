@@ -141,6 +141,11 @@ class TestHoulsbyAdapter(Variant):
     mergeable = False
 
 
+class TestAdapterOfTheHiddenStates(Variant):
+    config = BottleneckAdapterConfig(placement="houlsby", reads="residual", drops="output")
+    mergeable = False
+
+
 class TestParallelAdapter(Variant):
     config = BottleneckAdapterConfig(placement="parallel", bias=False, init_weights="near_identity")
     starts_as_identity = False

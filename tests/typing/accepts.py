@@ -177,6 +177,7 @@ def adapt(model: Transformer, directory: Path) -> None:
     many.merge_adapter()
     many.unmerge_adapter()
     many.save_pretrained(directory)
+    many.save_pretrained(directory, layout="AdapterHub")
     again = PeftModel.from_pretrained(many.merge_and_unload(), str(directory), is_trainable=True)
     assert_type(again.unload(), Transformer)
     assert_type(count_recipe(model.config, recipe, Host.installed()), tuple[int, int])

@@ -266,6 +266,27 @@ def combine(
 
 
 @cli.command()
+@options.adapter(required=True)
+@options.out
+@click.option(
+    "--layout",
+    type=click.Choice(["peft", "adapterhub", "mlx-lm"], case_sensitive=False),
+    required=True,
+    help="Whose library shall read it.",
+)
+@click.option("--model", help="The model; needed if the adapter does not tell which it is.")
+@options.as_json
+def convert(*, adapter: Path, out: Path, layout: str, model: str | None, as_json: bool) -> None:
+    """Write an adapter as Hugging Face PEFT, AdapterHub or mlx-lm has it.
+
+    Whose it is now is told from what is in it.
+    """
+    from tinygrad_peft.cli.converting import convert_adapter
+
+    convert_adapter(adapter, out, layout, model, as_json=as_json)
+
+
+@cli.command()
 @click.option("--shape", help="A named shape, such as llama-7b, gpt2 or bert-base.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or the folder it is in."

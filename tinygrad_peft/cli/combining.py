@@ -7,13 +7,11 @@ from pathlib import Path
 
 from tinygrad_peft.cli.fetching import adapter_path
 from tinygrad_peft.cli.folders import check_output
-from tinygrad_peft.cli.loading import load_adapted
+from tinygrad_peft.cli.loading import load_told
 from tinygrad_peft.cli.output import emit
-from tinygrad_peft.errors import CheckpointError, ConfigError
-from tinygrad_peft.nn import Skeleton, Transformer
+from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.peft import CombinationType, PeftModel
 from tinygrad_peft.peft.layout import step_folders
-from tinygrad_peft.peft.made_for import read_base
 from tinygrad_peft.peft.model import DEFAULT
 
 __all__ = ["How", "combine_adapters"]
@@ -74,17 +72,7 @@ def _loaded(adapters: Sequence[Path], model: str | None) -> PeftModel:
     first, *others = map(adapter_path, adapters)
     for folder in (first, *others):
         step_folders(folder)  # which says what is wrong with one that is no adapter's
-    name = "adapter_1"
-    if model is None:
-        try:
-            shapes = Transformer(read_base(first), Skeleton())
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}: name the --model") from None
-        peft = PeftModel.from_pretrained(shapes, first, adapter_name=name)
-    else:
-        loaded = load_adapted(model, first, name=name)
-        assert isinstance(loaded, PeftModel)
-        peft = loaded
+    peft = load_told(first, model, name="adapter_1")
     for number, folder in enumerate(others, 2):
         peft.load_adapter(folder, f"adapter_{number}")
     return peft

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinygrad_peft.cli.fetching import adapter_path, data_path, model_path
-from tinygrad_peft.errors import ConfigError, DataError, TokenError
+from tinygrad_peft.errors import CheckpointError, ConfigError, DataError, TokenError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
-from tinygrad_peft.nn import Transformer, TransformerConfig
+from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.made_for import Head, read_head
+from tinygrad_peft.peft.layout import step_folders
+from tinygrad_peft.peft.made_for import Head, read_base, read_head
 from tinygrad_peft.peft.model import DEFAULT
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
-__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "task_of"]
+__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "load_told", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,23 @@ def load_adapted(
     peft = PeftModel.from_pretrained(base, adapter, adapter_name=name, host=host)
     peft.release_base()
     return peft
+
+
+def load_told(adapter: Path, model: str | None, *, name: str = DEFAULT) -> PeftModel:
+    """An adapter in its model, or in the shapes alone of that which its folder tells of.
+
+    Raises CheckpointError where no model is named and the folder tells of none.
+    """
+    if model is not None:
+        adapted = load_adapted(model, adapter, name=name)
+        assert isinstance(adapted, PeftModel)
+        return adapted
+    step_folders(adapter)  # which says what is wrong with one that is no adapter's
+    try:
+        shapes = Transformer(read_base(adapter), Skeleton())
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: name the --model") from None
+    return PeftModel.from_pretrained(shapes, adapter, adapter_name=name)
 
 
 def _head_of(model: Transformer) -> Head | None:

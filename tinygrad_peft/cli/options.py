@@ -46,7 +46,8 @@ def adapter(*, required: bool) -> Callable[[F], F]:
         "--adapter",
         type=click.Path(path_type=Path),
         required=required,
-        help="A folder that finetune or Hugging Face PEFT wrote, or a name on the hub.",
+        help="A folder that finetune, Hugging Face PEFT, AdapterHub or mlx-lm wrote, or a name on "
+        "the hub.",
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "inspect_gguf",
     "inspect_model",
     "inspect_tensors",
+    "likeness",
 ]
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ def inspect_tensors(path: Path) -> Report:
     """A report on a safetensors file by itself."""
     problems: list[str] = []
     stored = collected(problems, lambda: read_header(path))
-    facts = {"format": "safetensors", "like": None if stored is None else _like(stored)}
+    facts = {"format": "safetensors", "like": None if stored is None else likeness(stored)}
     tensors = None if stored is None else Tensors.of(stored)
     return Report(path=path, kind="tensors", facts=facts, tensors=tensors, problems=problems)
 
@@ -202,7 +203,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
 
 
-def _like(names: Iterable[str]) -> str | None:
+def likeness(names: Iterable[str]) -> str | None:
     """What the tensors' names are known from."""
     rules = {
         "an adapter of Hugging Face PEFT": r"base_model\.model\..*|prompt_embeddings",

@@ -24,6 +24,7 @@ from tinygrad_peft.nn.seams import (
     Layer,
     Prefix,
     Prompt,
+    Residual,
     TokenEmbedding,
 )
 from tinygrad_peft.nn.transformer import Transformer
@@ -55,6 +56,7 @@ __all__ = [
     "Prefix",
     "Prompt",
     "RMSNorm",
+    "Residual",
     "RopeScaling",
     "Schedule",
     "Skeleton",

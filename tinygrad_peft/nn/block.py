@@ -8,10 +8,10 @@ from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.layers import Dropout, LayerNorm, Linear, RMSNorm
 from tinygrad_peft.nn.module import Module
-from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer
+from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, Residual
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Block", "FeedForward", "GatedFeedForward", "make_norm"]
+__all__ = ["Block", "FeedForward", "GatedFeedForward", "ResidualSum", "make_norm"]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -54,6 +54,14 @@ class GatedFeedForward(Module):
         return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
+class ResidualSum(Module):
+    """x + h, or the norm of that: twice (B, T, D) -> (B, T, D)."""
+
+    def __call__(self, x: Tensor, h: Tensor, norm: Layer | None) -> Tensor:
+        y = x + h
+        return y if norm is None else norm(y)
+
+
 class Block(Module):
     """Attention and feed-forward layer, each with a residual and a norm before or after it.
 
@@ -62,23 +70,28 @@ class Block(Module):
 
     attn: Attention
     attn_norm: Layer
+    attn_residual: Residual
     mlp: Layer
     mlp_norm: Layer
+    mlp_residual: Residual
 
     def __init__(self, config: TransformerConfig, init: Init) -> None:
         self.attn_norm = make_norm(config, init)
         self.attn = (PackedAttention if config.packed_qkv else MultiHeadAttention)(config, init)
+        self.attn_residual = ResidualSum()
         self.mlp_norm = make_norm(config, init)
         self.mlp = (GatedFeedForward if config.gated_mlp else FeedForward)(config, init)
+        self.mlp_residual = ResidualSum()
         self.dropout = Dropout(config.hidden_dropout)
         self.pre_norm = config.norm_position == "pre"
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         if self.pre_norm:
-            x = x + self.dropout(self.attn(self.attn_norm(x), context))
-            return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        x = self.attn_norm(x + self.dropout(self.attn(x, context)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x)))
+            h = self.dropout(self.attn(self.attn_norm(x), context))
+            x = self.attn_residual(x, h, None)
+            return self.mlp_residual(x, self.dropout(self.mlp(self.mlp_norm(x))), None)
+        x = self.attn_residual(x, self.dropout(self.attn(x, context)), self.attn_norm)
+        return self.mlp_residual(x, self.dropout(self.mlp(x)), self.mlp_norm)
 
 
 def make_norm(config: TransformerConfig, init: Init) -> LayerNorm | RMSNorm:

@@ -13,7 +13,16 @@ from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.virtual import VirtualKeys, VirtualTokens
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Affine", "Attention", "Context", "Layer", "Prefix", "Prompt", "TokenEmbedding"]
+__all__ = [
+    "Affine",
+    "Attention",
+    "Context",
+    "Layer",
+    "Prefix",
+    "Prompt",
+    "Residual",
+    "TokenEmbedding",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,16 @@ class Attention(Protocol):
     head_dim: int
 
     def __call__(self, x: Tensor, context: Context, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Residual(Protocol):
+    """The hidden states and what a sublayer made of them, as one: twice (B, T, D) -> (B, T, D).
+
+    `norm` is what comes after the sum, if anything does.
+    """
+
+    def __call__(self, x: Tensor, h: Tensor, norm: Layer | None, /) -> Tensor: ...
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from tinygrad_peft.peft.config import (
     config_from_dict,
     config_to_dict,
     parse_method,
+    unknown_settings,
 )
 from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.counting import count_recipe
@@ -21,6 +22,10 @@ from tinygrad_peft.peft.events import (
     Combined,
     Draft,
     EmbeddingShape,
+    ForeignFolder,
+    ForeignName,
+    ForeignRequest,
+    ForeignStep,
     ModelShape,
     NormShape,
     ParameterCount,
@@ -28,6 +33,7 @@ from tinygrad_peft.peft.events import (
     StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
+from tinygrad_peft.peft.layout import Layout
 from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
@@ -44,7 +50,12 @@ __all__ = [
     "Common",
     "Draft",
     "EmbeddingShape",
+    "ForeignFolder",
+    "ForeignName",
+    "ForeignRequest",
+    "ForeignStep",
     "Host",
+    "Layout",
     "Memory",
     "ModelShape",
     "NamedTargetsConfig",
@@ -76,6 +87,7 @@ __all__ = [
     "matches",
     "parse_method",
     "trained_copy",
+    "unknown_settings",
     "virtual_objections",
     "with_trained_bias",
 ]

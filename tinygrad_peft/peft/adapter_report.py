@@ -1,4 +1,4 @@
-"""Reports on adapters in Hugging Face PEFT's layout, of one step or of several."""
+"""Reports on adapters, of one step or of several."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,18 +11,33 @@ from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.inspection import Report, Tensors, collected, describe_config
 from tinygrad_peft.models.tensors import StoredTensor, read_header
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
-from tinygrad_peft.peft.checkpoint import read_step, step_differences, step_tensors
+from tinygrad_peft.peft.checkpoint import read_step
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, config_to_dict
 from tinygrad_peft.peft.counting import count_recipe
+from tinygrad_peft.peft.events import ForeignStep
+from tinygrad_peft.peft.foreign import read_foreign
 from tinygrad_peft.peft.host import Host
-from tinygrad_peft.peft.layout import CONFIG, RECIPE, REPARAMETERIZATION, WEIGHTS, step_folders
+from tinygrad_peft.peft.layout import (
+    CONFIG,
+    PEFTS,
+    RECIPE,
+    REPARAMETERIZATION,
+    Layout,
+    layout_of,
+    step_folders,
+    weights_path,
+)
 from tinygrad_peft.peft.made_for import check_base, read_base, read_head
+from tinygrad_peft.peft.matching import match_step, step_tensors
 from tinygrad_peft.peft.targets import ALL_LINEAR, matches
 
 __all__ = ["inspect_recipe"]
 
-_NOTED = ("task_type", "base_model_name_or_path", "revision", "peft_version")
+_NOTED = (
+    *("task_type", "base_model_name_or_path", "revision", "peft_version"),
+    *("name", "model_type", "model_name", "model", "version"),  # AdapterHub's and mlx-lm's
+)
 _PREFIX = "base_model.model."
 
 
@@ -41,7 +56,7 @@ def inspect_recipe(folder: Path, host: Host, base: TransformerConfig | None) -> 
         return Report(path=folder, kind="adapter", problems=problems)
     if base is None and (folder / RECIPE).is_file():
         base = collected(problems, lambda: read_base(folder))
-    steps = [_Step(folder / name, host) for name in names]
+    steps = [_Step(folder / name, host, base) for name in names]
     if base is not None and all(step.config is not None for step in steps):
         problems += _differences(folder, steps, base, host)
     else:
@@ -57,21 +72,28 @@ def inspect_recipe(folder: Path, host: Host, base: TransformerConfig | None) -> 
 class _Step:
     """One step's folder: its config, and the headers of its files."""
 
-    def __init__(self, folder: Path, host: Host) -> None:
+    def __init__(self, folder: Path, host: Host, base: TransformerConfig | None) -> None:
         self.folder = folder
         self.problems: list[str] = []
+        self.layout = _layout(folder)
+        self.foreign: ForeignStep | None = None
+        if self.layout != PEFTS:
+            self.foreign = collected(self.problems, lambda: read_foreign(folder, host, base))
         self.paths: list[str] = []  # of the modules that it adapts, as far as that is known
-        self.config = collected(self.problems, lambda: read_step(folder, host))
-        self.has_weights = any((folder / name).is_file() for name in (WEIGHTS, REPARAMETERIZATION))
+        self.config = None if self.foreign is None else self.foreign.config
+        if self.layout == PEFTS:
+            self.config = collected(self.problems, lambda: read_step(folder, host))
+        weights = (weights_path(folder, self.layout), folder / REPARAMETERIZATION)
+        self.has_weights = any(path.is_file() for path in weights)
         self.stored: dict[str, StoredTensor] | None = None
-        if (folder / WEIGHTS).is_file():
+        if weights[0].is_file():
             self.stored = collected(self.problems, lambda: step_tensors(folder))
         if (folder / REPARAMETERIZATION).is_file():
             collected(self.problems, lambda: read_header(folder / REPARAMETERIZATION))
 
     def own_differences(self) -> list[str]:
         """What names and shapes alone show, where the base is not known."""
-        if self.config is None or self.problems:
+        if self.config is None or self.problems or self.foreign is not None:
             return []
         problems: list[str] = []
         stored = collected(problems, lambda: step_tensors(self.folder)) or {}
@@ -88,15 +110,16 @@ class _Step:
         return Report(
             path=self.folder,
             kind="adapter",
-            facts={"format": "Hugging Face PEFT", **dict(self._facts()), **(more or {})},
+            facts={"format": self.layout, **dict(self._facts()), **(more or {})},
             tensors=None if self.stored is None else Tensors.of(self.stored),
             problems=list(dict.fromkeys([*self.problems, *problems])),
         )
 
     def _facts(self) -> Iterator[tuple[str, object]]:
         raw = collected([], lambda: read_json_object(self.folder / CONFIG)) or {}
-        yield "method", str(raw.get("peft_type")).lower()
         config = self.config
+        named = raw.get("peft_type") if config is None else config.peft_type
+        yield "method", None if named is None else str(named).lower()
         if config is not None:
             yield "settings", _changed(config)
             if isinstance(config, NamedTargetsConfig):
@@ -104,7 +127,11 @@ class _Step:
             yield "modules", len(self.paths) or None
             if isinstance(config, Ranked) and self.paths:
                 yield "ranks", sorted({config.rank(path) for path in self.paths})
-        yield from ((name, raw[name]) for name in _NOTED if raw.get(name) is not None)
+        yield from ((name, raw[name]) for name in _NOTED if raw.get(name) not in (None, ""))
+
+
+def _layout(folder: Path) -> Layout:
+    return collected([], lambda: layout_of(folder) or PEFTS) or PEFTS
 
 
 def _differences(
@@ -130,9 +157,10 @@ def _differences(
         found = (r for r in record.rewrites if r.step == number and not r.saved)
         step.paths = [rewrite.seam.path for rewrite in found]
         if not step.problems:
-            ask = partial(step_differences, record, number, step.folder)
+            ask = partial(match_step, record, number, step.folder, step.foreign)
             where = f"{step.folder.name}: " if len(steps) > 1 else ""
-            problems += [where + problem for problem in collected(problems, ask) or ()]
+            match = collected(problems, ask)
+            problems += [where + problem for problem in match.problems()] if match else []
     return problems
 
 

@@ -5,12 +5,12 @@ A folder holds `recipe.json`, which lists the steps in their order, and for each
 there is one step, in a folder of its own if there are several. `PeftConfig.stored_name` says what a
 tensor is called. Where a step's weights come out of others, as a prefix's out of its projection,
 those are beside them in `reparameterization.safetensors`, and the settings with which they are
-trained in `reparameterization.json` if they are others.
+trained in `reparameterization.json` if they are others. What another library wrote in a layout of
+its own is read by way of `foreign`.
 """
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,10 +19,9 @@ from safetensors.numpy import save as safetensors_bytes
 
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
 from tinygrad_peft.models.files import read_json_object, replacing
-from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
-from tinygrad_peft.nn import Parameter, Transformer
-from tinygrad_peft.nn.module import mismatches
+from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
+from tinygrad_peft.peft.foreign import read_foreign
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
@@ -31,26 +30,22 @@ from tinygrad_peft.peft.layout import (
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
-    missing_weights,
-    schema_of,
+    remove_step,
     step_folders,
+    steps_left,
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
+from tinygrad_peft.peft.matching import Match, match_step, step_tensors
 from tinygrad_peft.peft.record import Record
-from tinygrad_peft.peft.repeated import without_base
 
 __all__ = [
     "load_adapter",
     "read_recipe",
     "read_step",
     "save_adapter",
-    "step_differences",
-    "step_tensors",
 ]
 
 PEFTS_HEADS = ("classifier", "score")
-# With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
-_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 
 
 def save_adapter(
@@ -61,7 +56,7 @@ def save_adapter(
     Weights that come out of others are written with those unless `flatten`. What another recipe has
     left in the folder is removed. Raises CheckpointError where a folder cannot be made.
     """
-    folders, left = _folders(record.recipe), _left_behind(directory)
+    folders, left = _folders(record.recipe), steps_left(directory)
     for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
         folder = directory / name
         _make(folder)
@@ -75,83 +70,49 @@ def save_adapter(
     _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
     for name in left:
         if name not in folders:
-            _remove_step(directory / name)
+            remove_step(directory / name)
 
 
-def read_recipe(directory: Path, host: Host) -> tuple[PeftConfig, ...]:
-    """The configs of a folder's steps, in their order.
+def read_recipe(
+    directory: Path, host: Host, base: TransformerConfig | None = None
+) -> tuple[PeftConfig, ...]:
+    """The configs of a folder's steps, in their order; `base` is the model that they are for.
 
     Raises:
         CheckpointError: files that are missing or are not what they should be.
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    return tuple(read_step(directory / name, host) for name in step_folders(directory))
+    return tuple(read_step(directory / name, host, base) for name in step_folders(directory))
 
 
-def load_adapter(record: Record, model: Transformer, directory: Path) -> None:
+def load_adapter(record: Record, model: Transformer, host: Host, directory: Path) -> None:
     """Give the record's parameters the values in the folder that its recipe was read from.
 
     Raises CheckpointError, which lists every tensor that is missing, unexpected, of another shape
     or not of floats, and the shapes of the base that it was made for; then nothing has changed.
     """
     try:
-        _fill(record, model, directory)
+        _fill(record, model, host, directory)
     except MemoryError:
         raise CheckpointError(f"{directory} asks for more memory than there is") from None
 
 
-def _fill(record: Record, model: Transformer, directory: Path) -> None:
-    tensors: list[tuple[Parameter, StoredTensor]] = []
+def _fill(record: Record, model: Transformer, host: Host, directory: Path) -> None:
+    matches: list[Match] = []
     problems: list[str] = []
     for step, name in enumerate(step_folders(directory)):
-        wanted, found, more = _matched(record, step, directory / name)
-        differences = dict.fromkeys(more + _differences(wanted, found))
-        problems += [p if name == "." else f"{name}: {p}" for p in differences]
-        tensors += [(p, found[k]) for k, p in wanted.items() if k in found]
+        folder = directory / name
+        match = match_step(record, step, folder, read_foreign(folder, host, model.config))
+        problems += [p if name == "." else f"{name}: {p}" for p in match.problems()]
+        matches.append(match)
     if problems:
         different = differing_base(model, directory)
         made_for = f" it was made for a model of {'; '.join(different)}" if different else ""
         raise CheckpointError(f"{directory} does not fit:{made_for}\n{listed(problems)}")
-    arrays = [tensor.read(parameter.dtype) for parameter, tensor in tensors]
-    for (parameter, _), array in zip(tensors, arrays, strict=True):
+    arrays = [(parameter, array) for match in matches for parameter, array in match.arrays()]
+    for parameter, array in arrays:
         parameter.data = array
-
-
-def step_differences(record: Record, step: int, folder: Path) -> list[str]:
-    """How a step's folder differs from what the record wants of it; no weight is read.
-
-    Raises CheckpointError where a file is missing or broken.
-    """
-    wanted, found, more = _matched(record, step, folder)
-    return more + _differences(wanted, found)
-
-
-def _matched(
-    record: Record, step: int, folder: Path
-) -> tuple[dict[str, Parameter], dict[str, StoredTensor], list[str]]:
-    """What a step wants, where it is found, and what is wrong beside."""
-    origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
-    # A step that adds nothing has no file; one that is there all the same is one too many.
-    there = bool(stored) or (folder / WEIGHTS).exists()
-    found, problems = without_base(record, step, step_tensors(folder) if there else {})
-    if origin.exists() and (wanted := record.reparameterization(step)):
-        problems += _differences(stored, found)
-        beside = record.stored_beside(step)
-        more = {key: tensor for key, tensor in found.items() if key in beside}
-        return wanted | beside, read_header(origin) | more, problems
-    if record.recipe[step].flattened() != record.recipe[step]:
-        return record.trained_parameters(step), found, problems
-    record.flatten(step)
-    return record.stored_parameters(step), found, problems
-
-
-def step_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """What a step's weights file holds. Raises CheckpointError if it is missing or broken."""
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise CheckpointError(missing_weights(folder))
-    return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
 def _task_type(model: Transformer) -> str | None:
@@ -173,36 +134,20 @@ def _make(folder: Path) -> None:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
 
 
-def _left_behind(directory: Path) -> list[str]:
-    """The steps of whatever adapter is in the folder already."""
-    try:
-        return step_folders(directory)
-    except CheckpointError:
-        return []
-
-
-def _remove_step(folder: Path) -> None:
-    """Remove a step's files, and its folder if nothing else is in it."""
-    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _settings_file(folder: Path) -> Path:
     """Where a step's settings are: those with which it is trained, if it can be trained on."""
     trained_on = (folder / REPARAMETERIZATION).exists() and (folder / ORIGIN).exists()
     return folder / (ORIGIN if trained_on else CONFIG)
 
 
-def read_step(folder: Path, host: Host) -> PeftConfig:
+def read_step(folder: Path, host: Host, base: TransformerConfig | None = None) -> PeftConfig:
     """The config in one step's folder. Raises what `read_recipe` raises."""
+    if (foreign := read_foreign(folder, host, base)) is not None:
+        return foreign.config
     path = _settings_file(folder)
     values = read_json_object(path)
     if not isinstance(values.get("peft_type"), str):
-        other = schema_of(values)
-        whose = f"; it is in {other}'s layout, and not in Hugging Face PEFT's" if other else ""
-        raise CheckpointError(f"{path} names no method: it has no peft_type{whose}")
+        raise CheckpointError(f"{path} names no method: it has no peft_type")
     name = str(values["peft_type"]).lower()
     methods = host.methods()
     if name not in methods:
@@ -249,18 +194,6 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     there = [h for h in PEFTS_HEADS if h in names and any(f".{h}." in key for key in stored)]
     own = [name for name in names if name not in PEFTS_HEADS]
     return {**values, "modules_to_save": [*own, *there]}
-
-
-def _differences(wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor]) -> list[str]:
-    problems = mismatches(
-        {key: parameter.shape for key, parameter in wanted.items()},
-        {key: tensor.shape for key, tensor in found.items()},
-    )
-    return problems + [
-        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
-        for key, tensor in found.items()
-        if key in wanted and tensor.dtype not in FLOATS
-    ]
 
 
 def _write_tensors(path: Path, parameters: Mapping[str, Parameter]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -23,6 +23,7 @@ __all__ = [
     "layer_patterns",
     "parse_method",
     "steps_of",
+    "unknown_settings",
 ]
 
 C = TypeVar("C", bound="PeftConfig")
@@ -203,15 +204,21 @@ def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "
         ConfigError: an unknown key, a value of the wrong type (with its path) or impossible.
     """
     known = {field.name: field.default for field in dataclasses.fields(kind)}
-    extra = {key: v for key, v in values.items() if key not in known.keys() | _BOOKKEEPING}
-    asking = [k for k, v in extra.items() if not _asks_nothing(v) and kind.passed_over.get(k) != v]
-    if asking:
-        raise ConfigError(
-            f"{where}{kind.__name__} does not know:\n"
-            + listed(f"{key} = {extra[key]!r}{nearest(key, known)}" for key in asking)
-        )
+    over = {key for key, value in kind.passed_over.items() if values.get(key) == value}
+    others = {key: value for key, value in values.items() if key not in _BOOKKEEPING | over}
+    if unknown := unknown_settings(others, known):
+        raise ConfigError(f"{where}{kind.__name__} does not know:\n{listed(unknown)}")
     own = {k: v for k, v in values.items() if k in known and not (v is None and known[k] == ())}
     return _convert(kind, own, where, strict=True)
+
+
+def unknown_settings(values: Mapping[str, object], known: Collection[str]) -> list[str]:
+    """The settings that are not known and ask for something, with the nearest names that are."""
+    return [
+        f"{key} = {value!r}{nearest(key, known)}"
+        for key, value in values.items()
+        if key not in known and not _asks_nothing(value)
+    ]
 
 
 def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConfig:

@@ -1,12 +1,13 @@
 """What hooks are told: frozen, so that a hook grows by a field and never by a parameter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.nn import Module, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.layout import Layout
 
 __all__ = [
     "AffineShape",
@@ -16,6 +17,10 @@ __all__ = [
     "Combined",
     "Draft",
     "EmbeddingShape",
+    "ForeignFolder",
+    "ForeignName",
+    "ForeignRequest",
+    "ForeignStep",
     "ModelShape",
     "NormShape",
     "ParameterCount",
@@ -167,6 +172,66 @@ class Combined:
     config: PeftConfig
     tensors: Mapping[str, Mapping[str, Array]] = field(repr=False)
     lost: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ForeignFolder:
+    """An adapter that another library wrote.
+
+    Attributes:
+        layout: whose it is.
+        settings: what its adapter_config.json holds.
+        shapes: those of its tensors, by their names in the file.
+        base: the model that it is to be put into, where that is known.
+    """
+
+    layout: Layout
+    settings: Mapping[str, object] = field(repr=False)
+    shapes: Mapping[str, Shape] = field(repr=False)
+    base: TransformerConfig | None = None
+
+
+@dataclass(frozen=True)
+class ForeignRequest:
+    """A step that is to be written for another library.
+
+    Attributes:
+        layout: whose it shall be.
+        adapter: what the adapter is called.
+        config: the step's settings, as `flattened` gives them.
+        paths: the places that it adapted, in the checkpoint's names.
+        base: the model that they are in.
+    """
+
+    layout: Layout
+    adapter: str
+    config: PeftConfig
+    paths: Sequence[str]
+    base: TransformerConfig
+
+
+@dataclass(frozen=True)
+class ForeignName:
+    """What another library calls a weight in its file, and whether it keeps it transposed."""
+
+    name: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class ForeignStep:
+    """A step as it is here, and as it is there.
+
+    Attributes:
+        config: its settings here.
+        settings: what its adapter_config.json holds there.
+        naming: what a weight is called there, by the place that the method adapted, in the
+            checkpoint's names, and by the weight's name in the module that it put there.
+    """
+
+    config: PeftConfig
+    settings: Mapping[str, object] = field(repr=False)
+    naming: Callable[[str, str], ForeignName] = field(repr=False)
 
 
 @dataclass(frozen=True)

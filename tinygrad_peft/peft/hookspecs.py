@@ -11,6 +11,9 @@ from tinygrad_peft.peft.events import (
     Combination,
     Combined,
     Draft,
+    ForeignFolder,
+    ForeignRequest,
+    ForeignStep,
     ModelShape,
     ParameterCount,
     StepEnded,
@@ -24,8 +27,10 @@ __all__ = [
     "count_parameters",
     "merge_module",
     "peft_methods",
+    "read_foreign",
     "recipe_applied",
     "step_ended",
+    "write_foreign",
 ]
 
 _spec = pluggy.HookspecMarker("tinygrad_peft")
@@ -77,6 +82,25 @@ def combine_adapters(combination: Combination) -> Combined | None:
 @_spec
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Why this recipe should not be applied to this model; nothing if it may."""
+    raise NotImplementedError
+
+
+@_spec
+def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
+    """The step that another library wrote; None if it is of no method of this plugin.
+
+    One plugin at most may answer. Raises ConfigError or CheckpointError with all that has no
+    equal here.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def write_foreign(request: ForeignRequest) -> ForeignStep | None:
+    """A step for another library; None if this plugin does not write this method in its layout.
+
+    One plugin at most may answer. Raises ConfigError with all that has no equal there.
+    """
     raise NotImplementedError
 
 

@@ -4,28 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.files import PICKLES, read_json_object, refuse_pickle
+from tinygrad_peft.models.files import PICKLES, refuse_pickle
 from tinygrad_peft.models.inspection import (
     Report,
-    Tensors,
     collected,
     inspect_gguf,
     inspect_model,
     inspect_tensors,
 )
-from tinygrad_peft.models.tensors import StoredTensor, read_header
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.adapter_report import inspect_recipe
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
+    LAYOUTS,
     RECIPE,
-    WEIGHTS,
-    Layout,
     adapter_folders,
-    foreign_weights,
     layout_of,
     step_folders,
+    weights_path,
 )
 
 __all__ = ["inspect_path"]
@@ -64,10 +61,9 @@ def _inspect_folder(folder: Path, host: Host, base: TransformerConfig | None) ->
     parts = [inspect_gguf(file) for file in sorted(folder.glob("*.gguf"))]
     if (folder / "config.json").is_file() or any((folder / n).is_file() for n in _MODEL_FILES):
         parts.append(inspect_model(folder))
-    if any((folder / name).is_file() for name in (CONFIG, RECIPE, WEIGHTS)):
+    weights = (weights_path(folder, layout) for layout in LAYOUTS)
+    if any(path.is_file() for path in (folder / CONFIG, folder / RECIPE, *weights)):
         parts.append(_inspect_adapter(folder, host, base))
-    elif foreign_weights(folder):
-        parts.append(_inspect_foreign(folder, layout_of(folder)))
     parts += [_inspect_adapter(folder / name, host, base) for name in _own_adapters(folder)]
     if not parts:
         raise CheckpointError(f"{folder} holds neither a model nor an adapter{_held(folder)}")
@@ -76,44 +72,10 @@ def _inspect_folder(folder: Path, host: Host, base: TransformerConfig | None) ->
 
 def _inspect_adapter(folder: Path, host: Host, base: TransformerConfig | None) -> Report:
     problems: list[str] = []
-    layout = collected(problems, lambda: layout_of(folder))
+    collected(problems, lambda: layout_of(folder))
     if problems:
         return Report(path=folder, kind="adapter", problems=problems)
-    if layout not in (None, "Hugging Face PEFT") and not (folder / RECIPE).is_file():
-        return _inspect_foreign(folder, layout)
     return inspect_recipe(folder, host, base)
-
-
-def _inspect_foreign(folder: Path, layout: Layout | None) -> Report:
-    """A report on an adapter in another layout: what it says of itself."""
-    problems: list[str] = []
-    values = collected(problems, lambda: read_json_object(folder / CONFIG)) or {}
-    weights = foreign_weights(folder)
-    stored: dict[str, StoredTensor] | None = None
-    if weights is None:
-        problems.append(f"{folder} holds no weights in {layout}'s layout")
-    elif weights.suffix in PICKLES:
-        collected(problems, lambda: refuse_pickle(weights))
-    elif weights.suffix != ".safetensors":
-        problems.append(f"{weights} is not read: expected safetensors")
-    else:
-        stored = collected(problems, lambda: read_header(weights))
-    return Report(
-        path=folder,
-        kind="adapter",
-        facts={"format": layout, **_told(values)},
-        tensors=None if stored is None else Tensors.of(stored),
-        problems=problems,
-    )
-
-
-def _told(values: dict[str, object]) -> dict[str, object]:
-    """What AdapterHub's and mlx-lm's settings say of the method and of the model."""
-    names = (
-        *("name", "version", "model_name", "model_type", "model_class", "hidden_size", "model"),
-        *("fine_tune_type", "num_layers", "lora_layers", "lora_parameters", "config"),
-    )
-    return {name: values[name] for name in names if values.get(name) not in (None, "")}
 
 
 def _own_adapters(folder: Path) -> Sequence[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.files import read_json_object
@@ -11,18 +11,24 @@ from tinygrad_peft.models.files import read_json_object
 __all__ = [
     "CONFIG",
     "FORMAT",
+    "LAYOUTS",
     "ORIGIN",
+    "PEFTS",
     "PICKLE",
     "RECIPE",
     "REPARAMETERIZATION",
     "WEIGHTS",
     "Layout",
     "adapter_folders",
-    "foreign_weights",
+    "kind_of",
     "layout_of",
-    "missing_weights",
+    "remove_step",
     "schema_of",
+    "stale_files",
     "step_folders",
+    "steps_left",
+    "weights_file",
+    "weights_path",
 ]
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
@@ -32,15 +38,24 @@ PICKLE = "adapter_model.bin"
 FORMAT = 1
 
 Layout: TypeAlias = Literal["Hugging Face PEFT", "AdapterHub", "mlx-lm"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+PEFTS: Layout = "Hugging Face PEFT"
 
 # All three call their settings adapter_config.json, and their weights otherwise.
-_WEIGHTS_OF: Mapping[str, Layout] = {
-    WEIGHTS: "Hugging Face PEFT",
-    PICKLE: "Hugging Face PEFT",
-    "adapter.safetensors": "AdapterHub",
-    "pytorch_adapter.bin": "AdapterHub",
-    "adapters.safetensors": "mlx-lm",
-    "adapters.npz": "mlx-lm",
+_WEIGHTS: Mapping[Layout, str] = {
+    "Hugging Face PEFT": WEIGHTS,
+    "AdapterHub": "adapter.safetensors",
+    "mlx-lm": "adapters.safetensors",
+}
+_NEVER_READ: Mapping[Layout, str] = {
+    "Hugging Face PEFT": PICKLE,
+    "AdapterHub": "pytorch_adapter.bin",
+    "mlx-lm": "adapters.npz",
+}
+_SAVE_AGAIN: Mapping[Layout, str] = {
+    "Hugging Face PEFT": "with save_pretrained of PEFT",
+    "AdapterHub": "with save_adapter(..., use_safetensors=True) of AdapterHub's adapters",
+    "mlx-lm": "with a current mlx-lm",
 }
 _ADAPTERHUBS = frozenset(("hidden_size", "model_class", "model_name", "model_type", "name"))
 _MLXS = frozenset(("fine_tune_type", "lora_layers", "lora_parameters", "num_layers"))
@@ -72,6 +87,22 @@ def step_folders(directory: Path) -> list[str]:
     return steps
 
 
+def steps_left(directory: Path) -> list[str]:
+    """The folders of the steps of whatever adapter is in the folder already."""
+    try:
+        return step_folders(directory)
+    except CheckpointError:
+        return []
+
+
+def remove_step(folder: Path) -> None:
+    """Remove a step's files, and its folder if nothing else is in it."""
+    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def adapter_folders(directory: Path) -> list[str]:
     """The folders in this one that hold an adapter each."""
     return sorted(
@@ -88,7 +119,8 @@ def layout_of(directory: Path) -> Layout | None:
     """
     if (directory / CONFIG).is_file():
         return schema_of(read_json_object(directory / CONFIG))
-    return next((of for name, of in _WEIGHTS_OF.items() if (directory / name).is_file()), None)
+    names = ((name, of) for of in LAYOUTS for name in (_WEIGHTS[of], _NEVER_READ[of]))
+    return next((of for name, of in names if (directory / name).is_file()), None)
 
 
 def schema_of(values: Mapping[str, object]) -> Layout | None:
@@ -100,22 +132,46 @@ def schema_of(values: Mapping[str, object]) -> Layout | None:
     return "mlx-lm" if _MLXS & values.keys() else None
 
 
-def foreign_weights(folder: Path) -> Path | None:
-    """The weights in a folder that have AdapterHub's or mlx-lm's name."""
-    places = (folder / name for name in _WEIGHTS_OF if name not in (WEIGHTS, PICKLE))
-    return next((place for place in places if place.is_file()), None)
+def kind_of(layout: Layout, settings: Mapping[str, object]) -> str:
+    """What another library calls the kind of adapter that its settings are of."""
+    config = settings.get("config")
+    if layout == "AdapterHub":
+        named = config.get("architecture") if isinstance(config, Mapping) else None
+        return "bottleneck" if named is None else str(named)
+    return str(settings.get("fine_tune_type", "lora"))
 
 
-def missing_weights(folder: Path) -> str:
-    """That PEFT's file with the weights is missing, and what is there instead."""
-    found = [name for name in _WEIGHTS_OF if (folder / name).is_file()]
-    if PICKLE in found:
-        return (
-            f"{folder / WEIGHTS} does not exist, and {PICKLE} is a pickle, which can run any code: "
-            "save it as safetensors, with save_pretrained of PEFT"
+def weights_path(folder: Path, layout: Layout) -> Path:
+    """Where the weights are in a folder of that layout."""
+    return folder / _WEIGHTS[layout]
+
+
+def weights_file(folder: Path, layout: Layout) -> Path:
+    """The file with the weights in a folder of that layout.
+
+    Raises CheckpointError, which tells what is there instead, where it is missing.
+    """
+    path = weights_path(folder, layout)
+    if path.exists():
+        return path
+    if (folder / _NEVER_READ[layout]).is_file():
+        name = _NEVER_READ[layout]
+        why = "a pickle, which can run any code" if name.endswith(".bin") else "not read"
+        raise CheckpointError(
+            f"{path} does not exist, and {name} is {why}: save it as safetensors, "
+            f"{_SAVE_AGAIN[layout]}"
         )
-    other = f"; {found[0]} is {_WEIGHTS_OF[found[0]]}'s name for another layout" if found else ""
-    return f"{folder / WEIGHTS} does not exist{other}"
+    others = {of: name for of, name in _WEIGHTS.items() if (folder / name).is_file()}
+    told = [f"; {name} is {of}'s name for another layout" for of, name in others.items()]
+    if not told and layout != PEFTS:  # its pickle is not even downloaded
+        told = [f": save the adapter {_SAVE_AGAIN[layout]}"]
+    raise CheckpointError(f"{path} does not exist{''.join(told[:1])}")
+
+
+def stale_files(folder: Path, layout: Layout) -> list[Path]:
+    """The weights that other layouts would have in a folder, and what they come out of."""
+    names = [name for of, name in _WEIGHTS.items() if of != layout]
+    return [folder / name for name in (*names, REPARAMETERIZATION, ORIGIN)]
 
 
 def _instead(directory: Path) -> str:

@@ -15,7 +15,9 @@ from tinygrad_peft.peft.combining import combine_records, fill_record
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Applied, CombinationType
+from tinygrad_peft.peft.foreign import check_layout, save_foreign
 from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.layout import PEFTS, Layout
 from tinygrad_peft.peft.made_for import check_base
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.running import AdaptedTransformer
@@ -81,9 +83,10 @@ class PeftModel(AdaptedTransformer):
         folder's. On any error nothing has changed.
         """
         folder = Path(directory)
-        recipe = read_recipe(folder, self.host)
+        recipe = read_recipe(folder, self.host, self.base_model.config)
         check_base(self.base_model, folder)
-        self._add(name, recipe, fill=partial(load_adapter, model=self.base_model, directory=folder))
+        ask = partial(load_adapter, model=self.base_model, host=self.host, directory=folder)
+        self._add(name, recipe, fill=ask)
         if not is_trainable:
             for parameter in self._adapters.records[name].parameters():
                 parameter.requires_grad = False
@@ -302,21 +305,31 @@ class PeftModel(AdaptedTransformer):
         *,
         adapters: Sequence[str] | None = None,
         flatten: bool = False,
+        layout: Layout = PEFTS,
     ) -> None:
         """Write recipe.json, and adapter_config.json with adapter_model.safetensors for each step.
 
         The adapter "default" goes into the folder itself, others into folders of their names in it.
         `adapters` names those to be saved, all by default. Weights that come out of others (a
         prefix's projection, say) are written with those, for further training, unless `flatten`.
-        Each file is complete or not there. Raises PeftError after `unload` and for unknown names.
+        With `layout`, adapters of one step are written as AdapterHub's or mlx-lm's library reads
+        them. Each file is complete or not there.
+
+        Raises PeftError after `unload` and for unknown names; ConfigError, and writes nothing, with
+        all that a layout cannot hold.
         """
+        check_layout(layout)
         self._require_adapter()
         names = list(self._adapters.records) if adapters is None else list(adapters)
         self._adapters.require(names)
-        for name in names:
-            folder = Path(directory) if name == DEFAULT else Path(directory) / name
-            record = self._adapters.records[name]
-            save_adapter(record, self.base_model, self.host, folder, flatten=flatten)
+        root = Path(directory)
+        folders = {name: root if name == DEFAULT else root / name for name in names}
+        records = {name: self._adapters.records[name] for name in names}
+        if layout != PEFTS:
+            save_foreign(records, folders, self.base_model, self.host, layout)
+            return
+        for name, record in records.items():
+            save_adapter(record, self.base_model, self.host, folders[name], flatten=flatten)
 
     @classmethod
     def from_pretrained(
@@ -330,11 +343,13 @@ class PeftModel(AdaptedTransformer):
     ) -> "PeftModel":
         """Apply the recipe of a folder to `model`, with the folder's weights.
 
-        The weights are frozen, as in Hugging Face PEFT, unless `is_trainable`.
+        The folder may be one that Hugging Face PEFT, AdapterHub or mlx-lm wrote. The weights are
+        frozen, as in Hugging Face PEFT, unless `is_trainable`.
 
         Raises:
             CheckpointError: the folder was made for another kind of model or head; or every tensor
                 that is missing, unexpected or of another shape.
+            ConfigError: settings that the method does not have.
             PluginError: no plugin provides a step's method.
             TargetError: the model does not have the targets.
         On any of them the model is what it was.

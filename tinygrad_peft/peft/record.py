@@ -136,6 +136,14 @@ class Record:
             for name, parameter in rewrite.added.items()
         }
 
+    def placed_parameters(self, step: int) -> list[tuple[str, str, Parameter]]:
+        """What a file holds of one step: each weight's place, and its name in what stands there."""
+        return [
+            (rewrite.seam.path, name, parameter)
+            for rewrite in (r.flattened() for r in self._own(step))
+            for name, parameter in rewrite.added.items()
+        ]
+
     def stored_parameters(self, step: int) -> dict[str, Parameter]:
         """What a file holds of one step, by the names there."""
         return self._stored([r.flattened() for r in self._own(step)])

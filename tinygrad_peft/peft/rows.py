@@ -10,7 +10,7 @@ from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Module, VirtualKeys, VirtualTokens
 from tinygrad_peft.nn import functional as F
-from tinygrad_peft.nn.seams import Context
+from tinygrad_peft.nn.seams import Context, Layer
 from tinygrad_peft.peft.sites import Seam
 from tinygrad_peft.tensor import Tensor
 
@@ -59,9 +59,9 @@ class _ByRow(Module):
 
 
 class ByRow(_ByRow):
-    """Any layer: its input and its output have the rows as their first axis."""
+    """Any layer: its inputs and its output have the rows as their first axis."""
 
-    def __call__(self, x: Tensor | IntArray, *context: Context) -> Tensor:
+    def __call__(self, x: Tensor | IntArray, *more: Tensor | Context | Layer | None) -> Tensor:
         now = self.batch.rows
         if not isinstance(x, Tensor) and (x.ndim == 1 or len(x) == 1):  # positions and types
             x = np.broadcast_to(x, (len(now), x.shape[-1]))  # that all rows share
@@ -70,16 +70,23 @@ class ByRow(_ByRow):
         group = self.group[now]
         rows = [np.flatnonzero(group == i) for i in range(len(self.modules))]
         # All contexts before the first run, which would move on the cache that they share.
-        contexts = [[c.of(own, len(now)) for c in context] for own in rows]
+        arguments = [[_of(each, own, len(now)) for each in more] for own in rows]
         parts = []
-        for run, own, more in zip(self._runs(), rows, contexts, strict=True):
+        for run, own, others in zip(self._runs(), rows, arguments, strict=True):
             if own.size:
                 with self.batch.narrowed(now[own]):
-                    part = run(x[own], *more)
+                    part = run(x[own], *others)
                 assert isinstance(part, Tensor)
                 parts.append(part)
         order = np.argsort(np.concatenate(rows))
         return F.concatenate(parts)[order]
+
+
+def _of(argument: object, rows: IntArray, batch: int) -> object:
+    """What an argument is for some rows of the batch."""
+    if isinstance(argument, Context):
+        return argument.of(rows, batch)
+    return argument[rows] if isinstance(argument, Tensor) else argument
 
 
 class PromptByRow(_ByRow):

@@ -1,0 +1,119 @@
+"""What is told apart, refused and cleared away, whatever the method and the other library."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.peft.small import Snapshot, lora_host, plugin, small
+from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError
+from tinygrad_peft.peft import (
+    ForeignFolder,
+    ForeignStep,
+    Layout,
+    PeftModel,
+    get_peft_model,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft_lora import LoraConfig
+
+CONFIG = "adapter_config.json"
+LORA = LoraConfig(r=2)
+
+
+def saved(folder: Path, layout: Layout = "mlx-lm") -> PeftModel:
+    peft = get_peft_model(small(), LORA)
+    peft.save_pretrained(folder, layout=layout)
+    return peft
+
+
+def refused(folder: Path, *parts: str) -> None:
+    model = small()
+    before = Snapshot.of(model)
+    with pytest.raises(CheckpointError) as caught:
+        PeftModel.from_pretrained(model, folder)
+    before.assert_unchanged(model)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_an_unknown_layout_is_told_with_the_nearest(tmp_path: Path) -> None:
+    layout: Any = "AdaptrHub"
+    with pytest.raises(ConfigError) as caught:
+        get_peft_model(small(), LORA).save_pretrained(tmp_path / "new", layout=layout)
+    assert str(caught.value) == (
+        "layout 'AdaptrHub' is none of Hugging Face PEFT, AdapterHub, mlx-lm; "
+        "did you mean 'AdapterHub'?"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("recipe", [LORA, [LORA, LORA]], ids=["one step", "two steps"])
+def test_what_another_layout_left_in_the_folder_is_cleared_away(
+    recipe: LoraConfig | list[LoraConfig], tmp_path: Path
+) -> None:
+    get_peft_model(small(), recipe).save_pretrained(tmp_path)
+    saved(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {CONFIG, "adapters.safetensors"}
+    PeftModel.from_pretrained(small(), tmp_path)
+    saved(tmp_path, "Hugging Face PEFT")
+    PeftModel.from_pretrained(small(), tmp_path)
+
+
+def test_of_several_adapters_all_are_written_or_none(tmp_path: Path) -> None:
+    peft = get_peft_model(small(), LORA)
+    peft.add_adapter("other", LoraConfig(r=3))
+    peft.add_adapter("biased", LoraConfig(lora_bias=True))
+    with pytest.raises(ConfigError, match="mlx-lm's layout cannot hold 'biased'"):
+        peft.save_pretrained(tmp_path, layout="mlx-lm")
+    assert not list(tmp_path.iterdir())
+    peft.save_pretrained(tmp_path, adapters=["default", "other"], layout="mlx-lm")
+    loaded = PeftModel.from_pretrained(small(), tmp_path)
+    loaded.load_adapter(tmp_path / "other", "other")
+    assert [
+        recipe[0].r for recipe in loaded.adapters.values() if isinstance(recipe[0], LoraConfig)
+    ] == [2, 3]
+
+
+def test_an_adapter_that_is_read_can_be_trained(tmp_path: Path) -> None:
+    saved(tmp_path)
+    peft = PeftModel.from_pretrained(small(), tmp_path, is_trainable=True)
+    assert len(peft.trainable_parameters()) == 2 * 2 * 3
+
+
+def test_what_no_plugin_reads_is_told(tmp_path: Path) -> None:
+    saved(tmp_path)
+    values = {"config": {"architecture": "lora", "r": 8}, "model_type": "llama", "name": "task"}
+    (tmp_path / CONFIG).write_text(json.dumps(values))
+    (tmp_path / "adapters.safetensors").rename(tmp_path / "adapter.safetensors")
+    refused(tmp_path, "no installed plugin reads 'lora' in AdapterHub's layout")
+
+
+def test_weights_by_the_name_of_another_layout_are_told(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "adapters.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    refused(
+        tmp_path,
+        "adapters.safetensors does not exist; "
+        "adapter_model.safetensors is Hugging Face PEFT's name for another layout",
+    )
+
+
+def test_two_plugins_that_read_one_folder_are_an_error(tmp_path: Path) -> None:
+    @hookimpl(hookspecs.read_foreign)
+    def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
+        return ForeignStep(LORA, folder.settings, lambda _path, _name: pytest.fail("not asked"))
+
+    saved(tmp_path)
+    host = lora_host()
+    host.register(plugin(read_foreign=read_foreign), "another")
+    with pytest.raises(PluginError, match="only one plugin may answer, and another and lora do"):
+        PeftModel.from_pretrained(small(), tmp_path, host=host)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        saved(tmp_path / "file" / "below")

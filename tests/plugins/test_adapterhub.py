@@ -1,0 +1,418 @@
+"""AdapterHub's bottleneck adapters: what its library wrote and computed, and what is written."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, shake, small
+from tinygrad_peft.errors import CheckpointError, ConfigError
+from tinygrad_peft.models import load_model
+from tinygrad_peft.models.inspection import Report
+from tinygrad_peft.nn import Transformer, TransformerConfig
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft.foreign import foreign_places, read_foreign
+from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.tensor import no_grad
+from tinygrad_peft_adapter import BottleneckAdapterConfig
+from tinygrad_peft_lora import LoraConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(GOLDEN.glob("adapterhub-*"))
+CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
+SEQ = BottleneckAdapterConfig(bottleneck_dim=4, reads="residual")
+PAR = replace(SEQ, placement="parallel")
+
+
+@cache
+def host() -> Host:
+    """What is installed; asking for it takes longer than most of the tests."""
+    return Host.installed()
+
+
+def read(
+    model: Transformer, folder: Path, *, adapter_name: str = "default", is_trainable: bool = False
+) -> PeftModel:
+    return PeftModel.from_pretrained(
+        model, folder, host=host(), adapter_name=adapter_name, is_trainable=is_trainable
+    )
+
+
+def adapt(model: Transformer, recipe: PeftConfig | Sequence[PeftConfig]) -> PeftModel:
+    return get_peft_model(model, recipe, host=host())
+
+
+def inspect(path: Path, base: TransformerConfig | None = None) -> Report:
+    return inspect_path(path, host(), base=base)
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
+def folder(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    return values
+
+
+def base(folder: Path) -> Transformer:
+    return load_model(GOLDEN / str(settings(folder)["model_name"]))
+
+
+def assert_outputs(model: PeftModel, folder: Path) -> None:
+    with np.load(folder / "expected.npz") as wanted, no_grad():
+        mask = wanted["attention_mask"]
+        apart = np.abs(model(wanted["input_ids"], mask).data - wanted["logits"])
+    assert (apart if apart.ndim == 2 else apart[mask != 0]).max() < 1e-5
+
+
+def saved(folder: Path, config: BottleneckAdapterConfig = SEQ, family: str = "llama") -> PeftModel:
+    peft = adapt(small(FAMILIES[family]), config)
+    shake(peft)
+    peft.save_pretrained(folder, layout="AdapterHub")
+    return peft
+
+
+def edit(folder: Path, **values: object) -> None:
+    """Change some of what `config` holds; None takes a key out."""
+    whole = settings(folder)
+    config = {**whole["config"], **values}
+    whole["config"] = {key: value for key, value in config.items() if value is not None}
+    (folder / CONFIG).write_text(json.dumps(whole))
+
+
+def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
+    """Loading raises one error with all parts, and the model is what it was."""
+    model = small() if model is None else model
+    before = Snapshot.of(model)
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        read(model, folder)
+    before.assert_unchanged(model)
+    for part in parts:
+        assert part in str(caught.value)
+    return str(caught.value)
+
+
+# ---------- what its library wrote ----------
+
+
+def test_there_are_three_kinds_of_every_family() -> None:
+    kinds = {tuple(folder.name.split("-")[1:]) for folder in FOLDERS}
+    three = {(f, k) for f in ("gpt2", "llama", "bert") for k in ("seq", "double", "par")}
+    assert kinds >= three
+
+
+def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
+    peft = read(base(folder), folder)
+    assert not peft.trainable_parameters()
+    assert_outputs(peft, folder)
+
+
+def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
+    peft = read(base(folder), folder, is_trainable=True)
+    foreign = read_foreign(folder, host(), peft.config)
+    assert foreign is not None
+    with np.load(folder / "expected.npz") as wanted:
+        output = peft(wanted["input_ids"], wanted["attention_mask"])
+        output.backward(np.cos(output.data))
+        expected = wanted["gradients"]
+    places = foreign_places(peft.record, 0, foreign)
+    gradients = [p.grad for _, p in sorted(places.items(), key=lambda item: item[0].name)]
+    found = np.concatenate([g.ravel() for g in gradients if g is not None])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
+    peft = read(base(folder), folder, adapter_name="task")
+    peft.save_pretrained(tmp_path, adapters=["task"], layout="AdapterHub")
+    written, before = load_file(tmp_path / "task" / WEIGHTS), load_file(folder / WEIGHTS)
+    assert written.keys() == before.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(written[name], array)
+    told, told_before = settings(tmp_path / "task"), settings(folder)
+    assert told.pop("model_name") == ""
+    del told_before["model_name"]
+    if "more" not in folder.name:
+        assert told["config"].pop("init_weights") in ("mam_adapter", "houlsby")
+        del told_before["config"]["init_weights"]
+        assert told == told_before
+    assert_outputs(read(base(folder), tmp_path / "task"), folder)
+
+
+def test_in_hugging_face_pefts_manner_it_is_the_same_adapter(folder: Path, tmp_path: Path) -> None:
+    read(base(folder), folder).save_pretrained(tmp_path)
+    assert_outputs(read(base(folder), tmp_path), folder)
+
+
+def test_its_settings_are_taken_over() -> None:
+    peft = read(load_model(GOLDEN / "bert"), GOLDEN / "adapterhub-bert-more")
+    assert peft.recipe == (
+        BottleneckAdapterConfig(
+            placement="houlsby",
+            reads="residual",
+            reduction_factor=5.0,
+            activation="gelu_tanh",
+            dropout=0.1,
+            drops="output",
+            scaling=0.5,
+            init_weights="near_identity",
+            layers_to_transform=[1],
+        ),
+    )
+
+
+def test_an_encoders_adapter_goes_into_a_classifier_and_the_other_way_round() -> None:
+    bare, headed = GOLDEN / "adapterhub-bert-seq", GOLDEN / "adapterhub-bert-classifier-seq"
+    for folder, other in ((bare, headed), (headed, bare)):
+        own, elsewhere = (read(base(into), folder).record.parameters() for into in (folder, other))
+        for one, same in zip(own, elsewhere, strict=True):
+            np.testing.assert_array_equal(one.data, same.data)
+
+
+def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
+    alone = inspect(folder)
+    assert (alone.sound, alone.facts["format"], alone.facts["method"]) == (
+        True,
+        "AdapterHub",
+        "adapter",
+    )
+    held = inspect(folder, base=base(folder).config)
+    assert held.sound
+    assert held.facts["modules"] in (1, 2, 4)
+
+
+# ---------- what is written ----------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        SEQ,
+        PAR,
+        BottleneckAdapterConfig(placement="houlsby", activation="silu", layers_to_transform=1),
+        replace(SEQ, bottleneck_dim=None, reduction_factor=3, activation="gelu", scaling=0.1),
+        replace(SEQ, dropout=0.2, drops="output", activation="tanh", bottleneck_dim=23),
+    ],
+    ids=["seq", "par", "double", "reduced", "wide"],
+)
+def test_what_is_written_is_read_again_to_the_bit(
+    config: BottleneckAdapterConfig, family: str, tmp_path: Path
+) -> None:
+    peft = saved(tmp_path, config, family)
+    again = read(small(FAMILIES[family]), tmp_path)
+    np.testing.assert_array_equal(logits(again), logits(peft))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, CONFIG]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again.save_pretrained(tmp_path, layout="AdapterHub")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("width", [1, 5, 7, 11, 13, 17, 18, 29, 39])
+def test_every_inner_width_has_a_factor(width: int, tmp_path: Path) -> None:
+    model = small(replace(GPT2, hidden_size=18, num_attention_heads=2))
+    adapt(model, replace(SEQ, bottleneck_dim=width)).save_pretrained(tmp_path, layout="AdapterHub")
+    factor = settings(tmp_path)["config"]["reduction_factor"]
+    assert max(1, int(18 // factor)) == width
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (replace(SEQ, bias=False), "bias=False: its adapters have biases"),
+        (replace(SEQ, layer_norm=True), "layer_norm: its library cannot write that"),
+        (replace(SEQ, dropout=0.1), 'dropout needs drops="output"'),
+        (replace(SEQ, modules_to_save=["lm_head"]), "modules_to_save: it trains no modules whole"),
+        (replace(PAR, reads="sublayer"), 'placement="parallel" needs reads="residual" in a model'),
+        (LoraConfig(), "no installed plugin writes lora in it"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused_and_nothing_written(
+    config: PeftConfig, reason: str, tmp_path: Path
+) -> None:
+    peft = adapt(small(), config)
+    with pytest.raises(ConfigError) as caught:
+        peft.save_pretrained(tmp_path / "new", layout="AdapterHub")
+    assert str(caught.value).startswith("AdapterHub's layout cannot hold 'default':\n  - ")
+    assert reason in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_all_that_it_cannot_hold_is_one_error(tmp_path: Path) -> None:
+    peft = adapt(small(), [replace(SEQ, bias=False, layer_norm=True), LoraConfig()])
+    with pytest.raises(ConfigError) as caught:
+        peft.save_pretrained(tmp_path, layout="AdapterHub")
+    _, *reasons = str(caught.value).splitlines()
+    assert [reason[4:20] for reason in reasons] == [
+        "2 steps: it hold",
+        "step 0: bias=Fal",
+        "step 0: layer_no",
+        "step 1: no insta",
+    ]
+
+
+def test_a_model_of_another_family_has_no_names_there(tmp_path: Path) -> None:
+    peft = adapt(small(replace(LLAMA, model_type="")), SEQ)
+    with pytest.raises(ConfigError, match="it has models of the families gpt2, llama, bert alone"):
+        peft.save_pretrained(tmp_path, layout="AdapterHub")
+
+
+# ---------- strictness ----------
+
+
+UNEQUALLED: Mapping[str, tuple[dict[str, object], str]] = {
+    "unknown": (
+        {"ln_befor": True},
+        "config has the unknown ln_befor = True; did you mean 'ln_before'",
+    ),
+    "missing": ({"mh_adapter": None}, "missing required field `mh_adapter`"),
+    "kind": ({"dropout": "x"}, "config: Expected `float`, got `str` - at `$.dropout`"),
+    "no output": (
+        {"output_adapter": False},
+        "output_adapter=False: an adapter at each feed-forward",
+    ),
+    "beside": ({"is_parallel": True, "mh_adapter": True}, "none beside attention is supported"),
+    "no sum": ({"original_ln_after": False}, "no output without the base's own sum"),
+    "residual": (
+        {"residual_before_ln": False},
+        "residual_before_ln=False: true alone is supported",
+    ),
+    "post_add": (
+        {"residual_before_ln": "post_add", "original_ln_before": False},
+        "residual_before_ln='post_add'",
+    ),
+    "ln_before": ({"ln_before": True}, "ln_before: its own library cannot write that"),
+    "ln_after": ({"ln_after": True}, "ln_after: norms behind adapters are not supported"),
+    "scaling": ({"scaling": "learned"}, "scaling='learned': a number is expected"),
+    "gates": ({"use_gating": True}, "use_gating: gates are not supported"),
+    "invertible": (
+        {"inv_adapter": "nice"},
+        "inv_adapter='nice': invertible adapters are not supported",
+    ),
+    "cross": ({"cross_adapter": True}, "cross_adapter: no model has cross-attention"),
+    "phm": ({"phm_layer": True}, "phm_layer: compacters are not supported"),
+    "depth": ({"stochastic_depth": 0.1}, "stochastic_depth=0.1: dropping layers is not"),
+    "start": ({"init_weights": "brt"}, "init_weights='brt' is none of mam_adapter, houlsby, bert"),
+    "activation": ({"non_linearity": "reul"}, "non_linearity='reul' is none of relu, gelu"),
+    "widths": (
+        {"reduction_factor": {"0": 2, "default": 4}},
+        "reduction_factor [2.0, 4.0]: all layers have one width here",
+    ),
+    "some widths": (
+        {"reduction_factor": {"0": 2}},
+        "reduction_factor has none for the layers 1, 2",
+    ),
+    "no width": (
+        {"reduction_factor": -1},
+        "reduction_factor=-1.0 of the hidden size 16 is no width",
+    ),
+    "all widths": ({"reduction_factor": 1e-320}, "of the hidden size 16 is no width"),
+}
+
+
+@pytest.mark.parametrize("case", UNEQUALLED)
+def test_a_setting_without_an_equal_is_refused(case: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    values, reason = UNEQUALLED[case]
+    edit(tmp_path, **values)
+    refused(tmp_path, f"{tmp_path / CONFIG}, which is AdapterHub's: ", reason)
+
+
+def test_all_that_has_no_equal_is_one_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, ln_after=True, use_gating=True, non_linearity="elu")
+    assert refused(tmp_path).count("\n  - ") == 3
+
+
+def test_settings_that_ask_for_nothing_are_passed_over(tmp_path: Path) -> None:
+    peft = saved(tmp_path)
+    edit(tmp_path, later={}, another=False, phm_dim=7, init_weights_seed=3)
+    again = read(small(), tmp_path)
+    np.testing.assert_array_equal(logits(again), logits(peft))
+
+
+def test_before_there_was_a_version_gelu_was_another(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for old, activation in (("gelu", "gelu_tanh"), ("gelu_orig", "gelu"), ("relu", "relu")):
+        edit(tmp_path, non_linearity=old)
+        values = settings(tmp_path)
+        values.pop("version", None)
+        (tmp_path / CONFIG).write_text(json.dumps(values))
+        (config,) = read(small(), tmp_path).recipe
+        assert isinstance(config, BottleneckAdapterConfig)
+        assert config.activation == activation
+
+
+def test_the_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    wide = replace(LLAMA, hidden_size=32)
+    refused(tmp_path, "made for a model of hidden_size 16, and this is 32", model=small(wide))
+    refused(tmp_path, "of model_type 'llama', and this is 'gpt2'", model=small(GPT2))
+
+
+def test_an_adapter_without_a_name_has_no_tensors(tmp_path: Path) -> None:
+    saved(tmp_path)
+    values = settings(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps({**values, "name": None}))
+    refused(tmp_path, "name=None: the adapter's name is expected")
+
+
+def rename(tensors: dict[str, Any], name: str) -> None:
+    tensors[name.replace("adapter_up", "adapter_pu")] = tensors.pop(name)
+
+
+def reshape(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = tensors[name].T.copy()
+
+
+def retype(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = tensors[name].astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (rename, ["missing: {} (16, 4); did you mean", "unexpected: "]),
+        (reshape, ["wrong shape: {} is (4, 16), expected (16, 4)"]),
+        (retype, ["wrong dtype: {} is I64"]),
+    ],
+)
+def test_tensors_that_do_not_fit_are_told_by_its_names(
+    change: Callable[[dict[str, Any], str], None], parts: list[str], tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    tensors: dict[str, Any] = load_file(tmp_path / WEIGHTS)
+    name = "model.layers.1.output_adapters.adapters.default.adapter_up.weight"
+    change(tensors, name)
+    save_file(tensors, tmp_path / WEIGHTS)
+    refused(tmp_path, *(part.format(name) for part in parts))
+    assert any(
+        part.format(name) in " ".join(inspect(tmp_path, base=LLAMA).problems) for part in parts
+    )
+
+
+def test_a_pickle_is_refused_and_the_safe_way_named(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "pytorch_adapter.bin")
+    refused(
+        tmp_path,
+        "pytorch_adapter.bin is a pickle, which can run any code: save it as safetensors, with "
+        "save_adapter(..., use_safetensors=True) of AdapterHub's adapters",
+    )
+    (tmp_path / "pytorch_adapter.bin").unlink()
+    refused(tmp_path, f"{WEIGHTS} does not exist: save the adapter with save_adapter(...")
+
+
+def test_another_kind_of_its_adapters_is_told(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, architecture="prefix_tuning")
+    refused(tmp_path, "no installed plugin reads 'prefix_tuning' in AdapterHub's layout")
+    (told,) = inspect(tmp_path).problems
+    assert told.endswith("no installed plugin reads 'prefix_tuning' in AdapterHub's layout")
