@@ -16,7 +16,7 @@ from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Applied, CombinationType
 from tinygrad_peft.peft.host import Host
-from tinygrad_peft.peft.made_for import check_base
+from tinygrad_peft.peft.made_for import check_base, warn_of_another_name
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.running import AdaptedTransformer
 
@@ -83,6 +83,7 @@ class PeftModel(AdaptedTransformer):
         folder = Path(directory)
         recipe = read_recipe(folder, self.host)
         check_base(self.base_model, folder)
+        warn_of_another_name(self.base_model, folder)
         self._add(name, recipe, fill=partial(load_adapter, model=self.base_model, directory=folder))
         if not is_trainable:
             for parameter in self._adapters.records[name].parameters():
