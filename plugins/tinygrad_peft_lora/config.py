@@ -4,13 +4,14 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
-from tinygrad_peft.peft import TargetedConfig
+from tinygrad_peft.peft import TargetedConfig, matches
+from tinygrad_peft_lora.gguf import refused_tensors, unseen_settings
 
 __all__ = ["LoraConfig", "pattern_matches"]
 
@@ -172,7 +173,19 @@ class LoraConfig(TargetedConfig):
                     found.append(f"{name} is {shape}, and the settings give it the rank {rank}")
                 if half not in shapes:
                     found.append(f"{name} is there without {half}")
+                if own == "lora_A" and not self._names(path):
+                    found.append(f"{name} is there, and target_modules names no {path}")
         return found
+
+    def _names(self, path: str) -> bool:
+        """Whether the targets name a path, or leave it to the model which they are."""
+        named = self.target_modules
+        return named in (None, "all-linear") or matches(path, named)
+
+    def gguf_problems(self, names: Collection[str]) -> list[str]:
+        """Why llama.cpp does not take what a file holds, or makes something else of it (`gguf`)."""
+        alphas = self.alpha_pattern
+        return refused_tensors(names) + unseen_settings(use_rslora=self.use_rslora, alphas=alphas)
 
     def rank(self, path: str) -> int:
         """The rank at a path."""
