@@ -165,8 +165,9 @@ def step_tensors(folder: Path) -> dict[str, StoredTensor]:
     return {k: v for k, v in read_header(path).items() if not _WRAPPED.search(k)}
 
 
-def _task_type(model: Transformer) -> str | None:
-    if model.classifier is not None:
+def _task_type(model: Transformer, config: PeftConfig) -> str:
+    """What PEFT is to take the model for: of a classifier it demands the head's weights as well."""
+    if model.classifier is not None and "classifier" in config.modules_to_save:
         return "SEQ_CLS"
     return "CAUSAL_LM" if model.lm_head is not None else "FEATURE_EXTRACTION"
 
@@ -292,7 +293,7 @@ def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> 
         "base_model_name_or_path": model.name_or_path,
         "inference_mode": True,
         "revision": model.revision,
-        "task_type": _task_type(model),
+        "task_type": _task_type(model, config),
     }
     _write_json(path, dict(sorted(settings.items())))
 
