@@ -69,7 +69,7 @@ def test_several_adapters_of_any_names_go_from_here_to_peft(
 def test_several_adapters_of_any_names_come_from_peft(
     family: str, base: Path, tmp_path: Path
 ) -> None:
-    names = ["default", "other", "q", "lora"]  # what PEFT itself does not confuse
+    names = ["default", "other", "base_layer"]  # among others PEFT confuses some: below
     task = "SEQ_CLS" if family == "bert" else "CAUSAL_LM"
     theirs: Any = None
     for rank, name in enumerate(names, start=1):
@@ -93,6 +93,22 @@ def test_several_adapters_of_any_names_come_from_peft(
         found.append(logits(ours))
         np.testing.assert_allclose(found[-1], peer_logits(theirs), atol=1e-4)
     assert told_apart(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_of_any_name_comes_from_peft(
+    family: str, name: str, base: Path, tmp_path: Path
+) -> None:
+    theirs = hf.get_peft_model(peer(family), hf.LoraConfig(**settings(family, 2)), name)
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            if "lora_" in key:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.eval().save_pretrained(tmp_path / "adapters")
+    ours = PeftModel.from_pretrained(
+        own(base), place(tmp_path / "adapters", name), adapter_name=name
+    )
+    np.testing.assert_allclose(logits(ours), peer_logits(theirs), atol=1e-4)
 
 
 @pytest.mark.parametrize("virtual", VIRTUAL, ids=lambda config: type(config).__name__)
