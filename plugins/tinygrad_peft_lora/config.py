@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -173,14 +173,18 @@ class LoraConfig(TargetedConfig):
                     found.append(f"{name} is {shape}, and the settings give it the rank {rank}")
                 if half not in shapes:
                     found.append(f"{name} is there without {half}")
-                if own == "lora_A" and not self._names(path):
-                    found.append(f"{name} is there, and target_modules names no {path}")
-        return found
+        return found + self._untargeted(shapes)
 
-    def _names(self, path: str) -> bool:
-        """Whether the targets name a path, or leave it to the model which they are."""
-        named = self.target_modules
-        return named in (None, "all-linear") or matches(path, named)
+    def _untargeted(self, names: Iterable[str]) -> list[str]:
+        """Modules that have weights and are no targets, where the targets tell by themselves."""
+        targets = self.target_modules
+        if targets is None or targets == "all-linear":
+            return []
+        paths = [path for path, half, _ in (n.rpartition(".lora_A.weight") for n in names) if half]
+        called = Counter(p.rpartition(".")[2] for p in paths if not matches(p, targets))
+        return [
+            f"{n} modules {last!r} have weights, and are no targets" for last, n in called.items()
+        ]
 
     def gguf_problems(self, names: Collection[str]) -> list[str]:
         """Why llama.cpp does not take what a file holds, or makes something else of it (`gguf`)."""
