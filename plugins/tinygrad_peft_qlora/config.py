@@ -40,12 +40,14 @@ class QuantizeConfig(TargetedConfig):
 class QLoraConfig(LoraConfig):
     """QLoRA (Dettmers et al. 2023): every linear layer but the head at 4 bits, and LoRA on top.
 
-    It stands for two steps, `QuantizeConfig` and `LoraConfig`. All that LoRA has is LoRA's:
-    `target_modules` are where LoRA goes. Modules that `modules_to_save` names are not quantised.
+    It stands for two steps, `QuantizeConfig` and `LoraConfig`. All that LoRA has is LoRA's, but for
+    where it goes: to all linear layers by default, which takes it to what LoRA reaches on a base of
+    floats (section 4 of the paper). Modules that `modules_to_save` names are not quantised.
     """
 
     peft_type: ClassVar[str] = "QLORA"
 
+    target_modules: str | Sequence[str] | None = "all-linear"
     quant_type: QuantType = "nf4"
     block_size: int = 64
     double_quant: bool = False

@@ -114,7 +114,7 @@ def test_json_is_the_whole_comparison(
     assert job["model"] == str(small_world / "bert")
     assert "lr" not in json.dumps(told["config"])
     metrics = json.loads((out / "1-lora" / "metrics.json").read_bytes())
-    assert (metrics["job"]["label"], metrics["config"]["lr"]) == ("lora", 0.001)
+    assert (metrics["job"]["label"], metrics["rates"]) == ("lora", [0.001])
 
 
 def test_language_models_are_compared_by_their_loss(
@@ -140,10 +140,10 @@ def test_language_models_are_compared_by_their_loss(
 def test_people_see_whose_turn_it_is(small_world: Path, tmp_path: Path, commands: Commands) -> None:
     more = methods("lora:r=4", "lora:r=2")
     lines = commands.ok(*compare(small_world, tmp_path / "out", *more)).err.splitlines()
-    assert lines[0] == "1/2 lora r=4, learning rate 0.001"
+    assert lines[0] == "1/2 lora r=4"
     assert lines[1].startswith("step 6/6: loss ")
     assert lines[2].endswith(f"; the weights are in {tmp_path / 'out' / '1-lora-r-4'}")
-    assert lines[3] == "2/2 lora r=2, learning rate 0.001"
+    assert lines[3] == "2/2 lora r=2"
 
 
 def test_in_a_terminal_the_table_is_drawn() -> None:
@@ -165,7 +165,7 @@ COMPARISON = Comparison(
         Row(
             label="[lora]",
             methods=({},),
-            lr=1e-3,
+            rates=(1e-3,),
             outcome="finished",
             accuracy=0.826,
             trainable=74_498,
@@ -173,8 +173,15 @@ COMPARISON = Comparison(
             seconds=168.4,
             peak_memory=612_000_000,
         ),
-        Row(label="wild", methods=({},), lr=10.0, outcome="failed", error="training stopped"),
-        Row(label="late", methods=({},), lr=0.5, outcome="interrupted", trainable=10, total=100),
+        Row(label="wild", methods=({},), rates=(10.0,), outcome="failed", error="training stopped"),
+        Row(
+            label="late",
+            methods=({},),
+            rates=(0.5,),
+            outcome="interrupted",
+            trainable=10,
+            total=100,
+        ),
     ),
     waiting=("never", "ever"),
     interrupted=True,

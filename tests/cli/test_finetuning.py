@@ -160,10 +160,10 @@ def test_without_a_rate_the_methods_own_is_taken(
             place = arguments.index("--lr")
             del arguments[place : place + 2]
         commands.ok(*arguments)
-        return json.loads((tmp_path / name / "metrics.json").read_bytes())["config"]["lr"]
+        return json.loads((tmp_path / name / "metrics.json").read_bytes())["rates"]
 
-    assert rate("own") == LoraConfig.learning_rate
-    assert rate("given", "--lr", "0.5") == 0.5
+    assert rate("own") == [LoraConfig.learning_rate]
+    assert rate("given", "--lr", "0.5") == [0.5]
 
 
 def test_accumulation_makes_one_step_of_several_batches(

@@ -11,8 +11,8 @@ from tinygrad_peft_lora import LoraConfig
 METHODS = Host.installed().methods()
 
 
-def parsed(*specs: str, lr: float | None = None) -> list[Contender]:
-    return parse_contenders(specs, METHODS, lr)
+def parsed(*specs: str) -> list[Contender]:
+    return parse_contenders(specs, METHODS)
 
 
 def labels(*specs: str) -> list[str]:
@@ -39,10 +39,6 @@ def test_after_an_at_sign_stand_a_rate_and_a_label() -> None:
     assert (contender.lr, contender.label) == (2e-3, "both of them")
     [contender] = parsed("lora:r=4 @ label=a @ b = c")
     assert contender.label == "a @ b = c"
-
-
-def test_the_rate_of_all_is_for_those_without_their_own() -> None:
-    assert [c.lr for c in parsed("lora", "ia3 @ lr=0.5", lr=0.1)] == [0.1, 0.5]
 
 
 def test_what_stands_in_json_separates_nothing() -> None:

@@ -55,6 +55,26 @@ def take_steps(optimizer: Optimizer, grads: Sequence[Sequence[Floats]]) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_factor_is_a_rate_of_ones_own(kind: type[AdamW | SGD]) -> None:
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((2, 3))
+    grads = [np.asarray(rng.standard_normal((2, 3))) for _ in range(3)]
+    weights = [Parameter(start.copy()) for _ in range(4)]
+    both = kind(weights[:2], lr=0.1, factors={weights[1]: 0.25}, weight_decay=0.1)
+    take_steps(both, [[g, g] for g in grads])
+    for weight, lr in zip(weights[2:], (0.1, 0.025), strict=True):
+        take_steps(kind([weight], lr=lr, weight_decay=0.1), [[g] for g in grads])
+    for together, alone in zip(weights[:2], weights[2:], strict=True):
+        np.testing.assert_allclose(together.data, alone.data, rtol=1e-14)
+
+
+def test_a_factor_that_cannot_be_is_refused() -> None:
+    weight = Parameter(np.ones(2))
+    with pytest.raises(ConfigError, match=r"factors\[0\]: expected a finite number of at least 0"):
+        AdamW([weight], factors={weight: -1.0})
+
+
 @given(
     st.sampled_from(SHAPES),
     st.floats(1e-5, 1.0),

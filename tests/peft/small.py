@@ -20,50 +20,14 @@ from tinygrad_peft.peft import (
     hookspecs,
 )
 from tinygrad_peft.tensor import Tensor, no_grad
+from tinygrad_peft.testing import SMALL_MODELS
 
-GPT2 = TransformerConfig(
-    model_type="gpt2",
-    vocab_size=50,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=24,
-    packed_qkv=True,
+GPT2, _LLAMA, BERT_CLASSIFIER = (
+    replace(SMALL_MODELS[family], vocab_size=50, max_position_embeddings=24)
+    for family in ("gpt2", "llama", "bert")
 )
-LLAMA = TransformerConfig(
-    model_type="llama",
-    vocab_size=50,
-    hidden_size=16,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=24,
-    max_position_embeddings=24,
-    norm="rms_norm",
-    positions="rotary",
-    activation="silu",
-    gated_mlp=True,
-    attention_bias=False,
-    mlp_bias=False,
-    tie_word_embeddings=False,
-)
-BERT = TransformerConfig(
-    model_type="bert",
-    vocab_size=50,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=24,
-    type_vocab_size=2,
-    norm_position="post",
-    activation="gelu",
-    causal=False,
-    head="none",
-    pooler=True,
-)
-BERT_CLASSIFIER = replace(BERT, head="classification", num_labels=3)
+LLAMA = replace(_LLAMA, num_hidden_layers=3)
+BERT = replace(BERT_CLASSIFIER, head="none", num_labels=0)
 FAMILIES: Mapping[str, TransformerConfig] = {
     "gpt2": GPT2,
     "llama": LLAMA,

@@ -10,7 +10,6 @@ import pytest
 from tests.peft.small import ShiftConfig
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.peft import PeftConfig, config_from_dict, config_to_dict, parse_method
-from tinygrad_peft.peft.config import usual_lr
 from tinygrad_peft_lora import LoraConfig
 
 METHODS: Mapping[str, type[PeftConfig]] = {"lora": LoraConfig, "shift": ShiftConfig}
@@ -168,24 +167,6 @@ def test_a_config_survives_json(config: LoraConfig) -> None:
     read = config_from_dict(LoraConfig, json.loads(text))
     assert read == config
     assert list(read.rank_pattern) == list(config.rank_pattern)
-
-
-class Quick(ShiftConfig):
-    learning_rate = 5e-2
-
-
-@pytest.mark.parametrize(
-    ("recipe", "rate"),
-    [
-        (ShiftConfig(), None),
-        (Quick(), 5e-2),
-        ([Quick(), ShiftConfig(), LoraConfig()], LoraConfig.learning_rate),
-    ],
-)
-def test_a_recipe_takes_the_least_of_the_rates_that_suit_its_methods(
-    recipe: PeftConfig | list[PeftConfig], rate: float | None
-) -> None:
-    assert usual_lr(recipe) == rate
 
 
 def test_the_method_stands_first_in_json() -> None:

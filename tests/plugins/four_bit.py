@@ -30,4 +30,6 @@ def adapted(
 
 
 def packed_paths(model: Transformer) -> set[str]:
-    return {s.path for s in capture_seams(model) if isinstance(s.module, QuantizedLinear)}
+    seams = capture_seams(model)
+    places = (s.path for s in seams if isinstance(s.module, QuantizedLinear))
+    return {path.removesuffix(".base_layer") for path in places}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.peft.small import ShiftConfig, plugin, shift
+from tests.peft.small import ShiftConfig, plugin
 from tests.train.toys import classifier, countings, language_model, needles, same, weights
 from tinygrad_peft.errors import ConfigError, DataError, PeftError
 from tinygrad_peft.nn import Module, Transformer
@@ -30,6 +30,7 @@ from tinygrad_peft.train.compare import COMPARISON_FILE
 from tinygrad_peft.train.comparison import read_comparison
 from tinygrad_peft.train.heads import with_saved_head
 from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_prompt import PromptTuningConfig
 
 CONFIG = TrainConfig(batch_size=4, epochs=2, seed=3)
 QUERY = LoraConfig(r=2, target_modules=["q_proj"])
@@ -79,7 +80,7 @@ class Noting(Watcher):
         self.told: list[object] = []
 
     def started(self, turn: Turn) -> None:
-        self.told.append((turn.contender.label, turn.lr, turn.place, turn.count))
+        self.told.append((turn.contender.label, turn.place, turn.count))
 
     def trained(self, event: Event) -> None:
         self.told.append(type(event))
@@ -132,7 +133,7 @@ def test_a_row_says_what_training_alone_says() -> None:
     assert (row.loss, row.accuracy) == (best.loss, best.accuracy)
     assert (row.trainable, row.total) == peft.get_nb_trainable_parameters()
     assert row.ratio == pytest.approx(peft.get_nb_trainable_parameters()[0] / (row.total or 0))
-    assert row.lr == 5e-3
+    assert row.rates == (5e-3,)
     assert [m["peft_type"] for m in row.methods] == ["LORA"]
     assert row.seconds is not None
     assert row.seconds > 0
@@ -161,7 +162,7 @@ def test_a_language_model_has_its_loss_and_no_accuracy() -> None:
         pad_id=0,
     ).rows
     assert probe.accuracy is row.accuracy is None
-    assert (probe.trainable, probe.lr, probe.losses) == (0, None, ())
+    assert (probe.trainable, probe.rates, probe.losses) == (0, (), ())
     assert probe.loss is not None
     assert row.loss is not None
     assert row.loss < probe.loss
@@ -171,7 +172,7 @@ def test_a_language_model_has_its_loss_and_no_accuracy() -> None:
 def test_without_a_recipe_a_classifier_is_probed() -> None:
     comparison = compared([Contender(label="probe")])
     [row] = comparison.rows
-    assert (row.outcome, row.trainable, row.lr, row.methods) == ("finished", 34, None, ())
+    assert (row.outcome, row.trainable, row.rates, row.methods) == ("finished", 34, (), ())
     assert row.accuracy is not None
     assert comparison.classifies
 
@@ -179,14 +180,21 @@ def test_without_a_recipe_a_classifier_is_probed() -> None:
 # ---------- learning rates ----------
 
 
-def test_a_recipe_without_a_rate_of_its_own_takes_what_suits_its_methods() -> None:
-    host = Host()
-    host.register(plugin(ShiftConfig, adapt=shift), "shift")
-    [row] = compared([Contender(label="lora", recipe=[QUERY])]).rows
-    assert row.lr == LoraConfig.learning_rate
-    silent = [Contender(label="shift", recipe=[ShiftConfig(target_modules=["q_proj"])])]
-    [row] = compared(silent, host=host, config=replace(CONFIG, lr=2e-3)).rows
-    assert row.lr == 2e-3
+def test_each_step_is_trained_at_the_rate_that_suits_its_method() -> None:
+    prompt = PromptTuningConfig(num_virtual_tokens=2)
+    contenders = [
+        Contender(label="one", recipe=[QUERY]),
+        Contender(label="two", recipe=[QUERY, prompt]),
+    ]
+    one, two = compared(contenders, config=replace(CONFIG, lr=None)).rows
+    assert one.rates == (1e-3,)
+    assert two.rates == (1e-3, 1e-2)
+
+
+def test_a_rate_is_a_contenders_own_or_else_that_of_all() -> None:
+    contenders = [Contender(label="all", recipe=[QUERY]), replace(TWO[1], lr=5e-3)]
+    rows = compared(contenders, config=replace(CONFIG, lr=2e-3)).rows
+    assert [row.rates for row in rows] == [(2e-3,), (5e-3,)]
 
 
 # ---------- files ----------
@@ -240,8 +248,8 @@ def test_labels_that_no_folder_can_have_are_made_fit(tmp_path: Path) -> None:
 def test_a_watcher_hears_whose_turn_it_is_and_of_each_step() -> None:
     watcher = Noting()
     compared(TWO, watcher=watcher)
-    assert watcher.told[0] == ("query", 1e-3, 1, 2)
-    second = watcher.told.index(("both", 5e-3, 2, 2))
+    assert watcher.told[0] == ("query", 1, 2)
+    second = watcher.told.index(("both", 2, 2))
     assert watcher.told[second - 1] == "query"
     assert watcher.told[-1] == "both"
     assert watcher.told[:second].count(StepEnded) == 8

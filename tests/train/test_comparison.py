@@ -16,7 +16,7 @@ TRIED = Evaluated(
 ROW = Row(
     label="lora",
     methods=({"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]},),
-    lr=1e-3,
+    rates=(1e-3,),
     outcome="finished",
     loss=0.4,
     accuracy=0.75,
@@ -28,7 +28,7 @@ ROW = Row(
     evaluations=(TRIED,),
     folder="1-lora",
 )
-FAILED = Row(label="wild", methods=({},), lr=1e30, outcome="failed", error="it stopped")
+FAILED = Row(label="wild", methods=({},), rates=(1e30,), outcome="failed", error="it stopped")
 WHOLE = Comparison(
     rows=(ROW, FAILED),
     waiting=("third",),

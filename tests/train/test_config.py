@@ -2,13 +2,17 @@
 
 import math
 
-import numpy as np
 import pytest
 
+from tests.peft.small import LLAMA, ShiftConfig, plugin, shift, small
+from tests.train.toys import classifier
 from tinygrad_peft.errors import ConfigError, TrainingError
-from tinygrad_peft.nn import SGD, AdamW, Parameter
+from tinygrad_peft.nn import SGD, AdamW
+from tinygrad_peft.peft import Host, get_peft_model
 from tinygrad_peft.train import TrainConfig
-from tinygrad_peft.train.config import ScheduleName, make_optimizer, make_schedule
+from tinygrad_peft.train.config import ScheduleName, make_optimizer, make_schedule, peak_rates
+from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_prompt import PromptTuningConfig
 
 
 def test_every_setting_that_cannot_be_is_listed_at_once() -> None:
@@ -43,7 +47,7 @@ def test_every_setting_that_cannot_be_is_listed_at_once() -> None:
         "  - seed: expected at least 0, got -1",
         "  - max_steps: expected at least 1, got 0",
         "  - max_length: expected at least 1, got 0",
-        "  - lr: expected a finite number above 0, got inf",
+        "  - lr: expected a finite number above 0, or None, got inf",
         "  - weight_decay: expected a finite number of at least 0, got -0.1",
         "  - warmup: expected at least 0 and below 1, got 1.0",
         "  - max_grad_norm: expected a number above 0, or None, got 0.0",
@@ -58,18 +62,48 @@ def test_a_learning_rate_is_a_finite_number_above_zero(lr: float) -> None:
 
 
 def test_the_optimizer_takes_its_settings_from_the_config() -> None:
-    weight = Parameter(np.ones(2))
-    adamw = make_optimizer(TrainConfig(lr=0.5, weight_decay=0.25), [weight])
+    model = classifier()
+    adamw = make_optimizer(TrainConfig(lr=0.5, weight_decay=0.25), model)
     assert isinstance(adamw, AdamW)
     assert (adamw.lr, adamw.weight_decay) == (0.5, 0.25)
-    sgd = make_optimizer(TrainConfig(optimizer="sgd", lr=0.5, weight_decay=0.25), [weight])
+    sgd = make_optimizer(TrainConfig(optimizer="sgd", lr=0.5, weight_decay=0.25), model)
     assert isinstance(sgd, SGD)
     assert (sgd.lr, sgd.weight_decay) == (0.5, 0.25)
+    assert set(sgd.factors) == {1.0}
+
+
+def test_without_a_rate_each_step_has_the_one_that_suits_its_method() -> None:
+    shifted, lora, prompt = (
+        ShiftConfig(target_modules=["o_proj"]),
+        LoraConfig(r=2, target_modules=["q_proj"]),
+        PromptTuningConfig(num_virtual_tokens=2, modules_to_save=["lm_head"]),
+    )
+    host = Host.installed()
+    host.register(plugin(ShiftConfig, adapt=shift), "shift")
+    peft = get_peft_model(small(LLAMA), [shifted, lora, prompt], host=host)
+    rates = peak_rates(TrainConfig(), peft)
+    by_step = {
+        step: {rates[p] for p in peft.record.named_parameters(step).values()} for step in range(3)
+    }
+    assert by_step == {0: {1e-3}, 1: {LoraConfig.learning_rate}, 2: {1e-2}}
+    assert len(rates) == len(peft.trainable_parameters())
+    optimizer = make_optimizer(TrainConfig(), peft)
+    assert optimizer.lr == 1e-2
+    assert {p: optimizer.lr * f for p, f in zip(rates, optimizer.factors, strict=True)} == rates
+    assert set(peak_rates(TrainConfig(lr=0.5), peft).values()) == {0.5}
+
+
+def test_a_model_that_is_not_adapted_is_trained_at_the_usual_rate() -> None:
+    optimizer = make_optimizer(TrainConfig(), classifier())
+    assert (optimizer.lr, set(optimizer.factors)) == (1e-3, {1.0})
 
 
 def test_a_model_with_nothing_to_train_is_an_error() -> None:
-    with pytest.raises(TrainingError, match="nothing to train: of 1 parameters"):
-        make_optimizer(TrainConfig(), [Parameter(np.ones(2), requires_grad=False)])
+    model = classifier()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(TrainingError, match=r"nothing to train: of \d+ parameters"):
+        make_optimizer(TrainConfig(), model)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -23,7 +23,6 @@ Rows: TypeAlias = tuple[Row, ...]
 PROBE = Row(
     label="frozen probe",
     methods=(),
-    lr=None,
     outcome="finished",
     accuracy=0.75,
     loss=0.5,
@@ -34,12 +33,12 @@ LORA = replace(
     PROBE,
     label="lora",
     methods=({"peft_type": "LORA"},),
-    lr=1e-3,
+    rates=(1e-3,),
     accuracy=0.8,
     trainable=74_498,
     losses=tuple(0.7 - 0.004 * i for i in range(94)),
 )
-FAILED = Row(label="wild", methods=({},), lr=1e30, outcome="failed", error="training stopped")
+FAILED = Row(label="wild", methods=({},), rates=(1e30,), outcome="failed", error="training stopped")
 
 
 def comparison(*rows: Row) -> Comparison:

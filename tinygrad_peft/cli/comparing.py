@@ -29,8 +29,8 @@ def compare_recipes(options: TrainingOptions, *, baseline: bool, as_json: bool, 
     0: all recipes have finished; 2: some have failed; 130: Ctrl-C ended it.
     """
     host = Host.installed()
-    contenders = parse_contenders(options.methods, host.methods(), options.lr)
-    config = options.train_config(None)
+    contenders = parse_contenders(options.methods, host.methods())
+    config = options.train_config()
     refused = ("config.json", "adapter_config.json", "recipe.json", COMPARISON_FILE)
     check_output(options.out, refused=refused)
     ready = prepare(options)
@@ -65,8 +65,7 @@ class ProgressLines(Watcher):
 
     def started(self, turn: Turn) -> None:
         """Name the contender."""
-        rate = "" if turn.lr is None else f", learning rate {turn.lr:g}"
-        _say(f"{turn.place}/{turn.count} {turn.contender.label}{rate}")
+        _say(f"{turn.place}/{turn.count} {turn.contender.label}")
 
     def trained(self, event: Event) -> None:
         """Hand it on."""

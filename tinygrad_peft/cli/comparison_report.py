@@ -32,7 +32,7 @@ def _cells(row: Row, *, classifies: bool) -> tuple[str, ...]:
         MISSING if ratio is None else f"{100 * ratio:.3f} %",
         MISSING if row.seconds is None else f"{row.seconds:.1f}",
         MISSING if row.peak_memory is None else f"{row.peak_memory / 1e6:,.0f}",
-        MISSING if row.lr is None else f"{row.lr:g}",
+        " and ".join(f"{rate:g}" for rate in row.rates) or MISSING,
     )
 
 

@@ -4,7 +4,6 @@ from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.cli.preparing import TrainingOptions, prepare
 from tinygrad_peft.peft import Host, PeftModel, get_peft_model, parse_method
-from tinygrad_peft.peft.config import usual_lr
 from tinygrad_peft.train import TrainResult
 from tinygrad_peft.train.folder import train_into
 from tinygrad_peft.train.heads import with_saved_head
@@ -17,7 +16,7 @@ def finetune(options: TrainingOptions, *, as_json: bool, quiet: bool) -> int:
     """Train, save and report. Returns the exit status: 130 after Ctrl-C, else 0."""
     host = Host.installed()
     recipe = [parse_method(spec, host.methods()) for spec in options.methods]
-    config = options.train_config(usual_lr(recipe))
+    config = options.train_config()
     check_output(options.out, refused=("config.json", "adapter_config.json", "recipe.json"))
     ready = prepare(options)
     recipe_with_head = with_saved_head(recipe, ready.model)

@@ -49,16 +49,11 @@ class TrainingOptions:
     seed: int
     pooling: Literal["mean", "cls"]
 
-    def train_config(self, usual_lr: float | None) -> TrainConfig:
-        """What the training loop is told, with `usual_lr` where no --lr is given.
-
-        Raises ConfigError that lists all that cannot be.
-        """
+    def train_config(self) -> TrainConfig:
+        """What the training loop is told. Raises ConfigError that lists all that cannot be."""
         shared = {field.name for field in dataclasses.fields(TrainConfig)}
         values = {name: value for name, value in vars(self).items() if name in shared}
         values["max_grad_norm"] = self.max_grad_norm or None
-        lr = usual_lr if self.lr is None else self.lr
-        values["lr"] = TrainConfig.lr if lr is None else lr
         return TrainConfig(**values)
 
 

@@ -31,12 +31,12 @@ class _Parsed:
 
 
 def parse_contenders(
-    specs: Sequence[str], methods: Mapping[str, type[PeftConfig]], lr: float | None
+    specs: Sequence[str], methods: Mapping[str, type[PeftConfig]]
 ) -> list[Contender]:
     """The contenders of a command line, with labels that tell them apart.
 
-    `lr` is the learning rate of those that have none of their own. A label that is not given is the
-    methods' names, and where several have the same, the settings in which they differ.
+    A label that is not given is the methods' names, and where several have the same, the settings
+    in which they differ.
 
     Raises ConfigError for all that cannot be.
     """
@@ -49,7 +49,7 @@ def parse_contenders(
     if problems:
         raise ConfigError("\n".join(problems))
     return [
-        Contender(label=label, recipe=p.recipe, lr=lr if p.lr is None else p.lr)
+        Contender(label=label, recipe=p.recipe, lr=p.lr)
         for p, label in zip(parsed, _labels(parsed), strict=True)
     ]
 

@@ -94,22 +94,26 @@ class TransformerConfig:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if not self.head_dim and self.num_attention_heads > 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        problems = [*_unknown_choices(self), *self._problems()]
+        problems = [*_unknown_choices(self), *self._wrong_sizes(), *self._contradictions()]
         if problems:
             raise ConfigError(f"this transformer cannot be:\n{listed(problems)}")
 
-    def _problems(self) -> list[str]:
+    def _wrong_sizes(self) -> list[str]:
         sizes = [
             *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
             *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
         ]
+        small = [f"{name} must be at least 1" for name in sizes if getattr(self, name) < 1]
+        large = [
+            f"{name} {value} is more than {most}"
+            for name, most in MOST.items()
+            if (value := getattr(self, name)) > most
+        ]
+        return small + large
+
+    def _contradictions(self) -> list[str]:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         rules = {
-            **{f"{name} must be at least 1": getattr(self, name) >= 1 for name in sizes},
-            **{
-                f"{name} {getattr(self, name)} is more than {most}": getattr(self, name) <= most
-                for name, most in MOST.items()
-            },
             f"{heads} attention heads are no multiple of {kv_heads} key/value heads": (
                 kv_heads < 1 or heads % kv_heads == 0
             ),

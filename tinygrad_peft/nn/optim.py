@@ -17,14 +17,19 @@ class Optimizer(ABC):
     """The base: which weights are trained, and what is remembered about each.
 
     Of the parameters given, those that require a gradient are trained, each once. A step leaves
-    those alone that have no gradient then. `lr` may be set between steps. Raises TrainingError
-    where nothing requires a gradient.
+    those alone that have no gradient then. `lr` may be set between steps; for the parameters in
+    `factors` it is multiplied by theirs. Raises TrainingError where nothing requires a gradient.
     """
 
     lr: float
 
     def __init__(
-        self, parameters: Iterable[Parameter], *, lr: float, moments: tuple[str, ...]
+        self,
+        parameters: Iterable[Parameter],
+        *,
+        lr: float,
+        factors: Mapping[Parameter, float] | None,
+        moments: tuple[str, ...],
     ) -> None:
         given = list(dict.fromkeys(parameters))
         self.parameters = [p for p in given if p.requires_grad]
@@ -32,7 +37,9 @@ class Optimizer(ABC):
             raise TrainingError(
                 f"nothing to train: of {len(given)} parameters given, none requires a gradient"
             )
-        _require_rates(lr=lr)
+        own = factors or {}
+        self.factors = [own.get(p, 1.0) for p in self.parameters]
+        _require_rates(lr=lr, **{f"factors[{i}]": f for i, f in enumerate(self.factors)})
         self.lr = lr
         for parameter in self.parameters:
             _make_writable(parameter)
@@ -52,11 +59,12 @@ class Optimizer(ABC):
             _make_writable(parameter)
             self.steps[i] += 1
             moments = [arrays[i] for arrays in self.moments.values()]
+            lr, count = self.lr * self.factors[i], int(self.steps[i])
             for piece, *rest in _pieces(parameter.data, grad, *moments):
-                self.update(piece, *rest, count=int(self.steps[i]))
+                self.update(piece, *rest, lr=lr, count=count)
 
     @abstractmethod
-    def update(self, weight: Array, grad: Array, /, *moments: Array, count: int) -> None:
+    def update(self, weight: Array, grad: Array, /, *moments: Array, lr: float, count: int) -> None:
         """Move a block of one weight, in place, on the `count`-th step that it takes part in."""
 
     def zero_grad(self) -> None:
@@ -107,23 +115,24 @@ class AdamW(Optimizer):
         parameters: Iterable[Parameter],
         *,
         lr: float = 1e-3,
+        factors: Mapping[Parameter, float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
         _require_rates(eps=eps, weight_decay=weight_decay)
         _require_below_one(beta1=betas[0], beta2=betas[1])
-        super().__init__(parameters, lr=lr, moments=("exp_avg", "exp_avg_sq"))
+        super().__init__(parameters, lr=lr, factors=factors, moments=("exp_avg", "exp_avg_sq"))
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
 
-    def update(self, weight: Array, grad: Array, /, *moments: Array, count: int) -> None:
+    def update(self, weight: Array, grad: Array, /, *moments: Array, lr: float, count: int) -> None:
         """One line of Algorithm 2 after the other."""
         first, second = moments
         (beta1, beta2), work = self.betas, self.scratch(weight)
         if self.weight_decay:
-            weight *= 1 - self.lr * self.weight_decay
+            weight *= 1 - lr * self.weight_decay
         _average(first, beta1, np.multiply(grad, 1 - beta1, out=work))
         np.multiply(grad, grad, out=work)
         work *= 1 - beta2
@@ -132,7 +141,7 @@ class AdamW(Optimizer):
         work *= 1 / math.sqrt(1 - beta2**count)
         work += self.eps
         np.divide(first, work, out=work)
-        work *= self.lr / (1 - beta1**count)
+        work *= lr / (1 - beta1**count)
         weight -= work
 
 
@@ -147,16 +156,18 @@ class SGD(Optimizer):
         parameters: Iterable[Parameter],
         *,
         lr: float,
+        factors: Mapping[Parameter, float] | None = None,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
         _require_rates(weight_decay=weight_decay)
         _require_below_one(momentum=momentum)
-        super().__init__(parameters, lr=lr, moments=("momentum",) if momentum else ())
+        moments = ("momentum",) if momentum else ()
+        super().__init__(parameters, lr=lr, factors=factors, moments=moments)
         self.momentum = momentum
         self.weight_decay = weight_decay
 
-    def update(self, weight: Array, grad: Array, /, *moments: Array, count: int) -> None:  # noqa: ARG002 - no bias to correct
+    def update(self, weight: Array, grad: Array, /, *moments: Array, lr: float, count: int) -> None:  # noqa: ARG002 - no bias to correct
         """The three assignments in their order."""
         work = self.scratch(weight)
         np.multiply(weight, self.weight_decay, out=work)
@@ -164,7 +175,7 @@ class SGD(Optimizer):
         for velocity in moments:
             _average(velocity, self.momentum, work)
             work[...] = velocity
-        work *= self.lr
+        work *= lr
         weight -= work
 
 

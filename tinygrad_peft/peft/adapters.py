@@ -76,6 +76,16 @@ class Adapters:
         """What the active adapters added."""
         return [p for name in self.active for p in self.records[name].parameters()]
 
+    def learning_rates(self) -> dict[Parameter, float]:
+        """The rates that suit what the active adapters added, where their methods say one."""
+        rewrites = (r for name in self.active for r in self.records[name].rewrites)
+        return {
+            parameter: rewrite.config.learning_rate
+            for rewrite in rewrites
+            if rewrite.config.learning_rate is not None
+            for parameter in rewrite.added.values()
+        }
+
     def grown(self) -> int:
         """How many elements all adapters added."""
         return sum(r.grown for record in self.records.values() for r in record.rewrites)

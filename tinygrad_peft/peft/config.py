@@ -21,7 +21,6 @@ __all__ = [
     "layer_patterns",
     "parse_method",
     "steps_of",
-    "usual_lr",
 ]
 
 C = TypeVar("C", bound="PeftConfig")
@@ -45,7 +44,8 @@ class PeftConfig:
     `passed_over` holds what PEFT writes for features that no model here has, where that is neither
     null nor false nor empty. `not_mergeable` says why the method cannot be merged, if it cannot.
     `stored_root` is what PEFT writes before the paths of the model's modules.
-    `learning_rate` is the peak that suits the method as a rule; None, the base's, says nothing.
+    `learning_rate` is the peak that suits the method as a rule, at which what it added is trained
+    where a run names no other. None, the base's, says nothing.
     """
 
     peft_type: ClassVar[str]
@@ -161,16 +161,6 @@ def steps_of(recipe: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...
         if not isinstance(config, PeftConfig):
             raise PeftError(f"step {step} of the recipe is no config: {config!r}")
     return tuple(step for config in configs for step in config.steps())
-
-
-def usual_lr(recipe: PeftConfig | Sequence[PeftConfig]) -> float | None:
-    """The learning rate that suits a recipe as a rule; None where no step's method says.
-
-    All steps are trained at one rate, so it is the least that any asks for: too low a rate learns
-    more slowly, and too high a one learns nothing. Raises as `steps_of` does.
-    """
-    rates = [step.learning_rate for step in steps_of(recipe)]
-    return min((rate for rate in rates if rate is not None), default=None)
 
 
 def config_to_dict(config: PeftConfig) -> dict[str, object]:

@@ -196,6 +196,10 @@ class PeftModel(AdaptedTransformer):
         """The weights that training would change now: none while the adapter is merged."""
         return [p for p in self.base_model.parameters() if p.requires_grad]
 
+    def learning_rates(self) -> dict[Parameter, float]:
+        """The peak rates that suit what the active adapters added, where their methods say one."""
+        return self._adapters.learning_rates()
+
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all): how many elements the active adapters train, and how many there are.
 

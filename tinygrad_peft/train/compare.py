@@ -11,7 +11,7 @@ from tinygrad_peft.errors import ConfigError, PeftError, TinygradPeftError, list
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host
 from tinygrad_peft.peft.composition import checked_targets
-from tinygrad_peft.peft.config import steps_of, usual_lr
+from tinygrad_peft.peft.config import steps_of
 from tinygrad_peft.peft.sites import capture_seams
 from tinygrad_peft.train.checks import check_examples
 from tinygrad_peft.train.comparison import Comparison, Contender, Row, write_comparison
@@ -42,7 +42,7 @@ def compare(
     """Train each recipe on the same model, which is given back as it was, bit for bit.
 
     Each is trained as if it were alone: the order makes no difference. Its learning rate is its
-    own, else what suits its methods, else that of `config`. A model's classification head is
+    own, else that of `config`, else what suits its methods. A model's classification head is
     trained with each, as `modules_to_save`.
 
     A recipe that fails has a row that says why, and the next one is tried. Ctrl-C ends the run with
@@ -112,12 +112,10 @@ def _misfit(model: Transformer, contender: Contender, host: Host) -> str:
 
 
 def _own_config(contender: Contender, config: TrainConfig) -> TrainConfig:
-    if not contender.recipe:
+    if contender.lr is None:
         return config
-    rates = (contender.lr, usual_lr(contender.recipe), config.lr)
-    lr = next(rate for rate in rates if rate is not None)
     try:
-        return dataclasses.replace(config, lr=lr)
+        return dataclasses.replace(config, lr=contender.lr)
     except ConfigError as error:
         raise ConfigError(f"{contender.label}: {error}") from None
 

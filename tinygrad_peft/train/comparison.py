@@ -27,7 +27,7 @@ class Contender:
 
     label: str
     recipe: Sequence[PeftConfig] = ()
-    lr: float | None = None  # None: what suits the methods, see `tinygrad_peft.peft.usual_lr`
+    lr: float | None = None  # None: that of all, see `TrainConfig`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,6 @@ class Row:
 
     label: str
     methods: tuple[dict[str, object], ...]  # the settings of each step; none for the frozen model
-    lr: float | None
     outcome: RowOutcome
     error: str | None = None  # why it failed
     # By the best evaluation, whose weights were kept:
@@ -45,6 +44,7 @@ class Row:
     perplexity: float | None = None  # of a language model
     trainable: int | None = None  # parameters
     total: int | None = None  # parameters, frozen ones too
+    rates: tuple[float, ...] = ()  # the peak learning rates, each once
     seconds: float | None = None  # of training; evaluations are not in them
     peak_memory: int | None = None  # bytes that the process had at most in the meantime
     losses: tuple[float, ...] = ()  # of each step

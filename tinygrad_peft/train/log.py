@@ -90,7 +90,7 @@ def write_metrics(
 
 
 _NUMBERS = (
-    *("steps", "seconds", "tokens", "tokens_per_second", "padding_share", "peak_memory"),
+    *("steps", "rates", "seconds", "tokens", "tokens_per_second", "padding_share", "peak_memory"),
     *("trainable_parameters", "total_parameters", "saved_to"),
 )
 

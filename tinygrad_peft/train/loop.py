@@ -15,7 +15,7 @@ from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.nn.optim import Optimizer, clip_grad_norm
 from tinygrad_peft.peft import PeftModel, hookspecs
 from tinygrad_peft.train.checks import check_examples
-from tinygrad_peft.train.config import TrainConfig, make_optimizer, make_schedule
+from tinygrad_peft.train.config import TrainConfig, make_optimizer, make_schedule, peak_rates
 from tinygrad_peft.train.data import Encoded
 from tinygrad_peft.train.evaluate import Metrics, evaluate, targets
 from tinygrad_peft.train.events import (
@@ -79,7 +79,7 @@ def train(
     classes = check_examples(train_set, "training", max_length=limit, model=model)
     if eval_set is not None:
         check_examples(eval_set, "evaluation", classes=classes, max_length=limit, model=model)
-    optimizer = make_optimizer(config, model.parameters())
+    optimizer = make_optimizer(config, model)
     run = _Run(
         model=model,
         train_set=train_set,
@@ -118,6 +118,8 @@ class _Run:
         _, self.root = next(self.model.named_modules())
         self.total = count_steps(self.config, len(self.train_set))
         self.schedule = make_schedule(self.config, self.total)
+        self.peak = self.optimizer.lr
+        self.rates = tuple(sorted(set(peak_rates(self.config, self.model).values())))
         self.max_norm = self.config.max_grad_norm or math.inf
         self.trainable = count_elements(self.optimizer.parameters)
         self.parameters = count_elements(self.model.parameters())
@@ -165,7 +167,7 @@ class _Run:
 
     def _make(self, step: Step) -> None:
         started = time.perf_counter()
-        lr = self.optimizer.lr = self.config.lr * self.schedule(self.done)
+        lr = self.optimizer.lr = self.peak * self.schedule(self.done)
         loss = self._accumulate(step)
         norm = clip_grad_norm(self.optimizer.parameters, self.max_norm)
         if not math.isfinite(norm):
@@ -287,6 +289,7 @@ class _Run:
         return TrainResult(
             outcome=outcome,
             steps=self.done,
+            rates=self.rates,
             losses=tuple(self.losses),
             evaluations=tuple(self.evaluations),
             best=self.best,

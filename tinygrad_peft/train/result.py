@@ -17,6 +17,7 @@ class TrainResult:
 
     outcome: Finish
     steps: int  # that were made
+    rates: tuple[float, ...]  # the peak learning rates, each once
     losses: tuple[float, ...]  # of each step
     evaluations: tuple[Evaluated, ...]
     best: Evaluated | None  # whose weights the model has, and `saved_to`, after a finished run

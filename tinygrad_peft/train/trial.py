@@ -11,7 +11,7 @@ from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, config_to_dict, get_peft_model
 from tinygrad_peft.train.comparison import Contender, Row
-from tinygrad_peft.train.config import TrainConfig
+from tinygrad_peft.train.config import TrainConfig, peak_rates
 from tinygrad_peft.train.data import Encoded
 from tinygrad_peft.train.evaluate import evaluate
 from tinygrad_peft.train.events import Evaluated, Event, StepEnded
@@ -62,11 +62,6 @@ class Turn:
     config: TrainConfig
 
     @property
-    def lr(self) -> float | None:
-        """The learning rate; None where nothing is trained by steps."""
-        return self.config.lr if self.contender.recipe else None
-
-    @property
     def folder(self) -> str:
         """The name of the folder for its files: the place, and the label as far as it can be."""
         words = "".join(c if c.isalnum() or c in "._" else " " for c in self.contender.label)
@@ -100,7 +95,6 @@ class _Trial:
         self.row = Row(
             label=turn.contender.label,
             methods=tuple(_as_read(step) for step in turn.contender.recipe),
-            lr=turn.lr,
             outcome="interrupted",
         )
         self.losses: list[float] = []
@@ -122,7 +116,8 @@ class _Trial:
         peft = get_peft_model(bench.model, recipe, seed=self.turn.config.seed, host=bench.host)
         try:
             trainable, total = peft.get_nb_trainable_parameters()
-            self.row = replace(self.row, trainable=trainable, total=total)
+            rates = tuple(sorted(set(peak_rates(self.turn.config, peft).values())))
+            self.row = replace(self.row, trainable=trainable, total=total, rates=rates)
             self._read(self._train(peft))
         finally:
             peft.unload()
