@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PEERS_READY := $(PEERS)/.ready
 
 # A distribution of its own, installed as a user would: it shows that built-ins have no privilege.
-THIRD_PARTY := tests/plugins/ia3_distribution
+THIRD_PARTY := tests/plugins/bitfit_distribution
 THIRD_PARTY_FILES := $(wildcard $(THIRD_PARTY)/pyproject.toml)
 INSTALL_THIRD_PARTY := $(if $(THIRD_PARTY_FILES),-e $(THIRD_PARTY))
 

@@ -65,6 +65,9 @@ ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
         f"lora-{name}": (base, peft.LoraConfig, {"r": 2, "lora_alpha": 3, **settings})
         for name, (base, settings) in LORA.items()
     },
+    "ia3-gpt2": ("gpt2", peft.IA3Config, {}),
+    "ia3-llama": ("llama", peft.IA3Config, {"target_modules": LLAMA}),
+    "ia3-bert": ("bert-classifier", peft.IA3Config, {}),
     "prefix-gpt2": ("gpt2", peft.PrefixTuningConfig, VIRTUAL),
     "prefix-llama": ("llama", peft.PrefixTuningConfig, VIRTUAL),
     "prefix-bert": ("bert-classifier", peft.PrefixTuningConfig, VIRTUAL),
@@ -128,8 +131,9 @@ def edit_config(path: Path, base: str) -> None:
     """Name the base by its folder, and list the targets, which PEFT has as a set, in one order."""
     values = json.loads(path.read_text())
     values["base_model_name_or_path"] = base
-    if isinstance(values.get("target_modules"), list):
-        values["target_modules"].sort()
+    for name in ("target_modules", "feedforward_modules"):
+        if isinstance(values.get(name), list):
+            values[name].sort()
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-import tinygrad_peft_ia3
+import tinygrad_peft_bitfit
 from tests.peft.small import (
     BERT,
     BERT_CLASSIFIER,
@@ -87,14 +87,14 @@ OPTIONS = {
 FINAL_NORM = {"gpt2": "ln_f", "llama": "norm", "bert": "classifier"}
 
 
-def lora_and_ia3() -> Host:
+def lora_and_bitfit() -> Host:
     host = lora_host()
-    host.register(tinygrad_peft_ia3, "ia3")
+    host.register(tinygrad_peft_bitfit, "bitfit")
     return host
 
 
 def assert_counts_as_it_is(config: TransformerConfig, recipe: list[PeftConfig]) -> None:
-    host = lora_and_ia3()
+    host = lora_and_bitfit()
     real = get_peft_model(small(config), recipe, host=host).get_nb_trainable_parameters()
     assert count_recipe(config, recipe, host) == real
 
@@ -114,10 +114,10 @@ def test_saved_modules_are_counted_once(family: str, option: str) -> None:
 
 
 def test_a_third_partys_method_counts_as_well() -> None:
-    ia3 = tinygrad_peft_ia3.IA3Config(target_modules="all-linear")
+    bitfit = tinygrad_peft_bitfit.BitFitConfig(target_modules="all-linear")
     for family in FAMILIES.values():
-        assert_counts_as_it_is(family, [ia3])
-        assert_counts_as_it_is(family, [LoraConfig(r=2), ia3, LoraConfig(r=1)])
+        assert_counts_as_it_is(family, [bitfit])
+        assert_counts_as_it_is(family, [LoraConfig(r=2), bitfit, LoraConfig(r=1)])
 
 
 def test_a_saved_head_is_counted_with_as_many_labels_as_it_has() -> None:

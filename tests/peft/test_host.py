@@ -448,8 +448,11 @@ def test_the_methods_of_the_environment_are_found_with_their_distributions() -> 
 
 
 def test_a_third_partys_method_is_found_as_the_built_in_ones_are() -> None:
-    pytest.importorskip("tinygrad_peft_ia3")
+    pytest.importorskip("tinygrad_peft_bitfit")
     found = {info.name: info for info in Host.installed().plugins()}
-    assert (found["ia3"].distribution, found["ia3"].version) == ("tinygrad-peft-ia3", "0.1.0")
-    assert list(Host.installed().methods()) == sorted({"ia3", *Host.installed().methods()})
-    assert "ia3" in Host.installed().methods()
+    assert (found["bitfit"].distribution, found["bitfit"].version) == (
+        "tinygrad-peft-bitfit",
+        "0.1.0",
+    )
+    assert list(Host.installed().methods()) == sorted({"bitfit", *Host.installed().methods()})
+    assert "bitfit" in Host.installed().methods()

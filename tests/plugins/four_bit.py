@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import tinygrad_peft_ia3
+import tinygrad_peft_ia3.plugin
 import tinygrad_peft_lora.plugin
 import tinygrad_peft_qlora.plugin
 from tests.peft.small import LLAMA, small
@@ -17,7 +17,7 @@ def host() -> Host:
     made = Host()
     made.register(tinygrad_peft_lora.plugin, "lora")
     made.register(tinygrad_peft_qlora.plugin, "qlora")
-    made.register(tinygrad_peft_ia3, "ia3")
+    made.register(tinygrad_peft_ia3.plugin, "ia3")
     return made
 
 

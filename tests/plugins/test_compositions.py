@@ -1,4 +1,4 @@
-"""All pairs of the five methods in both orders, and a dozen of three, on each family."""
+"""All pairs of five methods in both orders, and some of three, on each family."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import AdamW, Transformer
 from tinygrad_peft.peft import PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft_adapter import BottleneckAdapterConfig
+from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptTuningConfig
@@ -26,6 +27,7 @@ METHODS: dict[str, PeftConfig] = {
     "qlora": QLoraConfig(r=2),
 }
 PAIRS = list(itertools.product(METHODS, repeat=2))
+METHODS |= {"ia3": IA3Config()}  # stands in threes alone, for time's sake
 TRIPLES = [
     ("qlora", "adapter", "prefix"),
     ("qlora", "lora", "prompt"),
@@ -39,8 +41,11 @@ TRIPLES = [
     ("prefix", "prefix", "prompt"),
     ("prompt", "prompt", "adapter"),
     ("prompt", "qlora", "adapter"),
+    ("qlora", "ia3", "lora"),
+    ("ia3", "lora", "ia3"),
+    ("adapter", "ia3", "prefix"),
 ]
-MERGEABLE = {"lora", "qlora"}
+MERGEABLE = {"lora", "qlora", "ia3"}
 LABELS = {"gpt2": IDS, "llama": IDS, "bert": np.array([0, 2])}
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tinygrad_peft.testing import SMALL_MODELS, Case, MethodConformance
 from tinygrad_peft_adapter import BottleneckAdapterConfig
+from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptEncoderConfig, PromptTuningConfig
@@ -22,6 +23,10 @@ class TestLora(MethodConformance):
 class TestAdapter(MethodConformance):
     config = BottleneckAdapterConfig()
     mergeable = False
+
+
+class TestIA3(MethodConformance):
+    config = IA3Config()
 
 
 class TestPrefixTuning(MethodConformance):
@@ -138,6 +143,11 @@ class TestParallelAdapter(Variant):
     config = BottleneckAdapterConfig(placement="parallel", bias=False, init_weights="near_identity")
     starts_as_identity = False
     mergeable = False
+
+
+class TestIA3OnAllLinearLayers(Variant):
+    config = IA3Config(target_modules="all-linear", init_ia3_weights=False)
+    starts_as_identity = False
 
 
 class TestPrefixOutOfAProjection(Variant):

@@ -1,123 +1,501 @@
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from tests.peft.small import Snapshot, lora_host, small
-from tinygrad_peft.errors import PluginError
-from tinygrad_peft.nn import Init, Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, count_recipe, get_peft_model
-from tinygrad_peft.tensor import no_grad
-from tinygrad_peft_ia3 import IA3Config
+import tinygrad_peft_ia3.plugin
+from tests.peft.small import BERT_CLASSIFIER, FAMILIES, LLAMA, Snapshot, logits, shake, small
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, TargetError
+from tinygrad_peft.gradcheck import check_gradients
+from tinygrad_peft.models import named_shape
+from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter, RMSNorm
+from tinygrad_peft.peft import (
+    CombinationType,
+    Draft,
+    Host,
+    PeftConfig,
+    PeftModel,
+    Site,
+    count_recipe,
+    get_peft_model,
+)
+from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.tensor import Tensor
+from tinygrad_peft_ia3 import IA3Config, IA3Linear
 from tinygrad_peft_lora import LoraConfig
 
-LLAMA = TransformerConfig(
-    model_type="llama",
-    vocab_size=20,
-    hidden_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=12,
-    max_position_embeddings=8,
-    norm="rms_norm",
-    positions="rotary",
-    activation="silu",
-    gated_mlp=True,
-)
-IDS = np.array([[1, 2, 3], [4, 5, 6]])
-LORA, IA3 = LoraConfig(r=2, target_modules=["k_proj", "q_proj"]), IA3Config()
-RECIPES: dict[str, list[PeftConfig]] = {
-    "alone": [IA3],
-    "over LoRA": [LORA, IA3],
-    "under LoRA": [IA3, LORA],
-    "twice": [IA3, IA3],
-    "between": [LORA, IA3, LORA],
-}
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BOTH_SIDES = pytest.mark.parametrize("on_input", [False, True], ids=["output", "input"])
 
 
-def model(dtype: type[np.floating] = np.float64) -> Transformer:
-    made = Transformer(LLAMA, Init(0, dtype))
-    made.eval()
+def host() -> Host:
+    made = Host()
+    made.register(tinygrad_peft_ia3.plugin, "ia3")
     return made
 
 
-def logits(model: Transformer | PeftModel) -> np.ndarray:
-    with no_grad():
-        return model(IDS).data
-
-
-def trained(recipe: list[PeftConfig]) -> PeftModel:
-    peft = get_peft_model(model(), recipe)
-    rng = np.random.default_rng(1)
-    for parameter in peft.trainable_parameters():
-        parameter.data = parameter.data + rng.normal(0, 0.2, parameter.shape)
+def adapted(config: PeftConfig, family: str = "llama") -> PeftModel:
+    peft = get_peft_model(small(FAMILIES[family], np.float64), config, host=host())
+    shake(peft)
     return peft
 
 
-def test_it_is_found_by_its_entry_point() -> None:
-    assert Host.installed().methods()["ia3"] is IA3Config
+def layer(*, on_input: bool, bias: bool = True, base: Affine | None = None) -> IA3Linear:
+    """(IA)³ on a layer of 3 to 2, in float64, with all of its weights drawn at random."""
+    init = Init(3, np.float64)
+    base = Linear(3, 2, bias=bias, init=init) if base is None else base
+    made = IA3Linear(base, init, on_input=on_input)
+    for parameter in made.parameters():
+        parameter.data = init.normal(*parameter.shape, std=1.0)
+    return made
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_starts_as_the_base(name: str) -> None:
-    np.testing.assert_array_equal(logits(get_peft_model(model(), RECIPES[name])), logits(model()))
+def plain(made: IA3Linear) -> Linear:
+    assert isinstance(made.base_layer, Linear)
+    return made.base_layer
 
 
-def test_it_scales_what_a_layer_gives() -> None:
-    peft = get_peft_model(model(), IA3Config(target_modules=["down_proj"]))
-    parameters = peft.record.named_parameters(0)
-    assert list(parameters) == [f"model.layers.{n}.mlp.down_proj.ia3_l" for n in (0, 1)]
-    for parameter in parameters.values():
-        parameter.data = np.zeros(8)
-    silent = model()
-    for block in silent.blocks:
-        for _, weight in block.mlp.named_parameters():  # type: ignore[attr-defined]
-            weight.data = np.zeros_like(weight.data)
-    np.testing.assert_allclose(logits(peft), logits(silent), rtol=1e-12)
+# ---------- the formula ----------
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_merges_in_any_order_and_unmerges_exactly(name: str) -> None:
-    peft = trained(RECIPES[name])
-    expected = logits(peft)
-    assert np.abs(expected - logits(model())).max() > 1e-3
+def test_factors_of_the_output_multiply_the_bias_as_well() -> None:
+    base = Linear.of(Parameter(np.array([[1.0, 2.0], [3.0, 4.0]])), Parameter(np.array([1.0, -1])))
+    made = IA3Linear(base, Init(0, np.float64), on_input=False)
+    made.ia3_l.data = np.array([[2.0], [10.0]])
+    np.testing.assert_array_equal(made(Tensor(np.array([[1.0, 1.0]]))).data, [[8.0, 60.0]])
+
+
+def test_factors_of_the_input_leave_the_bias_alone() -> None:
+    base = Linear.of(Parameter(np.array([[1.0, 2.0], [3.0, 4.0]])), Parameter(np.array([1.0, -1])))
+    made = IA3Linear(base, Init(0, np.float64), on_input=True)
+    made.ia3_l.data = np.array([[2.0, 10.0]])
+    np.testing.assert_array_equal(made(Tensor(np.array([[1.0, 1.0]]))).data, [[23.0, 45.0]])
+
+
+@BOTH_SIDES
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradients_are_the_differences_and_the_formulas(on_input: bool, bias: bool) -> None:
+    made = layer(on_input=on_input, bias=bias)
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.normal(size=(4, 5, 3)), requires_grad=True)
+    assert check_gradients(lambda *_: made(x), [x, *made.parameters()]) < 1e-6
+    for tensor in (x, *made.parameters()):
+        tensor.grad = None
+    g = rng.normal(size=(4, 5, 2))
+    made(x).backward(g)
+    w, factors = plain(made).weight.data, made.ia3_l.data.ravel()
+    affine = plain(made)(x).data
+    through = g @ w if on_input else (g * factors) @ w
+    dl = (x.data * through if on_input else g * affine).sum(axis=(0, 1))
+    assert made.ia3_l.grad is not None
+    assert x.grad is not None
+    np.testing.assert_allclose(made.ia3_l.grad.ravel(), dl, rtol=1e-12)
+    np.testing.assert_allclose(x.grad, through * factors if on_input else through, rtol=1e-12)
+
+
+@BOTH_SIDES
+def test_it_starts_at_one_or_anywhere(on_input: bool) -> None:
+    base = Linear(300, 200)
+    ones, drawn = (IA3Linear(base, Init(0), on_input=on_input, ones=o) for o in (True, False))
+    assert ones.ia3_l.shape == drawn.ia3_l.shape == ((1, 300) if on_input else (200, 1))
+    assert (ones.ia3_l.data == 1).all()
+    assert abs(float(drawn.ia3_l.data.mean())) < 0.2
+    assert abs(float(drawn.ia3_l.data.std()) - 1) < 0.2
+
+
+@BOTH_SIDES
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_merges_into_a_plain_layer_and_leaves_the_base_alone(on_input: bool, bias: bool) -> None:
+    made = layer(on_input=on_input, bias=bias)
+    before = Snapshot.of(made)
+    merged, x = made.merge(), Tensor(np.random.default_rng(0).normal(size=(4, 3)))
+    assert isinstance(merged, Linear)
+    np.testing.assert_allclose(merged(x).data, made(x).data, rtol=1e-12)
+    before.assert_unchanged(made)
+    shared = {id(p) for p in made.parameters()} & {id(p) for p in merged.parameters()}
+    assert not shared
+
+
+def test_it_is_not_merged_into_what_is_no_plain_layer() -> None:
+    outer = layer(on_input=False, base=layer(on_input=True))
+    assert tinygrad_peft_ia3.plugin.merge_module(outer) is None
+    assert tinygrad_peft_ia3.plugin.merge_module(Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unmerging_gives_back_the_exact_bits_even_where_a_factor_is_zero(family: str) -> None:
+    peft = adapted(IA3Config(target_modules="all-linear"), family)
+    for parameter in peft.trainable_parameters():
+        parameter.data = np.where(parameter.data < 1, 0, parameter.data)
+    found, base = logits(peft), logits(small(FAMILIES[family], np.float64))
     peft.merge_adapter()
-    np.testing.assert_allclose(logits(peft), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(logits(peft), found, rtol=1e-12, atol=1e-12)
     peft.unmerge_adapter()
-    np.testing.assert_array_equal(logits(peft), expected)
-    np.testing.assert_array_equal(logits(peft.unload()), logits(model()))
+    np.testing.assert_array_equal(logits(peft), found)
+    np.testing.assert_array_equal(logits(peft.unload()), base)
 
 
-def test_the_order_of_the_recipe_matters() -> None:
-    outputs = [logits(trained(RECIPES[name])) for name in ("over LoRA", "under LoRA")]
-    assert np.abs(outputs[0] - outputs[1]).max() > 1e-4
+# ---------- which modules, and on which side ----------
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_is_counted(name: str) -> None:
-    real = trained(RECIPES[name]).get_nb_trainable_parameters()
-    assert count_recipe(LLAMA, RECIPES[name], Host.installed()) == real
+def vectors(peft: PeftModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of the first layer's, without what all paths have in common."""
+    named = {n: p.shape for n, p in peft.record.stored_parameters(0).items() if ".0." in n}
+    return {name.partition(".0.")[2]: shape for name, shape in named.items()}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
-    peft = trained(RECIPES[name])
-    peft.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(model(), tmp_path)
-    assert loaded.recipe == tuple(RECIPES[name])
-    np.testing.assert_array_equal(logits(loaded), logits(peft))
+USUAL: Mapping[str, dict[str, tuple[int, ...]]] = {
+    "gpt2": {"attn.c_attn.ia3_l": (48, 1), "mlp.c_proj.ia3_l": (1, 32)},
+    "llama": {
+        "self_attn.k_proj.ia3_l": (8, 1),
+        "self_attn.v_proj.ia3_l": (8, 1),
+        "mlp.down_proj.ia3_l": (1, 24),
+    },
+    "bert": {
+        "attention.self.key.ia3_l": (16, 1),
+        "attention.self.value.ia3_l": (16, 1),
+        "attention.output.dense.ia3_l": (1, 16),
+        "output.dense.ia3_l": (1, 32),
+    },
+}
 
 
-def test_a_recipe_whose_plugin_is_missing_says_what_to_install(tmp_path: Path) -> None:
-    recipe = [LoraConfig(r=2), IA3Config()]
-    get_peft_model(small(), recipe, host=Host.installed()).save_pretrained(tmp_path)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_usual_modules_are_pefts(family: str) -> None:
+    peft = adapted(IA3Config(), family)
+    assert vectors(peft) == USUAL[family]
+    stored = peft.record.stored_parameters(0)
+    assert all(name.startswith("base_model.model.") for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_input"),
+    [
+        ({"target_modules": ["k_proj", "up_proj"]}, set()),
+        ({"target_modules": ["k_proj", "down_proj"]}, {"down_proj"}),
+        ({"target_modules": ["k_proj", "down_proj"], "feedforward_modules": []}, set()),
+        (
+            {"target_modules": ["k_proj", "up_proj"], "feedforward_modules": ["up_proj"]},
+            {"up_proj"},
+        ),
+        ({"feedforward_modules": ["k_proj"]}, {"k_proj"}),
+        ({"target_modules": ".*(k|up)_proj", "feedforward_modules": r".*\.mlp\..*"}, {"up_proj"}),
+        ({"target_modules": ".*[kv]_proj", "feedforward_modules": ["down_proj"]}, set()),
+    ],
+    ids=str,
+)
+def test_the_feed_forward_modules_have_factors_of_their_input(
+    settings: dict[str, Any], on_input: set[str]
+) -> None:
+    peft = adapted(IA3Config(**settings))
+    wrapped = {r.seam.path.rpartition(".")[2]: r.after for r in peft.record.rewrites}
+    found = {n for n, m in wrapped.items() if isinstance(m, IA3Linear) and m.on_input}
+    assert found == on_input
+    assert len(wrapped) > len(found)
+
+
+def test_exclusions_and_saved_modules_are_heeded() -> None:
+    config = IA3Config(
+        target_modules="all-linear", exclude_modules=["k_proj"], modules_to_save=["lm_head"]
+    )
+    ends = {rewrite.seam.path.rpartition(".")[2] for rewrite in adapted(config).record.rewrites}
+    assert ends == {"q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["donw_proj"]},
+            "'donw_proj' is none of target_modules; did you mean 'down_proj'",
+        ),
+        ({"feedforward_modules": "(down"}, r"feedforward_modules='\(down' is no regular expr"),
+        ({"target_modules": []}, "target_modules is empty"),
+        ({"exclude_modules": "(down"}, r"exclude_modules='\(down' is no regular expression"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        IA3Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"feedforward_modules": ".*donw_proj"},
+            "step 0: feedforward_modules '.*donw_proj' matches none of the targets",
+        ),
+        (
+            {"target_modules": "all-linear", "feedforward_modules": ["down_proj", "donw_proj"]},
+            "names 'donw_proj', which is none of the targets; did you mean 'down_proj'",
+        ),
+    ],
+)
+def test_feed_forward_modules_that_are_no_targets_are_refused(
+    settings: dict[str, Any], problem: str
+) -> None:
     model = small()
     before = Snapshot.of(model)
-    message = (
-        r"1-ia3.adapter_config\.json: no installed plugin provides the method 'ia3'; the "
-        r"distribution 'tinygrad-peft-ia3' does: install it \(there are: lora\)"
-    )
-    with pytest.raises(PluginError, match=message):
-        PeftModel.from_pretrained(model, tmp_path, host=lora_host())
+    with pytest.raises(PeftError, match=problem):
+        get_peft_model(model, IA3Config(**settings), host=host())
     before.assert_unchanged(model)
+
+
+class Other(Module):
+    """A model of no family."""
+
+    layer: Affine
+
+    def __init__(self) -> None:
+        self.layer = Linear(2, 2)
+
+
+def test_a_model_of_no_family_needs_to_be_told_the_feed_forward_modules() -> None:
+    site = Site("layer", "layer", Linear(2, 3), None, is_target=True, init=Init(), model=Other())
+    config = IA3Config(target_modules=["layer"], feedforward_modules=["layer"])
+    made = tinygrad_peft_ia3.plugin.adapt_module(site, config)
+    assert isinstance(made, IA3Linear)
+    assert made.on_input
+    draft = Draft(
+        Other(), (IA3Config(target_modules=["layer"]), config), (frozenset(["layer"]),) * 2
+    )
+    assert tinygrad_peft_ia3.plugin.check_recipe(draft) == [
+        "step 0: feedforward_modules is needed: the usual ones are known for gpt2, llama, bert"
+    ]
+
+
+def test_what_is_no_affine_layer_is_left_to_other_methods() -> None:
+    site = Site("norm", "norm", RMSNorm(4), None, is_target=True, init=Init(), model=Other())
+    assert tinygrad_peft_ia3.plugin.adapt_module(site, IA3Config()) is None
+    with pytest.raises(TargetError, match=r"'input_layernorm' names 3 modules.*cannot adapt"):
+        adapted(IA3Config(target_modules=["input_layernorm"]))
+
+
+# ---------- counting ----------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "config",
+    [IA3Config(), IA3Config(target_modules="all-linear", modules_to_save=["lm_head"])],
+    ids=["usual", "all-linear"],
+)
+def test_it_is_counted(family: str, config: IA3Config) -> None:
+    if family != "llama" and config.modules_to_save:
+        config = IA3Config(target_modules="all-linear")
+    real = adapted(config, family).get_nb_trainable_parameters()
+    assert count_recipe(FAMILIES[family], config, host()) == real
+
+
+def test_a_large_model_is_counted_without_its_weights() -> None:
+    trainable, _ = count_recipe(named_shape("llama-7b"), IA3Config(), host())
+    assert trainable == 32 * (4096 + 4096 + 11008)
+
+
+def test_targets_without_an_affine_layer_are_not_counted() -> None:
+    with pytest.raises(TargetError, match=r"ia3: the targets \('norm',\) name no affine layer"):
+        count_recipe(LLAMA, IA3Config(target_modules=["norm"]), host())
+
+
+# ---------- files ----------
+
+
+def stored(folder: Path, config: IA3Config, family: str = "llama") -> PeftModel:
+    peft = adapted(config, family)
+    peft.save_pretrained(folder)
+    return peft
+
+
+def edit(folder: Path, **settings: object) -> None:
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(values | settings))
+
+
+def paths_of(peft: PeftModel) -> list[str]:
+    return [rewrite.seam.path for rewrite in peft.record.rewrites]
+
+
+def test_a_file_has_the_keys_that_peft_knows_and_no_more(tmp_path: Path) -> None:
+    stored(tmp_path, IA3Config(feedforward_modules=[]))
+    values = json.loads((tmp_path / CONFIG).read_text())
+    own = {"target_modules", "exclude_modules", "feedforward_modules", "init_ia3_weights"}
+    noted = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode"}
+    assert values.keys() == {*own, *noted, "modules_to_save"}
+    assert (values["target_modules"], values["feedforward_modules"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "feedforward", "read"),
+    [
+        (IA3Config(target_modules=["k_proj"]), ["down_proj"], ()),
+        (IA3Config(target_modules="all-linear"), ["down_proj"], r"(.*\.)?(down_proj)"),
+        (IA3Config(target_modules=r".*\.k_proj"), ["down_proj"], ("down_proj",)),
+    ],
+    ids=["none is a target", "targets by their paths", "an expression"],
+)
+def test_what_peft_fills_in_is_read_though_peft_does_not(
+    config: IA3Config, feedforward: list[str], read: object, tmp_path: Path
+) -> None:
+    peft = stored(tmp_path, config)
+    by_path = config.target_modules == "all-linear"
+    targets = paths_of(peft) if by_path else config.target_modules
+    edit(tmp_path, target_modules=targets, feedforward_modules=feedforward, fan_in_fan_out=True)
+    loaded = PeftModel.from_pretrained(small(dtype=np.float64), tmp_path, host=host())
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+    (settings,) = loaded.recipe
+    assert isinstance(settings, IA3Config)
+    assert settings.feedforward_modules == read
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "feedforward_modules"])
+def test_a_list_of_anything_but_names_is_refused(setting: str, tmp_path: Path) -> None:
+    stored(tmp_path, IA3Config(target_modules=["k_proj"], feedforward_modules=["k_proj"]))
+    edit(tmp_path, **{setting: ["v_proj", 1, None]})
+    with pytest.raises(ConfigError, match=rf"`int`.*\$\.{setting}"):
+        PeftModel.from_pretrained(small(), tmp_path, host=host())
+
+
+def test_factors_of_the_other_side_are_refused(tmp_path: Path) -> None:
+    stored(tmp_path, IA3Config(target_modules=["down_proj"], feedforward_modules=[]))
+    edit(tmp_path, feedforward_modules=["down_proj"])
+    model = small()
+    before = Snapshot.of(model)
+    with pytest.raises(CheckpointError, match=r"down_proj\.ia3_l is \(16, 1\), expected \(1, 24\)"):
+        PeftModel.from_pretrained(model, tmp_path, host=host())
+    before.assert_unchanged(model)
+
+
+def inspected(folder: Path) -> list[str]:
+    (folder / "recipe.json").unlink()  # which tells the base
+    return list(inspect_path(folder, host()).problems)
+
+
+def test_a_folder_is_inspected_without_its_base(tmp_path: Path) -> None:
+    peft = stored(tmp_path, IA3Config(feedforward_modules=["down_proj"]))
+    report = inspect_path(tmp_path, host())
+    assert report.sound, report.problems
+    assert report.facts["method"] == "ia3"
+    assert report.facts["modules"] == len(paths_of(peft))
+    assert inspected(tmp_path) == []
+    array = load_file(tmp_path / WEIGHTS)
+    flipped = {name: np.ascontiguousarray(vector.T) for name, vector in array.items()}
+    save_file(flipped, tmp_path / WEIGHTS)
+    problems = list(inspect_path(tmp_path, host()).problems)
+    assert len(problems) == len(array)
+    first = "model.layers.0.mlp.down_proj.ia3_l is (24, 1): the factors of a layer's input are"
+    second = "model.layers.0.self_attn.k_proj.ia3_l is (1, 8): the factors of a layer's output are"
+    assert any(problem.startswith(first) for problem in problems)
+    assert any(problem.startswith(second) for problem in problems)
+
+
+def test_without_its_base_the_usual_sides_are_not_known(tmp_path: Path) -> None:
+    stored(tmp_path, IA3Config())
+    assert inspected(tmp_path) == []
+
+
+# ---------- weighted sums ----------
+
+
+def several(**configs: IA3Config) -> PeftModel:
+    peft: PeftModel | None = None
+    for seed, (name, config) in enumerate(configs.items()):
+        if peft is None:
+            base = small(dtype=np.float64)
+            peft = get_peft_model(base, config, adapter_name=name, host=host())
+        else:
+            peft.add_adapter(name, config)
+            peft.set_adapter(name)
+        shake(peft, seed)
+    assert peft is not None
+    return peft
+
+
+def merged_weights(peft: PeftModel, name: str) -> dict[str, Array]:
+    peft.set_adapter(name)
+    peft.merge_adapter()
+    found = {path: p.data.copy() for path, p in peft.base_model.named_parameters()}
+    peft.unmerge_adapter()
+    return found
+
+
+NARROW = IA3Config(target_modules=["k_proj", "up_proj"])
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (0.7, -0.4), (2.0, 1.0)])
+@pytest.mark.parametrize("other", [IA3Config(), NARROW], ids=["the same", "other targets"])
+def test_the_sum_is_that_of_the_changes(weights: tuple[float, float], other: IA3Config) -> None:
+    peft = several(a=IA3Config(), b=other)
+    assert peft.add_weighted_adapter(["a", "b"], weights, "sum") == {}
+    base = small(dtype=np.float64).state_dict()
+    one, two = (merged_weights(peft, name) for name in ("a", "b"))
+    for path, found in merged_weights(peft, "sum").items():
+        start = base[path]
+        expected = start + weights[0] * (one[path] - start) + weights[1] * (two[path] - start)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=path)
+
+
+def test_weights_that_sum_to_one_weigh_the_vectors_themselves() -> None:
+    peft = several(a=IA3Config(), b=IA3Config())
+    peft.add_weighted_adapter(["a", "b"], [0.25, 0.75], "sum")
+    found = {}
+    for name in ("a", "b", "sum"):
+        peft.set_adapter(name)
+        found[name] = [p.data for p in peft.trainable_parameters()]
+    for a, b, both in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(both, 0.25 * a + 0.75 * b)
+    assert peft.recipe == (IA3Config(),)
+
+
+def test_one_adapter_of_weight_one_is_itself() -> None:
+    peft = several(a=NARROW)
+    expected = logits(peft)
+    peft.add_weighted_adapter(["a"], [1.0], "same")
+    peft.set_adapter("same")
+    np.testing.assert_array_equal(logits(peft), expected)
+    assert peft.recipe == (NARROW,)
+
+
+def test_the_sum_survives_a_file(tmp_path: Path) -> None:
+    peft = several(a=IA3Config(), b=NARROW)
+    peft.add_weighted_adapter(["a", "b"], [0.5, 2.0], "sum")
+    peft.set_adapter("sum")
+    expected = logits(peft)
+    peft.save_pretrained(tmp_path)
+    folder = tmp_path / "sum"
+    loaded = PeftModel.from_pretrained(small(dtype=np.float64), folder, host=host())
+    np.testing.assert_array_equal(logits(loaded), expected)
+
+
+def test_factors_of_both_sides_of_a_layer_are_no_sum() -> None:
+    peft = several(a=IA3Config(), b=IA3Config(feedforward_modules=[]))
+    message = r"layers\.0\.mlp\.down_proj: one adapter multiplies its input, and another its output"
+    with pytest.raises(PeftError, match=message):
+        peft.add_weighted_adapter(["a", "b"], [0.5, 0.5], "sum")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "problem"),
+    [
+        ("ties", None, "combination_type='ties': only 'linear' is known"),
+        ("linear", 4, "rank=4: a vector has no rank to be cut down to"),
+    ],
+)
+def test_a_part_of_the_sum_is_refused(
+    kind: CombinationType, rank: int | None, problem: str
+) -> None:
+    peft = several(a=IA3Config(), b=IA3Config())
+    with pytest.raises(PeftError, match=problem):
+        peft.add_weighted_adapter(["a", "b"], [1, 1], "sum", combination_type=kind, rank=rank)
+
+
+def test_other_methods_are_left_to_their_plugins() -> None:
+    site = Site("q", "q", Linear(2, 2), None, is_target=True, init=Init(), model=Other())
+    assert tinygrad_peft_ia3.plugin.adapt_module(site, LoraConfig()) is None
+    peft = get_peft_model(small(BERT_CLASSIFIER), LoraConfig(r=2), adapter_name="a")
+    assert peft.add_weighted_adapter(["a"], [0.5], "half") == {}

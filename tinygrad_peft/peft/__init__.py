@@ -3,6 +3,7 @@
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
+    NamedTargetsConfig,
     PeftConfig,
     TargetedConfig,
     config_from_dict,
@@ -42,6 +43,7 @@ __all__ = [
     "Host",
     "Memory",
     "ModelShape",
+    "NamedTargetsConfig",
     "ParameterCount",
     "PeftConfig",
     "PeftModel",

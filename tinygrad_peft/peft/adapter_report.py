@@ -13,7 +13,7 @@ from tinygrad_peft.models.tensors import StoredTensor, read_header
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft.checkpoint import read_step, step_differences, step_tensors
 from tinygrad_peft.peft.composition import apply_recipe
-from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, config_to_dict
+from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, config_to_dict
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import CONFIG, RECIPE, REPARAMETERIZATION, WEIGHTS, step_folders
@@ -106,7 +106,7 @@ class _Step:
         config = self.config
         if config is not None:
             yield "settings", _changed(config)
-            if isinstance(config, TargetedConfig):
+            if isinstance(config, NamedTargetsConfig):
                 yield "targets", config.target_modules or "the method's usual"
             yield "modules", len(self.paths) or None
             if isinstance(config, Ranked) and self.paths:
@@ -179,7 +179,7 @@ def _ancestors(names: Iterable[str]) -> set[str]:
 
 def _targeted(config: PeftConfig, paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Each entry of the targets with the paths that it names."""
-    targets = config.target_modules if isinstance(config, TargetedConfig) else None
+    targets = config.target_modules if isinstance(config, NamedTargetsConfig) else None
     if targets is None or targets == ALL_LINEAR:
         return
     known = sorted(paths)

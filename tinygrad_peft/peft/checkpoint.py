@@ -223,7 +223,8 @@ def read_step(folder: Path, host: Host) -> PeftConfig:
             f"{_to_install(path.parent, name) or nearest(name, methods)} "
             f"(there are: {', '.join(methods) or 'none'})"
         )
-    return config_from_dict(methods[name], _without_absent_heads(values, path), f"{path}: ")
+    meant = methods[name].as_meant(_without_absent_heads(values, path))
+    return config_from_dict(methods[name], meant, f"{path}: ")
 
 
 def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tinygrad_peft.errors import PeftError, PluginError, TargetError, listed, nearest
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, steps_of
+from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, steps_of
 from tinygrad_peft.peft.events import Draft
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record, Rewrite, new_parameters
@@ -157,7 +157,7 @@ def _refuse_idle(
     if idle:
         raise TargetError(f"step {step}, {config.peft_type.lower()}:\n{listed(idle)}")
     if not done:
-        why = "" if isinstance(config, TargetedConfig) else ": the model has no place for it"
+        why = "" if isinstance(config, NamedTargetsConfig) else ": the model has no place for it"
         raise PeftError(f"step {step}, {config.peft_type.lower()}, adapted nothing{why}")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,8 +14,10 @@ from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest, shortened
 
 __all__ = [
+    "NamedTargetsConfig",
     "PeftConfig",
     "TargetedConfig",
+    "broken_expressions",
     "config_from_dict",
     "config_to_dict",
     "layer_patterns",
@@ -68,6 +70,11 @@ class PeftConfig:
         """What is wrong with the settings: a subclass adds its own to super().problems()."""
         return []
 
+    @classmethod
+    def as_meant(cls, values: Mapping[str, object]) -> Mapping[str, object]:
+        """A file's settings as they are meant, where PEFT writes what it would not read again."""
+        return values
+
     def steps(self) -> tuple["PeftConfig", ...]:
         """The steps that these settings stand for, the innermost first: themselves, as a rule."""
         return (self,)
@@ -93,45 +100,61 @@ class PeftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetedConfig(PeftConfig):
+class NamedTargetsConfig(PeftConfig):
     """Settings of a method that rewrites chosen modules.
 
     target_modules: a list of names, each of which matches a path that is it or ends with "." and
         it; or one regular expression that matches a whole path; or "all-linear", every affine layer
         but the model's head; or None, the method's usual targets in the model's family.
     exclude_modules: names or a regular expression of the same kind, to be left alone.
+    """
+
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: str | Sequence[str] | None = None
+
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
+
+    def problems(self) -> list[str]:
+        """Regular expressions that do not compile, and a list that is empty."""
+        found = [
+            *super().problems(),
+            *broken_expressions("target_modules", [self.target_modules]),
+            *broken_expressions("exclude_modules", [self.exclude_modules]),
+        ]
+        if self.target_modules is not None and not self.target_modules:
+            found.append("target_modules is empty: leave it out for the method's usual targets")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedConfig(NamedTargetsConfig):
+    """Settings of a method that rewrites chosen modules, of some layers alone if so wished.
+
     layers_to_transform: only the layers of these numbers (the first number in a path), all others
         being left alone; a target that is a whole path is taken in any case.
     layers_pattern: what stands before the number that counts, where a path has several.
     """
 
-    target_modules: str | Sequence[str] | None = None
-    exclude_modules: str | Sequence[str] | None = None
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
 
-    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
-
     def problems(self) -> list[str]:
         """Regular expressions that do not compile, and lists that are empty."""
-        found = super().problems()
-        expressions = {
-            "target_modules": [self.target_modules],
-            "exclude_modules": [self.exclude_modules],
-            "layers_pattern": layer_patterns(self),
-        }
-        for name, values in expressions.items():
-            for value in values:
-                if isinstance(value, str) and (error := _expression_error(value)):
-                    shown = shortened(repr(value), 100)
-                    found.append(f"{name}={shown} is no regular expression: {error}")
+        found = [
+            *super().problems(),
+            *broken_expressions("layers_pattern", layer_patterns(self)),
+        ]
         if layer_patterns(self) and self.layers_to_transform is None:
             found.append("layers_pattern says nothing without layers_to_transform")
-        if self.target_modules is not None and not self.target_modules:
-            found.append("target_modules is empty: leave it out for the method's usual targets")
         if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
             found.append("layers_to_transform is empty: leave it out for all layers")
         return found
+
+
+def broken_expressions(name: str, values: Iterable[object]) -> list[str]:
+    """What is wrong with those values of a setting that are regular expressions: its texts."""
+    shown = ((shortened(repr(v), 100), _expression_error(v)) for v in values if isinstance(v, str))
+    return [f"{name}={value} is no regular expression: {error}" for value, error in shown if error]
 
 
 def _expression_error(text: str) -> str:
@@ -143,9 +166,9 @@ def _expression_error(text: str) -> str:
     return ""
 
 
-def layer_patterns(config: TargetedConfig) -> Sequence[str]:
+def layer_patterns(config: PeftConfig) -> Sequence[str]:
     """What stands before the number of a layer; none of them, anything."""
-    pattern = config.layers_pattern
+    pattern = config.layers_pattern if isinstance(config, TargetedConfig) else None
     return [pattern] if pattern and isinstance(pattern, str) else pattern or ()
 
 

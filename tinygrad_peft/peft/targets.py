@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft.config import PeftConfig, TargetedConfig, layer_patterns
+from tinygrad_peft.peft.config import (
+    NamedTargetsConfig,
+    PeftConfig,
+    TargetedConfig,
+    layer_patterns,
+)
 from tinygrad_peft.peft.sites import Seam
 
 __all__ = ["Targets", "find_targets", "matches"]
@@ -44,7 +49,7 @@ def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> 
     """What `config` names among the seams, and every entry that names nothing."""
     saved, problems = _find_saved(config.modules_to_save, seams)
     by_entry: dict[str, frozenset[str]] = {}
-    if isinstance(config, TargetedConfig):
+    if isinstance(config, NamedTargetsConfig):
         by_entry, more = _find_named(config, seams, model_type, saved)
         problems += more
     tied = _tied_paths(seams)
@@ -56,7 +61,7 @@ def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> 
 
 
 def _find_named(
-    config: TargetedConfig, seams: Sequence[Seam], model_type: str, saved: frozenset[str]
+    config: NamedTargetsConfig, seams: Sequence[Seam], model_type: str, saved: frozenset[str]
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
     """The paths that each entry of the targets names, and what is wrong with the entries."""
     entries = _entries(config.target_modules, config.usual_targets.get(model_type))
@@ -128,12 +133,12 @@ def _bar(
     return "modules_to_save" if path in saved else None
 
 
-def _layers(config: TargetedConfig) -> Sequence[int] | None:
-    layers = config.layers_to_transform
+def _layers(config: PeftConfig) -> Sequence[int] | None:
+    layers = config.layers_to_transform if isinstance(config, TargetedConfig) else None
     return (layers,) if isinstance(layers, int) else layers
 
 
-def _layer_numbers(config: TargetedConfig, seams: Sequence[Seam]) -> dict[str, int | None]:
+def _layer_numbers(config: PeftConfig, seams: Sequence[Seam]) -> dict[str, int | None]:
     """The number of the layer that each path is in, if it is in one."""
     patterns = layer_patterns(config)
     if not patterns:
@@ -146,9 +151,10 @@ def _layer_numbers(config: TargetedConfig, seams: Sequence[Seam]) -> dict[str, i
     return {path: int(match["n"]) if match else None for path, match in found.items()}
 
 
-def _absent_layers(config: TargetedConfig, there: Collection[int | None]) -> list[str]:
-    if layer_patterns(config) and not there:
-        return [f"layers_pattern: no number of a layer follows {config.layers_pattern!r}"]
+def _absent_layers(config: PeftConfig, there: Collection[int | None]) -> list[str]:
+    if (patterns := layer_patterns(config)) and not there:
+        named = " or ".join(map(repr, patterns))
+        return [f"layers_pattern: no number of a layer follows {named}"]
     return [
         f"layers_to_transform: the model has no layer {n} (it has {len(there)}, from 0)"
         for n in _layers(config) or ()

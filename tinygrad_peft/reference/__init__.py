@@ -20,6 +20,7 @@ from tinygrad_peft.reference.comparison import (
     analyze_peft_efficiency,
     compare_peft_methods,
 )
+from tinygrad_peft.reference.ia3 import IA3Linear
 from tinygrad_peft.reference.layer_norm import layer_norm, layer_norm_backward
 from tinygrad_peft.reference.lora import LoRALayer, LoRALinear, lora_backward
 from tinygrad_peft.reference.manager import LoRAManager, LoRAWeights
@@ -43,6 +44,7 @@ __all__ = [
     "Activation",
     "Adapter",
     "Efficiency",
+    "IA3Linear",
     "LoRALayer",
     "LoRALinear",
     "LoRAManager",

@@ -1,4 +1,4 @@
-"""(IA)³: y = l ⊙ (W x + b), l (out,) starting at one (Liu et al. 2022, arXiv 2205.05638, eq. 1)."""
+"""BitFit: y = W x + b₀ + b, b (out,) starting at zero (Ben Zaken et al. 2022, arXiv 2106.10199)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,55 +8,54 @@ from tinygrad_peft import Module, Parameter, Tensor, peft
 from tinygrad_peft.nn import Affine, Init, Linear
 from tinygrad_peft.peft import hookimpl, hookspecs
 
-__all__ = ["IA3Config", "IA3Linear"]
+__all__ = ["BitFitConfig", "BitFitLinear"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IA3Config(peft.TargetedConfig):
-    peft_type: ClassVar[str] = "IA3"
-    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "gpt2": ("c_attn",),
-        "llama": ("k_proj", "v_proj"),
-        "bert": ("key", "value"),
+class BitFitConfig(peft.TargetedConfig):
+    peft_type: ClassVar[str] = "BITFIT"
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {  # no llama: it has no biases
+        "gpt2": ("c_attn", "c_fc", "c_proj"),
+        "bert": ("query", "key", "value", "dense"),
     }
 
 
-class IA3Linear(Module):
+class BitFitLinear(Module):
     base_layer: Affine
 
     def __init__(self, base: Affine, init: Init) -> None:
         self.in_features, self.out_features = base.in_features, base.out_features
         self.base_layer = base
-        self.ia3_l = Parameter(init.ones(base.out_features))
+        self.bitfit_b = Parameter(init.zeros(base.out_features))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) * self.ia3_l
+        return self.base_layer(x) + self.bitfit_b
 
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[peft.PeftConfig]]:
-    return [IA3Config]
+    return [BitFitConfig]
 
 
 @hookimpl(hookspecs.adapt_module)
 def adapt_module(site: peft.Site, config: peft.PeftConfig) -> Module | None:
-    if isinstance(config, IA3Config) and site.is_target and isinstance(site.module, Affine):
-        return IA3Linear(site.module, site.init)
+    if isinstance(config, BitFitConfig) and site.is_target and isinstance(site.module, Affine):
+        return BitFitLinear(site.module, site.init)
     return None
 
 
 @hookimpl(hookspecs.merge_module)
 def merge_module(module: Module) -> Module | None:
-    if not isinstance(module, IA3Linear) or not isinstance(module.base_layer, Linear):
+    if not isinstance(module, BitFitLinear) or not isinstance(module.base_layer, Linear):
         return None
-    scale, base = module.ia3_l.data, module.base_layer
-    bias = None if base.bias is None else Parameter(scale * base.bias.data)
-    return Linear.of(Parameter(scale[:, None] * base.weight.data), bias)
+    shift, base = module.bitfit_b.data, module.base_layer
+    bias = shift.copy() if base.bias is None else base.bias.data + shift
+    return Linear.of(Parameter(base.weight.data.copy()), Parameter(bias))
 
 
 @hookimpl(hookspecs.count_parameters)
 def count_parameters(config: peft.PeftConfig, shape: peft.ModelShape) -> peft.ParameterCount | None:
-    if not isinstance(config, IA3Config):
+    if not isinstance(config, BitFitConfig):
         return None
     count = sum(target.out_features for target in shape.targets)
     return peft.ParameterCount(trainable=count, added=count)

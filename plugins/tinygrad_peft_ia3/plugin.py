@@ -1,0 +1,111 @@
+"""(IA)³'s answers to the hooks."""
+
+from collections.abc import Sequence
+
+from tinygrad_peft.errors import TargetError, nearest
+from tinygrad_peft.nn import Affine, Module, Transformer
+from tinygrad_peft.peft import (
+    Combination,
+    Combined,
+    Draft,
+    ModelShape,
+    ParameterCount,
+    PeftConfig,
+    Site,
+    hookimpl,
+    hookspecs,
+    matches,
+)
+from tinygrad_peft_ia3.combining import combine_vectors
+from tinygrad_peft_ia3.config import IA3Config
+from tinygrad_peft_ia3.layer import IA3Linear
+
+__all__ = [
+    "adapt_module",
+    "check_recipe",
+    "combine_adapters",
+    "count_parameters",
+    "merge_module",
+    "peft_methods",
+]
+
+
+@hookimpl(hookspecs.peft_methods)
+def peft_methods() -> Sequence[type[PeftConfig]]:
+    """(IA)³."""
+    return [IA3Config]
+
+
+@hookimpl(hookspecs.adapt_module)
+def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+    """Wrap a target, on the side that the settings say."""
+    if not isinstance(config, IA3Config) or not site.is_target:
+        return None
+    if not isinstance(site.module, Affine):
+        return None
+    on_input = config.scales_input(site.path, _family(site.model))
+    return IA3Linear(site.module, site.init, on_input=on_input, ones=config.init_ia3_weights)
+
+
+@hookimpl(hookspecs.merge_module)
+def merge_module(module: Module) -> Module | None:
+    """The layer with its rows or columns multiplied in place of an IA3Linear on a plain one."""
+    return module.merge() if isinstance(module, IA3Linear) else None
+
+
+@hookimpl(hookspecs.count_parameters)
+def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+    """The width on one side of each target."""
+    if not isinstance(config, IA3Config):
+        return None
+    if not shape.targets:
+        raise TargetError(f"ia3: the targets {config.target_modules!r} name no affine layer")
+    count = sum(
+        t.in_features if config.scales_input(t.path, shape.config.model_type) else t.out_features
+        for t in shape.targets
+    )
+    return ParameterCount(trainable=count, added=count)
+
+
+@hookimpl(hookspecs.combine_adapters)
+def combine_adapters(combination: Combination) -> Combined | None:
+    """One (IA)³ whose change is the weighted sum of those of several."""
+    configs = [s.config for s in combination.sources if isinstance(s.config, IA3Config)]
+    if len(configs) != len(combination.sources):
+        return None
+    return combine_vectors(combination, configs)
+
+
+@hookimpl(hookspecs.check_recipe)
+def check_recipe(draft: Draft) -> Sequence[str]:
+    """Feed-forward modules that are not known, or are none of the targets."""
+    return [
+        f"step {i}: feedforward_modules {objection}"
+        for i, config in enumerate(draft.recipe)
+        if isinstance(config, IA3Config)
+        for objection in _objections(config, draft.targets[i], _family(draft.model))
+    ]
+
+
+def _objections(config: IA3Config, targets: frozenset[str], family: str) -> list[str]:
+    given, usual = config.feedforward_modules, config.usual_feedforward
+    if given is None:
+        needed = f"is needed: the usual ones are known for {', '.join(usual)}"
+        return [] if family in usual else [needed]
+    if isinstance(given, str):
+        matched = any(matches(path, given) for path in targets)
+        return [] if matched else [f"{given!r} matches none of the targets"]
+    if not (config.target_modules is None or isinstance(config.target_modules, str)):
+        return []  # they are among those
+    # PEFT fills in the family's usual ones, whatever the targets are.
+    asked = [name for name in given if name not in usual.get(family, ())]
+    ends = sorted({path.rpartition(".")[2] for path in targets})
+    return [
+        f"names {name!r}, which is none of the targets{nearest(name, ends)}"
+        for name in asked
+        if not any(matches(path, [name]) for path in targets)
+    ]
+
+
+def _family(model: Module) -> str:
+    return model.config.model_type if isinstance(model, Transformer) else ""
