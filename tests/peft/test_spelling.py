@@ -9,6 +9,7 @@ import pytest
 
 from tests.peft.small import FAMILIES, LLAMA, logits, lora_host, shake, small
 from tinygrad_peft.peft import PeftModel, get_peft_model
+from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig
 
 CONFIG, RECIPE = "adapter_config.json", "recipe.json"
@@ -68,6 +69,13 @@ def test_a_note_that_makes_no_sense_is_passed_over(note: object, tmp_path: Path)
     recipe = json.loads((tmp_path / RECIPE).read_text())
     (tmp_path / RECIPE).write_text(json.dumps(recipe | {"targets": note}))
     assert load(tmp_path).recipe == (LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),)
+
+
+def test_targets_that_other_settings_name_as_given_are_written_as_given(tmp_path: Path) -> None:
+    config = IA3Config(target_modules="all-linear", feedforward_modules=["down_proj"])
+    get_peft_model(small(), config).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["target_modules"] == "all-linear"
+    assert PeftModel.from_pretrained(small(), tmp_path).recipe == (config,)
 
 
 def test_targets_that_are_given_by_name_are_written_as_they_are(tmp_path: Path) -> None:
