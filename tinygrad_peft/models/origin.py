@@ -1,16 +1,12 @@
 """What a model is called where it came from, for the adapters that are made for it."""
 
 import os
-import re
 from pathlib import Path
 
 from tinygrad_peft.models.artifacts import ARTIFACTS
 from tinygrad_peft.models.fetch import cache_folder
 
 __all__ = ["origin_of"]
-
-# How huggingface_hub lays out its cache.
-_SNAPSHOT = re.compile(r".*models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?")
 
 
 def origin_of(path: str | os.PathLike[str]) -> tuple[str, str | None]:
@@ -23,9 +19,9 @@ def origin_of(path: str | os.PathLike[str]) -> tuple[str, str | None]:
     given = os.fspath(path)
     if Path(given).name in ("", ".."):  # "." means nothing elsewhere
         given = Path(given).absolute().resolve().name or given
-    snapshot = _SNAPSHOT.fullmatch(Path(given).as_posix())
-    if snapshot is not None:
-        return snapshot["name"].replace("--", "/"), snapshot["commit"]
+    match Path(given).parts:  # as huggingface_hub lays out its cache
+        case (*_, repository, "snapshots", commit) if repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/"), commit
     place, cache = Path(given).absolute(), cache_folder().absolute()
     fetched = [a.name for a in ARTIFACTS if place.is_relative_to(cache / a.name)]
     return (fetched[0] if fetched else given), None
