@@ -1,4 +1,4 @@
-"""The model that an adapter was made for, as its recipe.json tells."""
+"""The model that an adapter was made for, as its folder tells."""
 
 import re
 import warnings
@@ -20,7 +20,6 @@ __all__ = [
     "base_of",
     "check_base",
     "differing_base",
-    "differing_name",
     "read_base",
     "read_head",
     "warn_of_another_name",
@@ -68,12 +67,12 @@ def check_base(model: Transformer, directory: Path) -> None:
 
 def warn_of_another_name(model: Transformer, directory: Path) -> None:
     """Warn, with BaseModelWarning, where the folder names another base than this one."""
-    different = differing_name(model, directory)
+    different = _differing_name(model, directory)
     if different is not None:
         warnings.warn(f"{directory} {different}", BaseModelWarning, stacklevel=4)
 
 
-def differing_name(model: Transformer, directory: Path) -> str | None:
+def _differing_name(model: Transformer, directory: Path) -> str | None:
     """That the folder's steps were trained on a model of another name, if both have one.
 
     A model that was copied or moved keeps the last part of its name, which alone is compared, and
