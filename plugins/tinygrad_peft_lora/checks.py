@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine, TokenEmbedding
-from tinygrad_peft.peft import Draft, Seam, capture_seams, matches
+from tinygrad_peft.peft import Draft, Seam, bias_objections, capture_seams, matches
 from tinygrad_peft_lora.config import INPUT, LoraConfig, pattern_matches
 from tinygrad_peft_lora.tokens import shares_weight, trained_ids
 
@@ -20,9 +20,9 @@ def objections(draft: Draft) -> list[str]:
         for key in dict.fromkeys((*config.rank_pattern, *config.alpha_pattern))
         if not any(pattern_matches(key, path) for path in draft.targets[i])
     ]
-    biased = [i for i, config in steps if config.bias != "none"]
-    if biased and len(draft.recipe) > 1:
-        found.append(f"step {biased[0]}: bias other than 'none' needs a recipe of one step")
+    found += bias_objections(
+        [config.bias if isinstance(config, LoraConfig) else "none" for config in draft.recipe]
+    )
     with_tokens = {i: config for i, config in steps if config.token_ids()}
     seams = capture_seams(draft.model) if with_tokens else ()
     return found + [

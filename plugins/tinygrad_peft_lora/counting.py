@@ -1,6 +1,6 @@
 """How many parameters LoRA trains, from sizes alone."""
 
-from tinygrad_peft.peft import ModelShape, ParameterCount
+from tinygrad_peft.peft import ModelShape, ParameterCount, bias_elements
 from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.tokens import trained_ids
 
@@ -21,13 +21,9 @@ def count_lora(config: LoraConfig, shape: ModelShape) -> ParameterCount:
             per_output += table.embedding_dim
     added = factors + _token_elements(config, shape)
     added += per_output if config.use_dora or config.lora_bias else 0
-    biases = {
-        "none": 0,
-        "all": shape.biases,
-        "lora_only": sum(t.out_features for t in shape.targets if t.has_bias),
-    }
     start = factors if config.is_taken_out else 0
-    return ParameterCount(trainable=added + biases[config.bias], added=added + start)
+    trainable = added + bias_elements(config.bias, shape)
+    return ParameterCount(trainable=trainable, added=added + start)
 
 
 def _token_elements(config: LoraConfig, shape: ModelShape) -> int:

@@ -1,10 +1,9 @@
 """LoRA's answers to the hooks."""
 
-import copy
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import TargetError
-from tinygrad_peft.nn import Affine, Linear, Module, Parameter, TokenEmbedding
+from tinygrad_peft.nn import Affine, Module, TokenEmbedding
 from tinygrad_peft.peft import (
     Combination,
     Combined,
@@ -15,6 +14,7 @@ from tinygrad_peft.peft import (
     Site,
     hookimpl,
     hookspecs,
+    with_trained_bias,
 )
 from tinygrad_peft_lora.checks import objections
 from tinygrad_peft_lora.combining import combine_loras
@@ -50,10 +50,10 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     if not site.is_target:
         if config.token_ids() and (tokens := adapt_tokens(site, config)):
             return tokens
-        return _with_trained_bias(site.module) if config.bias == "all" else None
+        return with_trained_bias(site.module) if config.bias == "all" else None
     base = site.module
     if config.bias != "none":
-        base = _with_trained_bias(base) or base
+        base = with_trained_bias(base) or base
     return _adapted(base, site, config)
 
 
@@ -101,16 +101,3 @@ def combine_adapters(combination: Combination) -> Combined | None:
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Patterns that match no target, biases that two steps would train, and tokens not there."""
     return objections(draft)
-
-
-def _with_trained_bias(module: Module) -> Module | None:
-    """The module with a bias of its own, which is trained; None if it has no bias."""
-    bias = dict(module.own_parameters()).get("bias")
-    if bias is None:
-        return None
-    trained = Parameter(bias.data.copy())
-    if isinstance(module, Linear):
-        return Linear.of(module.weight, trained)
-    twin = copy.copy(module)
-    setattr(twin, "bias", trained)  # noqa: B010 - any module with a field of that name
-    return twin

@@ -17,9 +17,11 @@ from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft_adapter import BottleneckAdapterConfig
+from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptTuningConfig
+from tinygrad_peft_vera import VeraConfig
 
 __all__ = ["SAMPLES", "Sample"]
 
@@ -67,7 +69,10 @@ def recipe(folder: Path) -> Sample:
     """Several steps, and what the weights of one come out of."""
     prefix = PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=4)
     prompt = PromptTuningConfig(num_virtual_tokens=2)
-    _save(folder, [LoraConfig(r=2), BottleneckAdapterConfig(bottleneck_dim=4), prefix, prompt])
+    vera = VeraConfig(r=2, save_projection=False)
+    _save(
+        folder, [LoraConfig(r=2), BottleneckAdapterConfig(bottleneck_dim=4), prefix, prompt, vera]
+    )
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file())
     return Sample("recipe", folder, (*files, "recipe.json", "recipe.json"), _read_adapter)
 
@@ -77,8 +82,11 @@ def inspected(folder: Path) -> Sample:
     save_model(small(LLAMA), folder)
     peft = get_peft_model(small(LLAMA), LoraConfig(r=2))
     peft.add_adapter("other", LoraConfig(r=3, target_modules=["up_proj"]))
+    peft.add_adapter("vera", VeraConfig(r=3))
+    peft.add_adapter("norms", LNTuningConfig())
     peft.save_pretrained(folder)
-    (folder / "other" / "recipe.json").unlink()
+    for name in ("other", "vera", "norms"):  # as PEFT writes them
+        (folder / name / "recipe.json").unlink()
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file())
     return Sample("inspected", folder, files, _inspect)
 

@@ -59,6 +59,7 @@ LORA: dict[str, tuple[str, dict[str, Any]]] = {
 }
 VIRTUAL = {"num_virtual_tokens": 3}
 PROJECTED = {**VIRTUAL, "prefix_projection": True, "encoder_hidden_size": 6}
+DRAWN = {"r": 64, "projection_prng_key": 5, "save_projection": False, "d_initial": 1.0}
 # The folder, the golden checkpoint, PEFT's config and its settings.
 ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
     **{
@@ -68,6 +69,9 @@ ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
     "ia3-gpt2": ("gpt2", peft.IA3Config, {}),
     "ia3-llama": ("llama", peft.IA3Config, {"target_modules": LLAMA}),
     "ia3-bert": ("bert-classifier", peft.IA3Config, {}),
+    "ln-tuning-gpt2": ("gpt2", peft.LNTuningConfig, {}),
+    "ln-tuning-llama": ("llama", peft.LNTuningConfig, {"target_modules": ["norm"]}),
+    "ln-tuning-bert": ("bert-classifier", peft.LNTuningConfig, {"target_modules": ["LayerNorm"]}),
     "prefix-gpt2": ("gpt2", peft.PrefixTuningConfig, VIRTUAL),
     "prefix-llama": ("llama", peft.PrefixTuningConfig, VIRTUAL),
     "prefix-bert": ("bert-classifier", peft.PrefixTuningConfig, VIRTUAL),
@@ -78,6 +82,9 @@ ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
     "p-tuning-gpt2": ("gpt2", peft.PromptEncoderConfig, VIRTUAL),
     "p-tuning-llama": ("llama", peft.PromptEncoderConfig, VIRTUAL),
     "p-tuning-bert": ("bert-classifier", peft.PromptEncoderConfig, VIRTUAL),
+    "vera-gpt2": ("gpt2", peft.VeraConfig, {"r": 3, "bias": "vera_only"}),
+    "vera-llama": ("llama", peft.VeraConfig, {"target_modules": "all-linear", **DRAWN}),
+    "vera-bert": ("bert-classifier", peft.VeraConfig, {"r": 2, "target_modules": BERT}),
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.nn import (
+    Init,
     Linear,
     Module,
     Parameter,
@@ -155,6 +156,11 @@ def test_a_skeleton_of_70_billion_weights_takes_no_memory_and_no_time() -> None:
     assert peak < 20_000_000
     assert seconds < 5, "it takes about 0.1; materialised, it would not end"
     assert model.state_dict()["lm_head.weight"].shape == (128_256, 8192)
+
+
+def test_constants_have_their_value_but_in_a_skeleton() -> None:
+    np.testing.assert_array_equal(Init(0, np.float64).constant(2, value=0.1), [0.1, 0.1])
+    assert Skeleton().constant(10**15, value=0.1).shape == (10**15,)
 
 
 def test_a_skeleton_waits_for_weights() -> None:

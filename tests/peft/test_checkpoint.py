@@ -202,6 +202,14 @@ def test_one_step_lies_in_the_folder_itself_as_peft_has_it(tmp_path: Path) -> No
     ]
 
 
+def test_what_is_null_by_default_is_not_written_since_peft_may_not_have_it(tmp_path: Path) -> None:
+    saved(tmp_path, LLAMA, LoraConfig(target_modules=["q_proj"], layers_to_transform=1))
+    written = json.loads((tmp_path / CONFIG).read_text())
+    assert written["layers_to_transform"] == 1
+    assert written["base_model_name_or_path"] is None  # which PEFT writes for every method
+    assert not {"layers_pattern", "exclude_modules"} & written.keys()
+
+
 def test_several_steps_lie_in_folders_of_their_own(tmp_path: Path) -> None:
     saved(tmp_path, LLAMA, STACK)
     names = ["0-lora", "1-shift", "2-lora"]

@@ -426,6 +426,23 @@ def test_a_site_tells_its_path_layer_and_whether_it_is_meant() -> None:
     assert {s.path for s in sites if s.is_target} == {f"transformer.h.{n}.mlp.c_fc" for n in (0, 1)}
 
 
+def test_the_places_of_a_step_know_its_targets_and_share_what_one_of_them_makes() -> None:
+    shared: list[tuple[int, list[float]]] = []
+
+    def adapt(site: Site, config: PeftConfig) -> Module | None:
+        if site.is_target:
+            shared.append((len(site.targets), site.common.get(list, list)))
+        return shift(site, config)
+
+    model = small(GPT2)
+    steps = [ShiftConfig(target_modules=["c_fc", "c_attn"]), ShiftConfig(target_modules=["c_fc"])]
+    apply_recipe(model, steps, shift_host(adapt))
+    assert [count for count, _ in shared] == [4, 4, 4, 4, 2, 2]
+    first, second = shared[0][1], shared[4][1]
+    assert all(own is first for _, own in shared[:4])
+    assert shared[5][1] is second is not first
+
+
 def test_every_place_is_a_seam_parents_first() -> None:
     seams = capture_seams(small(LLAMA))
     paths = [seam.path for seam in seams]

@@ -7,10 +7,12 @@ import pytest
 from tinygrad_peft.testing import SMALL_MODELS, Case, MethodConformance
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ia3 import IA3Config
+from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptEncoderConfig, PromptTuningConfig
 from tinygrad_peft_qlora import QLoraConfig, QuantizeConfig
+from tinygrad_peft_vera import VeraConfig
 
 BERT = {"bert": SMALL_MODELS["bert"]}
 UNTIED = {family: SMALL_MODELS[family] for family in ("llama", "bert")}
@@ -181,4 +183,26 @@ class TestDoubleQuantization(Variant):
     config = QuantizeConfig(double_quant=True)
     starts_as_identity = False
     trains = False
+    composes_with_itself = False
+
+
+class TestLNTuning(Variant):
+    config = LNTuningConfig()
+    composes_with_itself = False
+    composes_with = ("vera",)  # the other methods' own classes compose with both
+
+
+class TestVera(Variant):
+    config = VeraConfig(r=8)
+
+
+class TestVeraWithoutItsProjection(Variant):
+    config = VeraConfig(
+        r=3, target_modules="all-linear", save_projection=False, vera_dropout=0.1, d_initial=0.5
+    )
+
+
+class TestVeraWithBiases(Variant):
+    config = VeraConfig(r=3, bias="all")
+    models = BERT
     composes_with_itself = False

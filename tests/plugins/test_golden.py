@@ -55,7 +55,8 @@ def test_every_method_is_there_on_every_family() -> None:
     for folder in FOLDERS:
         families = there.setdefault(settings(folder)["peft_type"], set())
         families.add(base(folder).config.model_type)
-    assert there.keys() >= {"LORA", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
+    virtual = {"PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
+    assert there.keys() >= {"LORA", "LN_TUNING", "VERA", *virtual}
     assert all(families == {"gpt2", "llama", "bert"} for families in there.values())
 
 

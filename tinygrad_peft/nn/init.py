@@ -35,6 +35,10 @@ class Init:
         """All 1."""
         return np.ones(shape, self.dtype)
 
+    def constant(self, *shape: int, value: float) -> Array:
+        """All the same value."""
+        return np.full(shape, value, self.dtype)
+
     def normal(self, *shape: int, std: float) -> Array:
         """N(0, std²)."""
         return (self.rng.standard_normal(shape) * std).astype(self.dtype)
@@ -66,6 +70,10 @@ class Skeleton(Init):
         return self._hollow(shape)
 
     def ones(self, *shape: int) -> Array:
+        """A read-only zero, seen in that shape."""
+        return self._hollow(shape)
+
+    def constant(self, *shape: int, value: float) -> Array:  # noqa: ARG002 - Init's signature
         """A read-only zero, seen in that shape."""
         return self._hollow(shape)
 

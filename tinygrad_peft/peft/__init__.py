@@ -1,6 +1,7 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
 from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import (
     NamedTargetsConfig,
@@ -10,6 +11,7 @@ from tinygrad_peft.peft.config import (
     config_to_dict,
     parse_method,
 )
+from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
@@ -20,6 +22,7 @@ from tinygrad_peft.peft.events import (
     Draft,
     EmbeddingShape,
     ModelShape,
+    NormShape,
     ParameterCount,
     Source,
     StepEnded,
@@ -28,7 +31,7 @@ from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
-from tinygrad_peft.peft.sites import Seam, Site, capture_seams
+from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
 from tinygrad_peft.peft.targets import matches
 from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
@@ -38,12 +41,14 @@ __all__ = [
     "Combination",
     "CombinationType",
     "Combined",
+    "Common",
     "Draft",
     "EmbeddingShape",
     "Host",
     "Memory",
     "ModelShape",
     "NamedTargetsConfig",
+    "NormShape",
     "ParameterCount",
     "PeftConfig",
     "PeftModel",
@@ -58,6 +63,8 @@ __all__ = [
     "TargetedConfig",
     "VirtualConfig",
     "apply_recipe",
+    "bias_elements",
+    "bias_objections",
     "capture_seams",
     "config_from_dict",
     "config_to_dict",
@@ -68,5 +75,7 @@ __all__ = [
     "hookspecs",
     "matches",
     "parse_method",
+    "trained_copy",
     "virtual_objections",
+    "with_trained_bias",
 ]

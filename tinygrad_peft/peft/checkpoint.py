@@ -8,6 +8,7 @@ those are beside them in `reparameterization.safetensors`, and the settings with
 trained in `reparameterization.json` if they are others.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -290,13 +291,20 @@ def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> 
     if config is None:
         path.unlink(missing_ok=True)
         return
-    settings = config_to_dict(config) | {
+    settings = _written(config) | {
         "base_model_name_or_path": model.name_or_path,
         "inference_mode": True,
         "revision": model.revision,
         "task_type": _task_type(model, config),
     }
     _write_json(path, dict(sorted(settings.items())))
+
+
+def _written(config: PeftConfig) -> dict[str, object]:
+    """The settings but for those that are null by default: PEFT may not have them for a method."""
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    values = config_to_dict(config).items()
+    return {k: v for k, v in values if v is not None or usual.get(k) is not None}
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

@@ -1,12 +1,12 @@
 """Applying a recipe to a model."""
 
-import copy
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import PeftError, PluginError, TargetError, listed, nearest
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, steps_of
+from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.events import Draft
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record, Rewrite, new_parameters
@@ -43,7 +43,9 @@ def apply_recipe(
     try:
         _freeze(model, record)
         for step, found in enumerate(targets):
-            start = Start(model, seed, step, loading)
+            paths = found.paths
+            named = tuple(seam.module for seam in seams if seam.path in paths)
+            start = Start(model, seed, step, loading, named)
             _apply_step(record, seams, found, host, start)
         for rewrite in record.rewrites:
             rewrite.after.train(mode=model.training)
@@ -113,7 +115,7 @@ def _apply_step(
     for seam in seams:
         saved = seam.path in targets.saved
         if saved:
-            after = _trainable_copy(seam, fresh=not start.loading)
+            after = trained_copy(seam.module, fresh=not start.loading)
         else:
             site = start.site(seam, is_target=seam.path in named)
             after = host.one(hookspecs.adapt_module, site, config)
@@ -159,17 +161,3 @@ def _refuse_idle(
     if not done:
         why = "" if isinstance(config, NamedTargetsConfig) else ": the model has no place for it"
         raise PeftError(f"step {step}, {config.peft_type.lower()}, adapted nothing{why}")
-
-
-def _trainable_copy(seam: Seam, *, fresh: bool) -> Module | None:
-    """The module with weights of its own that are trained; None if it has none itself.
-
-    The arrays are copied if `fresh`, and otherwise shared until those of a folder replace them.
-    """
-    own = dict(seam.module.own_parameters())
-    if not own:
-        return None
-    twin = copy.copy(seam.module)
-    for name, parameter in own.items():
-        setattr(twin, name, Parameter(parameter.data.copy() if fresh else parameter.data))
-    return twin

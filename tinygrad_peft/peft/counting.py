@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import (
     Affine,
+    LayerNorm,
     Module,
+    RMSNorm,
     Skeleton,
     TokenEmbedding,
     Transformer,
@@ -16,7 +18,13 @@ from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.composition import checked_targets
 from tinygrad_peft.peft.config import PeftConfig, steps_of
-from tinygrad_peft.peft.events import AffineShape, EmbeddingShape, ModelShape, ParameterCount
+from tinygrad_peft.peft.events import (
+    AffineShape,
+    EmbeddingShape,
+    ModelShape,
+    NormShape,
+    ParameterCount,
+)
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import Seam, capture_seams
 from tinygrad_peft.peft.targets import Targets
@@ -58,6 +66,7 @@ def _count(
         biases=sum(_bias_size(s.module) for s in seams if s.path not in targets.saved),
         embeddings=_embeddings(seams, targets, tied=bare.config.tie_word_embeddings),
         head=next((shape for seam, shape in affine.items() if seam.name == "lm_head"), None),
+        norms=_norms(seams, targets),
     )
     count = host.one(hookspecs.count_parameters, config, shape)
     if count is None:
@@ -88,6 +97,14 @@ def _embeddings(
         )
         for s in seams
         if isinstance(s.module, TokenEmbedding)
+    )
+
+
+def _norms(seams: Sequence[Seam], targets: Targets) -> tuple[NormShape, ...]:
+    return tuple(
+        NormShape(s.path, s.module.weight.size, _bias_size(s.module) > 0)
+        for s in seams
+        if isinstance(s.module, LayerNorm | RMSNorm) and s.path in targets.paths
     )
 
 

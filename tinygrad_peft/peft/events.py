@@ -17,6 +17,7 @@ __all__ = [
     "Draft",
     "EmbeddingShape",
     "ModelShape",
+    "NormShape",
     "ParameterCount",
     "Source",
     "StepEnded",
@@ -51,6 +52,15 @@ class EmbeddingShape:
 
 
 @dataclass(frozen=True)
+class NormShape:
+    """A layer norm or an RMS norm by its size."""
+
+    path: str
+    size: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """A model by its sizes, for one config.
 
@@ -61,6 +71,7 @@ class ModelShape:
         biases: how many elements all biases have, but for those that `modules_to_save` trains.
         embeddings: all embeddings that the model has.
         head: the model's output layer, if it has one.
+        norms: the norms that the config names.
     """
 
     config: TransformerConfig
@@ -69,6 +80,7 @@ class ModelShape:
     biases: int
     embeddings: tuple[EmbeddingShape, ...] = ()
     head: AffineShape | None = None
+    norms: tuple[NormShape, ...] = ()
 
 
 @dataclass(frozen=True)

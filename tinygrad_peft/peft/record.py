@@ -60,9 +60,15 @@ class Rewrite:
         return type(self.after) is type(self.before) and not self.wraps
 
     @property
+    def is_copy(self) -> bool:
+        """Whether `after` is `before` with other weights, all of them its own."""
+        old = {id(p) for p in self.before.parameters()}
+        return self.plain and not any(id(p) in old for p in self.after.parameters())
+
+    @property
     def grown(self) -> int:
-        """How many elements the model has more, with what `modules_to_save` copied kept beside."""
-        if self.saved:
+        """How many elements there are more, with what was copied whole kept beside its copy."""
+        if self.saved or self.is_copy:
             return count_elements(self.added.values())
         own = {id(p) for p in self.added.values()}
         new = new_parameters(self.after, self.before).values()

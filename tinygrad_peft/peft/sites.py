@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,7 +19,23 @@ from tinygrad_peft.errors import PeftError
 from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.nn import Init, Module, Skeleton, Transformer
 
-__all__ = ["Seam", "Site", "Start", "capture_seams"]
+__all__ = ["Common", "Seam", "Site", "Start", "capture_seams"]
+
+T = TypeVar("T")
+
+
+class Common:
+    """What the places of one step share: made once, by the first that asks for its kind."""
+
+    def __init__(self) -> None:
+        self._made: dict[type, object] = {}
+
+    def get(self, kind: type[T], make: Callable[[], T]) -> T:
+        """What was made of that kind; `make` makes it if nothing was."""
+        made = self._made.get(kind)
+        if not isinstance(made, kind):
+            made = self._made[kind] = make()
+        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +79,8 @@ class Site:
             loading it gives arrays of the right shapes that take no memory and cannot be written.
         model: the whole model, to look at and not to change.
         loading: the weights will be read from a folder, so it does not matter where they start.
+        targets: the modules that the config's targets name, as they were before this step.
+        common: holds what the places of this step share, such as one projection for all of them.
     """
 
     path: str
@@ -72,6 +91,8 @@ class Site:
     init: Init
     model: Module = field(repr=False)
     loading: bool = False
+    targets: tuple[Module, ...] = field(default=(), repr=False)
+    common: Common = field(default_factory=Common, repr=False)
 
 
 def capture_seams(model: Module) -> tuple[Seam, ...]:
@@ -95,6 +116,8 @@ class Start:
     seed: int
     step: int
     loading: bool
+    targets: tuple[Module, ...] = ()
+    common: Common = field(default_factory=Common)
 
     def site(self, seam: Seam, *, is_target: bool) -> Site:
         """The seam as this step sees it."""
@@ -112,6 +135,8 @@ class Start:
             init,
             self.model,
             self.loading,
+            self.targets,
+            self.common,
         )
 
 

@@ -37,6 +37,7 @@ from tinygrad_peft.reference.quantization import (
     unpack_4bit,
 )
 from tinygrad_peft.reference.reparameterization import Reparameterization
+from tinygrad_peft.reference.vera import VeRALayer
 
 __all__ = [
     "ACTIVATIONS",
@@ -55,6 +56,7 @@ __all__ = [
     "PromptTuning",
     "QLoRALayer",
     "Reparameterization",
+    "VeRALayer",
     "analyze_peft_efficiency",
     "apply_lora_to_attention",
     "attention",

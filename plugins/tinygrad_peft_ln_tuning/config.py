@@ -1,0 +1,47 @@
+"""LN tuning's settings, with the names and meanings that Hugging Face PEFT gives them on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tinygrad_peft.arrays import Shape
+from tinygrad_peft.peft import NamedTargetsConfig
+
+__all__ = ["LNTuningConfig"]
+
+# The norms of all families. PEFT knows no usual targets for BERT, but takes an expression.
+ALL_NORMS = r"(.*\.)?(ln_\w+|\w*norm|LayerNorm)"
+OWN = "ln_tuning_layers"  # what PEFT calls the copy of a norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LNTuningConfig(NamedTargetsConfig):
+    """Training of norms: `target_modules` names them; None stands for all of the model's."""
+
+    peft_type: ClassVar[str] = "LN_TUNING"
+    learning_rate: ClassVar[float | None] = 5e-3
+
+    def __post_init__(self) -> None:
+        if self.target_modules is None:
+            object.__setattr__(self, "target_modules", ALL_NORMS)
+        super().__post_init__()
+
+    def stored_name(self, path: str, name: str) -> str:
+        """PEFT's name for a weight of the copy that it keeps in a wrapper of the norm."""
+        return super().stored_name(path, f"{OWN}.{name}")
+
+    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """Weights that are no vectors, and biases without a weight of their size."""
+        found = super().stored_problems(shapes)
+        for name, shape in shapes.items():
+            path, own, field = name.rpartition(f".{OWN}.")
+            if not own:
+                continue
+            weight = f"{path}.{OWN}.weight"
+            if field not in ("weight", "bias"):
+                found.append(f"{name}: a norm has no {field!r}")
+            elif len(shape) != 1:
+                found.append(f"{name} is {shape}, and a norm's {field} is a vector")
+            elif shapes.get(weight) != shape:
+                found.append(f"{name} {shape} is there without {weight} of its size")
+        return found

@@ -1,0 +1,74 @@
+"""LN tuning (Zhao et al. 2023, arXiv 2312.11420): only the norms are trained.
+
+    layer norm  y = γ ⊙ (x - mean x) / √(var x + ε) + β
+    RMS norm    y = γ ⊙ x / √(mean x² + ε)
+
+γ (d,) and β (d,) are copies of the base's, which are trained; with g the gradient of y and n the
+normalised x, dγ = Σ g n and dβ = Σ g over all tokens. All else is frozen.
+
+A norm with other weights is as plain as the base's own: it takes its place and costs nothing, and
+merging leaves it where it is.
+"""
+
+from collections.abc import Sequence
+
+from tinygrad_peft.errors import PeftError
+from tinygrad_peft.nn import LayerNorm, Module, RMSNorm
+from tinygrad_peft.peft import (
+    Draft,
+    ModelShape,
+    ParameterCount,
+    PeftConfig,
+    Site,
+    capture_seams,
+    hookimpl,
+    hookspecs,
+    trained_copy,
+)
+from tinygrad_peft_ln_tuning.config import LNTuningConfig
+
+__all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
+
+
+@hookimpl(hookspecs.peft_methods)
+def peft_methods() -> Sequence[type[PeftConfig]]:
+    """LN tuning."""
+    return [LNTuningConfig]
+
+
+@hookimpl(hookspecs.adapt_module)
+def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+    """A trained copy of a target, which has its kind and its values."""
+    if not isinstance(config, LNTuningConfig) or not site.is_target:
+        return None
+    module = site.module
+    if not isinstance(module, LayerNorm | RMSNorm):
+        kind = type(module).__name__
+        raise PeftError(f"{site.path}: an earlier step has put {kind} in the place of the norm")
+    if any(p.requires_grad for p in module.parameters()):
+        raise PeftError(f"{site.path}: an earlier step trains this norm already")
+    return trained_copy(module, fresh=not site.loading)
+
+
+@hookimpl(hookspecs.count_parameters)
+def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+    """Σ d over the targets, or 2 d where a norm has a bias; the base's own are kept beside."""
+    if not isinstance(config, LNTuningConfig):
+        return None
+    count = sum(norm.size * (2 if norm.has_bias else 1) for norm in shape.norms)
+    return ParameterCount(trainable=count, added=count)
+
+
+@hookimpl(hookspecs.check_recipe)
+def check_recipe(draft: Draft) -> Sequence[str]:
+    """Targets that are no norms."""
+    steps = [i for i, config in enumerate(draft.recipe) if isinstance(config, LNTuningConfig)]
+    if not steps:
+        return []
+    modules = {seam.path: seam.module for seam in capture_seams(draft.model)}
+    return [
+        f"step {i}: ln_tuning trains norms, and {path} is none ({type(modules[path]).__name__})"
+        for i in steps
+        for path in sorted(draft.targets[i])
+        if not isinstance(modules[path], LayerNorm | RMSNorm)
+    ]

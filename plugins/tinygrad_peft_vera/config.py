@@ -1,0 +1,109 @@
+"""VeRA's settings, with the names and meanings that Hugging Face PEFT gives them on disk."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tinygrad_peft.arrays import Shape
+from tinygrad_peft.peft import TargetedConfig
+
+__all__ = ["VeraConfig"]
+
+PROJECTION = "projection."  # the field of a layer in which the matrices are
+A, B = "base_model.vera_A", "base_model.vera_B"  # what a file calls them: they are no module's
+HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
+KEYS = range(-(2**63), 2**64)  # what a generator of PyTorch may be seeded with
+
+
+@dataclass(frozen=True, kw_only=True)
+class VeraConfig(TargetedConfig):
+    """Vector-based random matrix adaptation of affine layers.
+
+    r: the rank of the random matrices, which all targets share.
+    projection_prng_key: what they are drawn from.
+    save_projection: whether they are written beside the vectors; otherwise they are drawn anew.
+    vera_dropout: how much of A's input is dropped in training.
+    d_initial: where the elements of λ_d start.
+    bias: which of the base's biases are trained as well: "none", "all", or those of the targets.
+    """
+
+    peft_type: ClassVar[str] = "VERA"
+    learning_rate: ClassVar[float | None] = 3e-2
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "gpt2": ("c_attn",),
+        "llama": ("q_proj", "v_proj"),
+        "bert": ("query", "value"),
+    }
+    # How a base stores its weights is the base's business; where a loaded weight began is past.
+    passed_over: ClassVar[Mapping[str, object]] = {"fan_in_fan_out": True, "init_weights": True}
+
+    r: int = 256
+    projection_prng_key: int = 0
+    save_projection: bool = True
+    vera_dropout: float = 0.0
+    d_initial: float = 0.1
+    bias: Literal["none", "all", "vera_only"] = "none"
+
+    def problems(self) -> list[str]:
+        """Numbers out of range, and settings that PEFT would read otherwise."""
+        rules = {
+            f"the rank r={self.r} must be at least 1": self.r < 1,
+            f"projection_prng_key={self.projection_prng_key} must be from -2⁶³ to below 2⁶⁴": (
+                self.projection_prng_key not in KEYS
+            ),
+            f"vera_dropout={self.vera_dropout} must be at least 0 and below 1": (
+                not 0 <= self.vera_dropout < 1
+            ),
+            f"d_initial={self.d_initial} must be a number, and not 0": (
+                not math.isfinite(self.d_initial) or not self.d_initial
+            ),
+            f"bias={self.bias!r} must be 'none', 'all' or 'vera_only'": (
+                self.bias not in ("none", "all", "vera_only")
+            ),
+            "layers_to_transform needs target_modules as a list (or None), not as one expression": (
+                isinstance(self.target_modules, str) and self.layers_to_transform is not None
+            ),
+        }
+        return [*super().problems(), *(problem for problem, broken in rules.items() if broken)]
+
+    def rank(self, path: str) -> int:  # noqa: ARG002 - the same for every path
+        """The rank at a path."""
+        return self.r
+
+    def stored_name(self, path: str, name: str) -> str:
+        """PEFT's name: the matrices are the model's, and no module's."""
+        if name.startswith(PROJECTION):
+            return f"base_model.{name.removeprefix(PROJECTION)}"
+        return super().stored_name(path, name)
+
+    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
+        """Matrices that are there or not against the settings, and shapes that do not fit them."""
+        found = super().stored_problems(shapes)
+        for name in (A, B):
+            if (name in shapes) is not self.save_projection:
+                there = "is there" if name in shapes else "is missing"
+                found.append(f"{name} {there}, with save_projection={self.save_projection}")
+        for name, shape in shapes.items():
+            path, _, field = name.rpartition(".")
+            expected = _expected(name, shape, self.r)
+            if expected is not None and shape != expected:
+                found.append(f"{name} is {shape}, and with r={self.r} {expected} is expected")
+            elif field == "vera_lambda_b" and shape > shapes.get(B, shape)[:1]:
+                found.append(f"{name} {shape} is longer than {B} has rows")
+            other = f"{path}.{HALVES.get(field)}"
+            if field in HALVES and other not in shapes:
+                found.append(f"{name} is there without {other}")
+        return found
+
+
+def _expected(name: str, shape: Shape, r: int) -> Shape | None:
+    """The shape of a tensor as far as its name tells; None for other tensors."""
+    first, last = (shape[0], shape[-1]) if shape else (1, 1)
+    kinds: dict[str, Shape] = {
+        A: (r, last),
+        B: (first, r),
+        "vera_lambda_d": (r,),
+        "vera_lambda_b": (first,),
+    }
+    return kinds.get(name, kinds.get(name.rpartition(".")[2]))

@@ -1,0 +1,72 @@
+"""VeRA's answers to the hooks."""
+
+from collections.abc import Sequence
+
+from tinygrad_peft.errors import TargetError
+from tinygrad_peft.nn import Affine, Module
+from tinygrad_peft.peft import (
+    Draft,
+    ModelShape,
+    ParameterCount,
+    PeftConfig,
+    Site,
+    bias_elements,
+    bias_objections,
+    hookimpl,
+    hookspecs,
+    with_trained_bias,
+)
+from tinygrad_peft_vera.config import VeraConfig
+from tinygrad_peft_vera.layer import VeraLinear
+from tinygrad_peft_vera.projection import shared
+
+__all__ = ["adapt_module", "check_recipe", "count_parameters", "merge_module", "peft_methods"]
+
+
+@hookimpl(hookspecs.peft_methods)
+def peft_methods() -> Sequence[type[PeftConfig]]:
+    """VeRA."""
+    return [VeraConfig]
+
+
+@hookimpl(hookspecs.adapt_module)
+def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+    """Wrap a target; train the biases that `bias` asks for."""
+    if not isinstance(config, VeraConfig):
+        return None
+    if not site.is_target:
+        return with_trained_bias(site.module) if config.bias == "all" else None
+    base = site.module
+    if config.bias != "none":
+        base = with_trained_bias(base) or base
+    if not isinstance(base, Affine):
+        return None
+    return VeraLinear(base, config, shared(config, site), site.init)
+
+
+@hookimpl(hookspecs.merge_module)
+def merge_module(module: Module) -> Module | None:
+    """W₀ + Λ_b B Λ_d A in place of a VeraLinear on a plain layer."""
+    return module.merge() if isinstance(module, VeraLinear) else None
+
+
+@hookimpl(hookspecs.count_parameters)
+def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+    """Σ (out + r) over the targets; where the matrices are saved, they come on top once."""
+    if not isinstance(config, VeraConfig):
+        return None
+    if not shape.targets:
+        raise TargetError(f"vera: the targets {config.target_modules!r} name no affine layer")
+    vectors = sum(target.out_features + config.r for target in shape.targets)
+    widest = max(t.in_features for t in shape.targets) + max(t.out_features for t in shape.targets)
+    projection = config.r * widest if config.save_projection else 0
+    trainable = vectors + bias_elements(config.bias, shape)
+    return ParameterCount(trainable=trainable, added=vectors + projection)
+
+
+@hookimpl(hookspecs.check_recipe)
+def check_recipe(draft: Draft) -> Sequence[str]:
+    """Biases that two steps would train."""
+    return bias_objections(
+        [config.bias if isinstance(config, VeraConfig) else "none" for config in draft.recipe]
+    )
