@@ -15,7 +15,8 @@ TinygradPeftError
     ├── PluginError    a plugin that cannot be loaded or contradicts another
     └── TargetError    targets that the model does not have    (also a LookupError)
 
-PrecisionWarning, a UserWarning, is no error: what was asked for is done, at a price that it names.
+Two are no errors but UserWarnings, for what is done as asked: PrecisionWarning, at a price that it
+names, and BaseModelWarning, for an adapter of a model of another name.
 """
 
 import difflib
@@ -25,6 +26,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = [
     "LISTED",
+    "BaseModelWarning",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -105,6 +107,10 @@ class TargetError(PeftError, LookupError):
 
 class PrecisionWarning(UserWarning):
     """Rounding has cost much of what was learnt."""
+
+
+class BaseModelWarning(UserWarning):
+    """An adapter fits a model of another name than the one that it was trained on."""
 
 
 LISTED = 20  # problems in one message

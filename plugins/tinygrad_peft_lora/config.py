@@ -4,13 +4,14 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
-from tinygrad_peft.peft import TargetedConfig
+from tinygrad_peft.peft import TargetedConfig, matches
+from tinygrad_peft_lora.gguf import refused_tensors, unseen_settings
 
 __all__ = ["LoraConfig", "pattern_matches"]
 
@@ -172,7 +173,23 @@ class LoraConfig(TargetedConfig):
                     found.append(f"{name} is {shape}, and the settings give it the rank {rank}")
                 if half not in shapes:
                     found.append(f"{name} is there without {half}")
-        return found
+        return found + self._untargeted(shapes)
+
+    def _untargeted(self, names: Iterable[str]) -> list[str]:
+        """Modules that have weights and are no targets, where the targets tell by themselves."""
+        targets = self.target_modules
+        if targets is None or targets == "all-linear":
+            return []
+        paths = [path for path, half, _ in (n.rpartition(".lora_A.weight") for n in names) if half]
+        called = Counter(p.rpartition(".")[2] for p in paths if not matches(p, targets))
+        return [
+            f"{n} modules {last!r} have weights, and are no targets" for last, n in called.items()
+        ]
+
+    def gguf_problems(self, names: Collection[str]) -> list[str]:
+        """Why llama.cpp does not take what a file holds, or makes something else of it (`gguf`)."""
+        alphas = self.alpha_pattern
+        return refused_tensors(names) + unseen_settings(use_rslora=self.use_rslora, alphas=alphas)
 
     def rank(self, path: str) -> int:
         """The rank at a path."""

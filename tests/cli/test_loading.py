@@ -40,6 +40,19 @@ def test_a_head_of_other_labels_than_the_models_own_is_put_back(
     assert (seen["loss"], seen["accuracy"]) == (told["eval_loss"], told["eval_accuracy"])
 
 
+@pytest.mark.filterwarnings("default::tinygrad_peft.errors.BaseModelWarning")
+def test_a_base_of_another_name_is_a_warning_in_one_line(
+    small_world: Path, adapter: Path, tmp_path: Path, commands: Commands
+) -> None:
+    other = copytree(small_world / "bert", tmp_path / "other")
+    data = ("--data", small_world / "more-reviews.jsonl")
+    told = commands.ok("evaluate", "--model", other, "--adapter", adapter, *data).err
+    trained_on = f"'{small_world / 'bert'}'"
+    assert told == (
+        f"tinygrad-peft: warning: {adapter} was trained on {trained_on}, and this is '{other}'\n"
+    )
+
+
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_an_adapter_of_another_family_is_told_in_one_line(
     small_world: Path, adapter: Path, commands: Commands, model: str

@@ -3,10 +3,16 @@
 from pathlib import Path
 from shutil import copytree
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
 from tests.cli.toys import Commands
+from tests.peft.small import shake
+from tinygrad_peft import get_peft_model, load_model, save_model
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.models import SaveDtype
+from tinygrad_peft_lora import LoraConfig
 
 TASKS = {
     "bert": ("sequence-classification", "reviews"),
@@ -72,6 +78,40 @@ def test_neither_the_model_nor_the_adapter_is_written_over(
     message = commands.fails(*arguments, adapter)
     assert f"--out {adapter}: there is an adapter in it (adapter_config.json)" in message
     assert not (adapter / "config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_base_of_that_dtype_is_merged_in_float32_and_rounded_once(
+    small_world: Path, tmp_path: Path, commands: Commands, dtype: SaveDtype
+) -> None:
+    model = copytree(small_world / "llama", tmp_path / "model")
+    save_model(load_model(model), model, dtype=dtype)
+    base = load_model(model)
+    peft = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+    shake(peft)
+    peft.save_pretrained(tmp_path / "adapter")
+    expected = peft.merge_and_unload().state_dict()
+    arguments = ("merge", "--model", model, "--adapter", tmp_path / "adapter", "--out")
+    commands.ok(*arguments, tmp_path / "whole")
+    commands.ok(*arguments, tmp_path / "rounded", "--dtype", dtype)
+    whole, rounded = (load_model(tmp_path / n).state_dict() for n in ("whole", "rounded"))
+    changed = 0
+    for name, exact in whole.items():
+        np.testing.assert_array_equal(exact, expected[name])
+        off = np.abs(rounded[name].astype(np.float64) - exact)
+        for neighbour in neighbours(rounded[name], dtype):
+            assert (off <= np.abs(neighbour.astype(np.float64) - exact)).all(), name
+        changed += bool(off.any())
+    assert changed == 7 * base.config.num_hidden_layers  # the layers that were adapted
+
+
+def neighbours(values: Array, dtype: SaveDtype) -> list[Array]:
+    """The numbers of that dtype just above and just below each of the values."""
+    if dtype == "float16":
+        half = values.astype(np.float16)
+        return [np.nextafter(half, np.float16(side)) for side in (np.inf, -np.inf)]
+    bits = values.view(np.uint32)
+    return [(bits + np.uint32(0x10000)).view(np.float32), (bits - 0x10000).view(np.float32)]
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(

@@ -21,10 +21,10 @@ IDS = np.array([[3, 14, 15, 9, 2], [6, 5, 35, 8, 49]])
 SIZES: dict[str, Any] = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def peer(family: str) -> Any:  # noqa: ANN401 - transformers' models have no common type
+def peer(family: str, **settings: Any) -> Any:  # noqa: ANN401 - they have no common type
     torch.manual_seed(0)
     if family == "gpt2":
-        config = GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+        config = GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, n_positions=32, **settings)
         model: Any = GPT2LMHeadModel(config)
     elif family == "llama":
         model = LlamaForCausalLM(
@@ -36,6 +36,7 @@ def peer(family: str) -> Any:  # noqa: ANN401 - transformers' models have no com
                 num_key_value_heads=2,
                 intermediate_size=24,
                 max_position_embeddings=32,
+                **settings,
             )
         )
     else:

@@ -11,6 +11,7 @@ from safetensors.numpy import save
 from tests.models.fake_hub import FakeHub, Repository, running
 from tinygrad_peft.errors import MissingExtraError
 from tinygrad_peft.models.hub import download, is_hub_name
+from tinygrad_peft.models.origin import origin_of
 
 WEIGHTS = save({"a": np.arange(50_000, dtype=np.float32)})
 MODEL = {
@@ -73,6 +74,7 @@ def test_a_revision_may_be_a_branch_a_tag_or_a_commit(hub: FakeHub) -> None:
     hub.repositories["org/model"] = Repository(MODEL, commits)
     tagged = hub.download("org/model", revision="v1.0").path
     assert tagged is not None
+    assert origin_of(tagged) == ("org/model", "b" * 40)
     assert tagged.name == "b" * 40
     assert hub.download("org/model", revision="b" * 40).path == tagged
 

@@ -325,7 +325,7 @@ def test_a_file_has_the_keys_that_peft_knows_and_no_more(tmp_path: Path) -> None
     stored(tmp_path, IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
     values = json.loads((tmp_path / CONFIG).read_text())
     own = {"target_modules", "feedforward_modules", "init_ia3_weights"}  # none that is null
-    noted = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode"}
+    noted = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision"}
     assert values.keys() == {*own, *noted, "modules_to_save"}
     assert (values["target_modules"], values["feedforward_modules"]) == (["k_proj"], [])
 

@@ -5,9 +5,10 @@ once.
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -30,7 +31,9 @@ def run(arguments: Sequence[str]) -> int:
     if "--debug" in arguments:
         return _call([argument for argument in arguments if argument != "--debug"])
     try:
-        return _call(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            return _call(arguments)
     except click.ClickException as error:
         error.show()
         return 2
@@ -59,10 +62,26 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, status: int) -> int:
+    _say(message)
+    return status
+
+
+def _tell(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001 - the standard library's signature
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """Show a warning without the line of the source that it is from."""
+    _say(f"warning: {message}")
+
+
+def _say(message: str) -> None:
     from tinygrad_peft.cli.output import printable
 
     print(f"tinygrad-peft: {printable(message)}", file=sys.stderr)
-    return status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,6 +13,7 @@ from tinygrad_peft.models.directory import read_config, read_model, write_model
 from tinygrad_peft.models.families import config_from_json, config_to_json
 from tinygrad_peft.models.files import refuse_pickle
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
+from tinygrad_peft.models.origin import origin_of
 from tinygrad_peft.models.tensors import SaveDtype
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Skeleton
@@ -38,6 +39,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float3
     """
     place, wanted = _existing(path), _float_dtype(dtype)
     model = read_gguf(place, wanted) if place.is_file() else read_model(place, wanted)
+    model.name_or_path, model.revision = origin_of(path)
     model.eval()
     return model
 

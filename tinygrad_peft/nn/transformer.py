@@ -47,6 +47,8 @@ class Transformer(Module):
     lm_head: Affine | None
 
     adapted: bool = False  # a recipe was applied to it and not taken off again
+    name_or_path: str | None = None  # what it was loaded from, if it was
+    revision: str | None = None  # the commit, where that is the hub's
 
     def __init__(self, config: TransformerConfig, init: Init | None = None) -> None:
         init = init or Init()

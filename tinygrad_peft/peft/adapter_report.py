@@ -48,6 +48,13 @@ class Ranked(Protocol):
     def rank(self, path: str) -> int: ...
 
 
+@runtime_checkable
+class ForLlamaCpp(Protocol):
+    """Settings that know whether llama.cpp takes tensors of these names."""
+
+    def gguf_problems(self, names: Collection[str]) -> list[str]: ...
+
+
 def inspect_recipe(folder: Path, host: Host, base: TransformerConfig | None) -> Report:
     """A report on an adapter; `base` is the model to hold it against, if that is known."""
     problems: list[str] = []
@@ -127,6 +134,8 @@ class _Step:
             yield "modules", len(self.paths) or None
             if isinstance(config, Ranked) and self.paths:
                 yield "ranks", sorted({config.rank(path) for path in self.paths})
+            if isinstance(config, ForLlamaCpp) and self.stored and self.layout == PEFTS:
+                yield "llama.cpp", "; ".join(config.gguf_problems(self.stored)) or "converts"
         yield from ((name, raw[name]) for name in _NOTED if raw.get(name) not in (None, ""))
 
 

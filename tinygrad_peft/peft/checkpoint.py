@@ -37,6 +37,7 @@ from tinygrad_peft.peft.layout import (
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.matching import Match, match_step, step_tensors
 from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.spelling import as_given, given_targets, spelt_out
 
 __all__ = [
     "load_adapter",
@@ -57,8 +58,12 @@ def save_adapter(
     left in the folder is removed. Raises CheckpointError where a folder cannot be made.
     """
     folders, left = _folders(record.recipe), steps_left(directory)
-    for step, (config, name) in enumerate(zip(record.recipe, folders, strict=True)):
+    notes: dict[str, object] = {}
+    for step, (given, name) in enumerate(zip(record.recipe, folders, strict=True)):
         folder = directory / name
+        config = spelt_out(given, record.targets[step])
+        if note := given_targets(given, config):
+            notes[name] = note
         _make(folder)
         _write_tensors(folder / WEIGHTS, record.stored_parameters(step))
         origin = {} if flatten else record.reparameterization(step)
@@ -66,7 +71,11 @@ def save_adapter(
         differs = bool(origin) and config.flattened() != config
         _write_config(folder / ORIGIN, config if differs else None, model)
         _write_config(folder / CONFIG, config.flattened(), model)
-    about = {"plugins": _distributions(record.recipe, host), "base": base_of(model)}
+    about = {
+        "targets": notes,
+        "plugins": _distributions(record.recipe, host),
+        "base": base_of(model),
+    }
     _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
     for name in left:
         if name not in folders:
@@ -83,7 +92,10 @@ def read_recipe(
         PluginError: no plugin provides a step's method.
         ConfigError: settings that a method does not have.
     """
-    return tuple(read_step(directory / name, host, base) for name in step_folders(directory))
+    names, path = step_folders(directory), directory / RECIPE
+    notes = read_json_object(path).get("targets") if path.exists() else None
+    given = notes if isinstance(notes, dict) else {}
+    return tuple(as_given(read_step(directory / n, host, base), given.get(n)) for n in names)
 
 
 def load_adapter(record: Record, model: Transformer, host: Host, directory: Path) -> None:
@@ -115,8 +127,9 @@ def _fill(record: Record, model: Transformer, host: Host, directory: Path) -> No
         parameter.data = array
 
 
-def _task_type(model: Transformer) -> str | None:
-    if model.classifier is not None:
+def _task_type(model: Transformer, config: PeftConfig) -> str:
+    """What PEFT is to take the model for: of a classifier it demands the head's weights as well."""
+    if model.classifier is not None and "classifier" in config.modules_to_save:
         return "SEQ_CLS"
     return "CAUSAL_LM" if model.lm_head is not None else "FEATURE_EXTRACTION"
 
@@ -212,9 +225,10 @@ def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> 
         path.unlink(missing_ok=True)
         return
     settings = _written(config) | {
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": model.name_or_path,
         "inference_mode": True,
-        "task_type": _task_type(model),
+        "revision": model.revision,
+        "task_type": _task_type(model, config),
     }
     _write_json(path, dict(sorted(settings.items())))
 

@@ -39,7 +39,7 @@ def apply_recipe(
     steps = steps_of(recipe)
     seams = capture_seams(model) if seams is None else seams
     targets = checked_targets(model, steps, seams, host)
-    record = Record(steps)
+    record = Record(steps, tuple(targets))
     try:
         _freeze(model, record)
         for step, found in enumerate(targets):

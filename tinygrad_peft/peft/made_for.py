@@ -1,5 +1,7 @@
-"""The model that an adapter was made for, as its recipe.json tells."""
+"""The model that an adapter was made for, as its folder tells."""
 
+import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,13 +9,21 @@ from typing import Literal
 
 import msgspec
 
-from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.errors import BaseModelWarning, CheckpointError, shortened
 from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.models.origin import origin_of
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft.layout import RECIPE
+from tinygrad_peft.peft.layout import CONFIG, RECIPE, step_folders
 
-__all__ = ["Head", "base_of", "check_base", "differing_base", "read_base", "read_head"]
-
+__all__ = [
+    "Head",
+    "base_of",
+    "check_base",
+    "differing_base",
+    "read_base",
+    "read_head",
+    "warn_of_another_name",
+]
 
 _KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _BASE = (*_KIND, "vocab_size")
@@ -53,6 +63,53 @@ def check_base(model: Transformer, directory: Path) -> None:
     different = differing_base(model, directory, _KIND) + _differing_head(model, directory)
     if different:
         raise CheckpointError(f"{directory} was made for another model: {'; '.join(different)}")
+
+
+def warn_of_another_name(model: Transformer, directory: Path) -> None:
+    """Warn, with BaseModelWarning, where the folder names another base than this one."""
+    different = _differing_name(model, directory)
+    if different is not None:
+        warnings.warn(f"{directory} {different}", BaseModelWarning, stacklevel=4)
+
+
+def _differing_name(model: Transformer, directory: Path) -> str | None:
+    """That the folder's steps were trained on a model of another name, if both have one.
+
+    A model that was copied or moved keeps the last part of its name, which alone is compared, and
+    the commits, where both are known. Raises CheckpointError where the folder is broken.
+    """
+    own = _Name.of(model.name_or_path, model.revision)
+    for folder in step_folders(directory):
+        values = read_json_object(directory / folder / CONFIG)
+        other = _Name.of(values.get("base_model_name_or_path"), values.get("revision"))
+        if own and other and own.differs(other):
+            return f"was trained on {other}, and this is {own}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a base is called."""
+
+    name: str
+    revision: str | None
+
+    @classmethod
+    def of(cls, name: object, revision: object) -> "_Name | None":
+        """None where it has no name."""
+        if not isinstance(name, str) or not name:
+            return None
+        known, commit = origin_of(name)
+        return cls(known, revision if isinstance(revision, str) else commit)
+
+    def differs(self, other: "_Name") -> bool:
+        last = {re.split(r"[/\\]", each.name.rstrip("/\\"))[-1].lower() for each in (self, other)}
+        found = (re.fullmatch("[0-9a-f]{40}", each.revision or "") for each in (self, other))
+        commits = {match[0] for match in found if match}  # branches and tags move
+        return len(last) > 1 or len(commits) > 1
+
+    def __str__(self) -> str:
+        return shortened(repr(f"{self.name}@{self.revision}" if self.revision else self.name))
 
 
 def base_of(model: Transformer) -> dict[str, object]:

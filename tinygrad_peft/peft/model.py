@@ -18,7 +18,7 @@ from tinygrad_peft.peft.events import Applied, CombinationType
 from tinygrad_peft.peft.foreign import check_layout, save_foreign
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import PEFTS, Layout
-from tinygrad_peft.peft.made_for import check_base
+from tinygrad_peft.peft.made_for import check_base, warn_of_another_name
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.running import AdaptedTransformer
 
@@ -85,6 +85,7 @@ class PeftModel(AdaptedTransformer):
         folder = Path(directory)
         recipe = read_recipe(folder, self.host, self.base_model.config)
         check_base(self.base_model, folder)
+        warn_of_another_name(self.base_model, folder)
         ask = partial(load_adapter, model=self.base_model, host=self.host, directory=folder)
         self._add(name, recipe, fill=ask)
         if not is_trainable:

@@ -14,6 +14,7 @@ from tinygrad_peft.nn import Module, Parameter
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.sites import Seam
+from tinygrad_peft.peft.targets import Targets
 
 __all__ = ["Record", "Reparameterized", "Rewrite", "new_parameters", "stacked"]
 
@@ -105,6 +106,7 @@ class Record:
     """All that applying a recipe did, in the order in which it was done."""
 
     recipe: tuple[PeftConfig, ...]
+    targets: tuple[Targets, ...]  # of each step
     rewrites: list[Rewrite] = field(default_factory=list)
     unfrozen: list[Parameter] = field(default_factory=list)  # base weights that were trained before
 

@@ -1,6 +1,6 @@
-"""What Hugging Face PEFT 0.21.2 does wrong with LoRA, done right.
+"""What Hugging Face PEFT 0.21.2 does wrong, done right: the rows of the table in docs/files.md.
 
-tests/interop/test_peft_defects.py shows some of it in PEFT itself.
+tests/interop/test_peft_defects.py shows it in PEFT itself.
 """
 
 import json
@@ -11,15 +11,29 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, lora_host, shake, small
+from tests.peft.small import (
+    FAMILIES,
+    GPT2,
+    IDS,
+    LLAMA,
+    Snapshot,
+    logits,
+    lora_host,
+    shake,
+    small,
+)
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.errors import CheckpointError, PeftError, TargetError
+from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, TargetError
+from tinygrad_peft.models import load_model, save_model
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft import PeftModel, get_peft_model
 from tinygrad_peft_lora import LoraConfig, LoraLinear
+from tinygrad_peft_prefix import PrefixTuningConfig
+from tinygrad_peft_qlora import QuantizeConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LORA = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"])
+UNTIED = replace(GPT2, tie_word_embeddings=False)
 
 
 def trained(config: LoraConfig = LORA, shape: TransformerConfig = LLAMA) -> PeftModel:
@@ -102,10 +116,83 @@ def test_overlapping_patterns_mean_the_same_after_a_reload(
     assert list(stored) == list(ORDERED)
 
 
-@pytest.mark.parametrize("name", ["wte", "lm_head"])
-def test_one_side_of_a_tie_is_not_adapted_alone(name: str) -> None:
-    with pytest.raises(TargetError, match="would part them"):
-        trained(replace(LORA, target_modules=["c_attn", name]), GPT2)
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(LORA, target_modules=["c_attn", "wte"]),
+        replace(LORA, target_modules=["c_attn", "lm_head"]),
+        replace(LORA, target_modules=["wte", "lm_head"]),
+        replace(LORA, target_modules=["c_attn"], modules_to_save=["wte"]),
+        replace(LORA, target_modules=["c_attn"], modules_to_save=["lm_head"]),
+        replace(LORA, target_modules=["c_attn"], trainable_token_indices={"lm_head": [3]}),
+    ],
+)
+def test_one_side_of_a_tie_is_not_adapted_alone(config: LoraConfig, tmp_path: Path) -> None:
+    model = small(GPT2)
+    before = Snapshot.of(model)
+    with pytest.raises(PeftError, match=r"would part them|share one weight"):
+        get_peft_model(model, config, host=lora_host())
+    before.assert_unchanged(model)
+    get_peft_model(small(UNTIED), config, host=lora_host()).save_pretrained(tmp_path)
+    with pytest.raises(PeftError, match=r"would part them|share one weight"):
+        PeftModel.from_pretrained(model, tmp_path, host=lora_host())
+    before.assert_unchanged(model)
+
+
+def test_trained_tokens_are_merged_into_both_sides_of_a_tie(tmp_path: Path) -> None:
+    config = replace(LORA, target_modules=["c_attn"], trainable_token_indices=[3, 14])
+    peft = trained(config, GPT2)
+    expected = logits(peft)
+    merged = peft.merge_and_unload()
+    assert merged.lm_head is not None
+    np.testing.assert_allclose(logits(merged), expected, atol=2e-6)
+    save_model(merged, tmp_path)
+    saved = load_model(tmp_path)
+    assert saved.config.tie_word_embeddings
+    np.testing.assert_allclose(logits(saved), expected, atol=2e-6)
+
+
+def test_modules_to_save_names_whole_parts_of_paths() -> None:
+    peft = trained(replace(LORA, modules_to_save=["norm"]))
+    saved = {rewrite.seam.path for rewrite in peft.record.rewrites if rewrite.saved}
+    assert saved == {"model.norm"}
+
+
+def test_no_adapter_is_confused_with_a_module_of_its_name(tmp_path: Path) -> None:
+    names = ["default", "q_proj", "lora_A", "weight", "model"]
+    peft = get_peft_model(small(), LORA, host=lora_host())
+    for name in names[1:]:
+        peft.add_adapter(name, LORA)
+    for seed, name in enumerate(names):
+        peft.set_adapter(name)
+        shake(peft, seed)
+    peft.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(small(), tmp_path, host=lora_host())
+    for name in names:
+        if name != "default":
+            loaded.load_adapter(tmp_path / name, name)
+        loaded.set_adapter(name)
+        peft.set_adapter(name)
+        np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_a_setting_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    get_peft_model(small(), LORA, host=lora_host()).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(values | {"use_nothing": None, "use_other": True}))
+    with pytest.raises(ConfigError, match="does not know:\n  - use_other = True"):
+        PeftModel.from_pretrained(small(), tmp_path, host=lora_host())
+
+
+def test_a_prefix_that_was_read_is_trained_on(tmp_path: Path) -> None:
+    config = PrefixTuningConfig(num_virtual_tokens=2, prefix_projection=True)
+    get_peft_model(small(), config).save_pretrained(tmp_path)
+    for name in ("reparameterization.safetensors", "recipe.json"):  # as PEFT writes it
+        (tmp_path / name).unlink()
+    peft = PeftModel.from_pretrained(small(), tmp_path, is_trainable=True)
+    assert [p.shape for p in peft.trainable_parameters()] == [(2, 2 * 3 * 2 * 4)]
+    peft.loss(IDS, IDS).backward()
+    assert all(p.grad is not None for p in peft.trainable_parameters())
 
 
 @pytest.mark.parametrize("wrong", ["all keys", "one key more", "half of the modules"])
@@ -140,11 +227,14 @@ def test_a_misspelt_target_is_an_error(config: LoraConfig, problem: str) -> None
         trained(config)
 
 
+@pytest.mark.parametrize("on_4_bits", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bias_of_b_is_merged_with_its_scaling(family: str) -> None:
+def test_a_bias_of_b_is_merged_with_its_scaling(family: str, on_4_bits: bool) -> None:
     names = {"gpt2": "c_attn", "llama": "q_proj", "bert": "query"}
     config = LoraConfig(r=2, lora_alpha=8, lora_bias=True, target_modules=[names[family]])
-    peft = trained(config, FAMILIES[family])
+    recipe = [QuantizeConfig(block_size=32), config] if on_4_bits else [config]
+    peft = get_peft_model(small(FAMILIES[family]), recipe)
+    shake(peft, 1)
     expected = logits(peft)
     np.testing.assert_allclose(logits(peft.merge_and_unload()), expected, atol=2e-6)
 
@@ -187,8 +277,8 @@ def test_two_doras_act_in_the_order_in_which_they_are_named_and_merge_so() -> No
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-5
 
 
-def test_the_config_that_was_given_is_never_changed() -> None:
+def test_the_config_that_was_given_is_never_changed(tmp_path: Path) -> None:
     config = LoraConfig(r=2, init_lora_weights="olora")
     before = dict(vars(config))
-    trained(config, GPT2)
+    trained(config, GPT2).save_pretrained(tmp_path)
     assert vars(config) == before

@@ -1,0 +1,84 @@
+"""Targets that a config leaves to others are in its files by name, as PEFT writes them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.peft.small import FAMILIES, LLAMA, logits, lora_host, shake, small
+from tinygrad_peft.peft import PeftModel, get_peft_model
+from tinygrad_peft_ia3 import IA3Config
+from tinygrad_peft_lora import LoraConfig
+
+CONFIG, RECIPE = "adapter_config.json", "recipe.json"
+ALL = LoraConfig(r=2, target_modules="all-linear", exclude_modules=r".*\.mlp\..*")
+
+
+def saved(config: LoraConfig, folder: Path, family: str = "llama") -> PeftModel:
+    peft = get_peft_model(small(FAMILIES[family]), config, host=lora_host())
+    shake(peft)
+    peft.save_pretrained(folder)
+    return peft
+
+
+def load(folder: Path, family: str = "llama") -> PeftModel:
+    return PeftModel.from_pretrained(small(FAMILIES[family]), folder, host=lora_host())
+
+
+def written(folder: Path) -> list[str]:
+    names: list[str] = json.loads((folder / CONFIG).read_text())["target_modules"]
+    return names
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [("gpt2", ["c_attn"]), ("llama", ["q_proj", "v_proj"]), ("bert", ["query", "value"])],
+)
+def test_the_usual_targets_are_written_by_name(
+    family: str, names: list[str], tmp_path: Path
+) -> None:
+    peft = saved(LoraConfig(r=2), tmp_path, family)
+    assert written(tmp_path) == names
+    assert load(tmp_path, family).recipe == peft.recipe == (LoraConfig(r=2),)
+
+
+def test_all_linear_layers_are_written_by_path_and_what_is_excluded_is_not(tmp_path: Path) -> None:
+    peft = saved(ALL, tmp_path)
+    names = [f"{n}_proj" for n in "koqv"]
+    layers = range(LLAMA.num_hidden_layers)
+    assert written(tmp_path) == [f"model.layers.{i}.self_attn.{n}" for i in layers for n in names]
+    assert load(tmp_path).recipe == peft.recipe == (ALL,)
+
+
+def test_what_was_given_comes_back_only_where_the_names_are_still_those(tmp_path: Path) -> None:
+    peft = saved(ALL, tmp_path)
+    (tmp_path / RECIPE).rename(tmp_path / "kept.json")
+    assert load(tmp_path).recipe == (replace(ALL, target_modules=written(tmp_path)),)
+    np.testing.assert_array_equal(logits(load(tmp_path)), logits(peft))
+    (tmp_path / "kept.json").rename(tmp_path / RECIPE)
+    values = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(values | {"target_modules": r".*_proj"}))
+    assert load(tmp_path).recipe == (replace(ALL, target_modules=r".*_proj"),)
+
+
+@pytest.mark.parametrize("note", [[], {".": 1}, {".": {"given": [1], "names": ["q_proj"]}}])
+def test_a_note_that_makes_no_sense_is_passed_over(note: object, tmp_path: Path) -> None:
+    saved(LoraConfig(r=2), tmp_path)
+    recipe = json.loads((tmp_path / RECIPE).read_text())
+    (tmp_path / RECIPE).write_text(json.dumps(recipe | {"targets": note}))
+    assert load(tmp_path).recipe == (LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),)
+
+
+def test_targets_that_other_settings_name_as_given_are_written_as_given(tmp_path: Path) -> None:
+    config = IA3Config(target_modules="all-linear", feedforward_modules=["down_proj"])
+    get_peft_model(small(), config).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["target_modules"] == "all-linear"
+    assert PeftModel.from_pretrained(small(), tmp_path).recipe == (config,)
+
+
+def test_targets_that_are_given_by_name_are_written_as_they_are(tmp_path: Path) -> None:
+    saved(LoraConfig(r=2, target_modules=["v_proj", "q_proj"]), tmp_path)
+    assert written(tmp_path) == ["v_proj", "q_proj"]
+    assert json.loads((tmp_path / RECIPE).read_text())["targets"] == {}
