@@ -7,10 +7,6 @@ from tinygrad_peft.peft.config import (
     NamedTargetsConfig,
     PeftConfig,
     TargetedConfig,
-    config_from_dict,
-    config_to_dict,
-    parse_method,
-    unknown_settings,
 )
 from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.counting import count_recipe
@@ -37,6 +33,12 @@ from tinygrad_peft.peft.layout import Layout
 from tinygrad_peft.peft.memory import Memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
+from tinygrad_peft.peft.settings import (
+    config_from_dict,
+    config_to_dict,
+    parse_method,
+    unknown_settings,
+)
 from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
 from tinygrad_peft.peft.targets import matches
 from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections

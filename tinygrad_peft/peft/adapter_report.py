@@ -13,7 +13,7 @@ from tinygrad_peft.models.tensors import StoredTensor, read_header
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft.checkpoint import read_step
 from tinygrad_peft.peft.composition import apply_recipe
-from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, config_to_dict
+from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import ForeignStep
 from tinygrad_peft.peft.foreign import read_foreign
@@ -30,6 +30,7 @@ from tinygrad_peft.peft.layout import (
 )
 from tinygrad_peft.peft.made_for import check_base, read_base, read_head
 from tinygrad_peft.peft.matching import match_step, step_tensors
+from tinygrad_peft.peft.settings import config_to_dict
 from tinygrad_peft.peft.targets import ALL_LINEAR, matches
 
 __all__ = ["inspect_recipe"]

@@ -20,7 +20,7 @@ from safetensors.numpy import save as safetensors_bytes
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
 from tinygrad_peft.models.files import read_json_object, replacing
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
-from tinygrad_peft.peft.config import PeftConfig, config_from_dict, config_to_dict
+from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.foreign import read_foreign
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
@@ -37,6 +37,7 @@ from tinygrad_peft.peft.layout import (
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.matching import Match, match_step, step_tensors
 from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.settings import config_from_dict, config_to_dict
 from tinygrad_peft.peft.spelling import as_given, given_targets, spelt_out
 
 __all__ = [

@@ -17,10 +17,11 @@ from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, listed
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.config import PeftConfig, config_to_dict
+from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Combination, CombinationType, Combined, Source
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record, Rewrite
+from tinygrad_peft.peft.settings import config_to_dict
 
 __all__ = ["COMBINATION_TYPES", "CombinedAdapter", "combine_records", "fill_record"]
 
