@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.peft.writing import remove_files, remove_if_empty
 
 __all__ = [
     "CONFIG",
@@ -34,6 +35,7 @@ __all__ = [
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 REPARAMETERIZATION = "reparameterization.safetensors"  # what a step's weights come out of
 ORIGIN = "reparameterization.json"  # its settings, where those of the weights are others
+_BESIDE = (REPARAMETERIZATION, ORIGIN)
 PICKLE = "adapter_model.bin"
 FORMAT = 1
 
@@ -96,11 +98,12 @@ def steps_left(directory: Path) -> list[str]:
 
 
 def remove_step(folder: Path) -> None:
-    """Remove a step's files, and its folder if nothing else is in it."""
-    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    """Remove a step's files in whatever layout, and its folder if nothing else is in it.
+
+    Raises CheckpointError where that is not possible.
+    """
+    remove_files(folder / name for name in (CONFIG, *_WEIGHTS.values(), *_BESIDE))
+    remove_if_empty(folder)
 
 
 def adapter_folders(directory: Path) -> list[str]:
@@ -171,7 +174,7 @@ def weights_file(folder: Path, layout: Layout) -> Path:
 def stale_files(folder: Path, layout: Layout) -> list[Path]:
     """The weights that other layouts would have in a folder, and what they come out of."""
     names = [name for of, name in _WEIGHTS.items() if of != layout]
-    return [folder / name for name in (*names, REPARAMETERIZATION, ORIGIN)]
+    return [folder / name for name in (*names, *(_BESIDE if layout != PEFTS else ()))]
 
 
 def _instead(directory: Path) -> str:
