@@ -227,11 +227,14 @@ class ForeignStep:
         settings: what its adapter_config.json holds there.
         naming: what a weight is called there, by the place that the method adapted, in the
             checkpoint's names, and by the weight's name in the module that it put there.
+        problems: what the names and shapes in its file contradict of its settings, as far as that
+            can be told; of use where the model is not known, for loading finds these and more.
     """
 
     config: PeftConfig
     settings: Mapping[str, object] = field(repr=False)
     naming: Callable[[str, str], ForeignName] = field(repr=False)
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
