@@ -117,7 +117,7 @@ def write_adapterhub(request: ForeignRequest, config: BottleneckAdapterConfig) -
         "config": msgspec.to_builtins(theirs),
         "hidden_size": base.hidden_size,
         "model_class": _model_class(base),
-        "model_name": "",
+        "model_name": request.base_name or "",
         "model_type": base.model_type,
         "name": request.adapter,
         "version": _VERSION,

@@ -93,6 +93,7 @@ def write_mlx(request: ForeignRequest, config: LoraConfig) -> ForeignStep:
         "fine_tune_type": "dora" if config.use_dora else "lora",
         "num_layers": count,
         "lora_parameters": parameters,
+        **({"model": request.base_name} if request.base_name else {}),
     }
     return ForeignStep(config, settings, naming)
 

@@ -137,8 +137,7 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     for name, array in before.items():
         np.testing.assert_array_equal(written[name], array)
     told, told_before = settings(tmp_path / "task"), settings(folder)
-    assert told.pop("model_name") == ""
-    del told_before["model_name"]
+    assert Path(told.pop("model_name")).name == told_before.pop("model_name")
     if "more" not in folder.name:
         assert told["config"].pop("init_weights") in ("mam_adapter", "houlsby")
         del told_before["config"]["init_weights"]
@@ -168,6 +167,7 @@ def test_its_settings_are_taken_over() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::tinygrad_peft.errors.BaseModelWarning")
 def test_an_encoders_adapter_goes_into_a_classifier_and_the_other_way_round() -> None:
     bare, headed = GOLDEN / "adapterhub-bert-seq", GOLDEN / "adapterhub-bert-classifier-seq"
     for folder, other in ((bare, headed), (headed, bare)):

@@ -112,7 +112,8 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     for name, array in before.items():
         np.testing.assert_array_equal(written[name], array)
     told, told_before = settings(tmp_path), settings(folder)
-    assert told.keys() == {"fine_tune_type", "num_layers", "lora_parameters"}
+    assert told.keys() == {"fine_tune_type", "num_layers", "lora_parameters", "model"}
+    assert Path(told["model"]).name == told_before["model"]
     assert told["fine_tune_type"] == told_before["fine_tune_type"]
     for name in ("rank", "scale", "dropout"):
         assert told["lora_parameters"][name] == told_before["lora_parameters"][name]

@@ -201,6 +201,7 @@ class ForeignRequest:
         config: the step's settings, as `flattened` gives them.
         paths: the places that it adapted, in the checkpoint's names.
         base: the model that they are in.
+        base_name: what that is called, if it has a name.
     """
 
     layout: Layout
@@ -208,6 +209,7 @@ class ForeignRequest:
     config: PeftConfig
     paths: Sequence[str]
     base: TransformerConfig
+    base_name: str | None = None
 
 
 @dataclass(frozen=True)

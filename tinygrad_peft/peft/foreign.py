@@ -115,7 +115,14 @@ def _expressed(
     for number, config in enumerate(record.recipe):
         where = f"step {number}: " if len(record.recipe) > 1 else ""
         places = dict.fromkeys(path for path, _, _ in record.placed_parameters(number))
-        request = ForeignRequest(layout, adapter, config.flattened(), tuple(places), model.config)
+        request = ForeignRequest(
+            layout,
+            adapter,
+            config.flattened(),
+            tuple(places),
+            model.config,
+            model.name_or_path,
+        )
         try:
             step = host.one(hookspecs.write_foreign, request)
         except ConfigError as error:

@@ -21,6 +21,7 @@ __all__ = [
     "WEIGHTS",
     "Layout",
     "adapter_folders",
+    "base_name",
     "kind_of",
     "layout_of",
     "remove_step",
@@ -53,6 +54,11 @@ _NEVER_READ: Mapping[Layout, str] = {
     "Hugging Face PEFT": PICKLE,
     "AdapterHub": "pytorch_adapter.bin",
     "mlx-lm": "adapters.npz",
+}
+_BASE_NAMES: Mapping[Layout, str] = {
+    "Hugging Face PEFT": "base_model_name_or_path",
+    "AdapterHub": "model_name",
+    "mlx-lm": "model",
 }
 _SAVE_AGAIN: Mapping[Layout, str] = {
     "Hugging Face PEFT": "with save_pretrained of PEFT",
@@ -133,6 +139,11 @@ def schema_of(values: Mapping[str, object]) -> Layout | None:
     if "config" in values and len(_ADAPTERHUBS & values.keys()) > 1:
         return "AdapterHub"
     return "mlx-lm" if _MLXS & values.keys() else None
+
+
+def base_name(values: Mapping[str, object]) -> object:
+    """What these values of an adapter_config.json call the model that it was trained on."""
+    return values.get(_BASE_NAMES[schema_of(values) or PEFTS])
 
 
 def kind_of(layout: Layout, settings: Mapping[str, object]) -> str:
