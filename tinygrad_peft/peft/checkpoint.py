@@ -10,7 +10,7 @@ its own is read by way of `foreign`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
@@ -65,7 +65,7 @@ def save_adapter(
         if note := given_targets(given, config):
             notes[name] = note
         make_folder(folder)
-        _write_tensors(folder / WEIGHTS, record.stored_parameters(step))
+        _write_tensors(folder / WEIGHTS, record.stored_parameters(step), record.transposed(step))
         origin = {} if flatten else record.reparameterization(step)
         _write_tensors(folder / REPARAMETERIZATION, origin)
         differs = bool(origin) and config.flattened() != config
@@ -203,12 +203,14 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     return {**values, "modules_to_save": [*own, *there]}
 
 
-def _write_tensors(path: Path, parameters: Mapping[str, Parameter]) -> None:
+def _write_tensors(
+    path: Path, parameters: Mapping[str, Parameter], transposed: Collection[str] = ()
+) -> None:
     """Write the file; without parameters there is none."""
-    if parameters:
-        write_tensors(path, {name: p.data for name, p in parameters.items()})
-    else:
+    if not parameters:
         remove_files([path])
+        return
+    write_tensors(path, {n: p.data.T if n in transposed else p.data for n, p in parameters.items()})
 
 
 def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> None:
