@@ -139,6 +139,8 @@ def _read_settings(values: Mapping[str, object]) -> _Settings:
     own = settings.lora_parameters
     if settings.fine_tune_type not in ("lora", "dora"):
         problems.append(f"fine_tune_type {settings.fine_tune_type!r} is none of lora, dora, full")
+    if not own.scale:
+        problems.append(f"lora_parameters.scale={own.scale:g} must be a number other than 0")
     if own.keys is not None and not own.keys:
         problems.append("lora_parameters.keys is empty: nothing is adapted")
     if settings.fine_tune_type == "dora" and _EMBEDDINGS & set(own.keys or ()):

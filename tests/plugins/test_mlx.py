@@ -264,6 +264,7 @@ WRONG: Mapping[str, tuple[dict[str, Any], str]] = {
         "lora_parameters has the unknown dropuot = 0.5; did you mean 'dropout'",
     ),
     "no scale": ({"parameters": {"scale": None}}, "missing required field `scale`"),
+    "scale": ({"parameters": {"scale": 0}}, "lora_parameters.scale=0 must be a number other than"),
     "no layers": ({"num_layers": None}, "missing required field `num_layers`"),
     "no keys": ({"parameters": {"keys": []}}, "lora_parameters.keys is empty"),
     "rank": ({"parameters": {"rank": 0}}, "the rank r=0 must be at least 1"),
