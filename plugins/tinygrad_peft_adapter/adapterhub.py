@@ -21,6 +21,7 @@ import msgspec
 from tinygrad_peft.errors import ConfigError, nearest
 from tinygrad_peft.models import config_to_json
 from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import (
     ForeignFolder,
     ForeignName,
@@ -58,7 +59,7 @@ _NAMES: Mapping[str, str] = {
     "adapter_up.weight": "adapter_up.weight",
     "adapter_up.bias": "adapter_up.bias",
 }
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = re.compile(r"\.(\d{1,9})\.")
 
 
 def read_adapterhub(folder: ForeignFolder) -> ForeignStep | None:
@@ -88,8 +89,9 @@ def read_adapterhub(folder: ForeignFolder) -> ForeignStep | None:
         **widths,
     }
     config = config_from_dict(BottleneckAdapterConfig, settings)
-    naming = _Naming(str(folder.settings["name"]), folder.base, _root(folder.shapes))
-    return ForeignStep(config, folder.settings, naming)
+    naming = _Naming(str(folder.settings["name"]), _family(folder), _root(folder.shapes))
+    wrong = _stored_problems(config, theirs, folder, naming) if folder.base is None else []
+    return ForeignStep(config, folder.settings, naming, wrong)
 
 
 def write_adapterhub(request: ForeignRequest, config: BottleneckAdapterConfig) -> ForeignStep:
@@ -115,12 +117,12 @@ def write_adapterhub(request: ForeignRequest, config: BottleneckAdapterConfig) -
         "config": msgspec.to_builtins(theirs),
         "hidden_size": base.hidden_size,
         "model_class": _model_class(base),
-        "model_name": "",
+        "model_name": request.base_name or "",
         "model_type": base.model_type,
         "name": request.adapter,
         "version": _VERSION,
     }
-    return ForeignStep(config, settings, _Naming(request.adapter, base, None))
+    return ForeignStep(config, settings, _Naming(request.adapter, base.model_type, None))
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,12 @@ class _Naming:
     """AdapterHub's names; `root` is what a file that is read has before the number of a layer."""
 
     adapter: str
-    base: TransformerConfig | None
+    family: str
     root: str | None
 
     def __call__(self, path: str, name: str) -> ForeignName:
         before, layer, place = _LAYER.split(path, maxsplit=1)
-        places = _PLACES["gpt2" if self.base is None else self.base.model_type]
-        after = places[place.startswith("mlp")]
+        after = _PLACES[self.family][place.startswith("mlp")]
         root = self.root if self.root and _same_place(self.root, before) else before
         return ForeignName(f"{root}.{layer}.{after}.adapters.{self.adapter}.{_NAMES[name]}")
 
@@ -149,16 +150,47 @@ def _root(names: Mapping[str, object]) -> str | None:
     return roots.pop() if len(roots) == 1 else None
 
 
+def _family(folder: ForeignFolder) -> str:
+    """The family of the model, of which the settings tell where it is not known."""
+    return str(folder.settings.get("model_type")) if folder.base is None else folder.base.model_type
+
+
+def _stored_problems(
+    config: BottleneckAdapterConfig, theirs: BnConfig, folder: ForeignFolder, naming: _Naming
+) -> list[str]:
+    """How the tensors differ from what the settings ask for in the layers that they are in."""
+    size = folder.settings["hidden_size"]
+    assert isinstance(size, int)
+    width = config.bottleneck(size)
+    shapes: Mapping[str, tuple[int, ...]] = {
+        "adapter_down.weight": (width, size),
+        "adapter_down.bias": (width,),
+        "adapter_up.weight": (size, width),
+        "adapter_up.bias": (size,),
+    }
+    above = [(name[: m.start()], int(m[1])) for name in folder.shapes if (m := _LAYER.search(name))]
+    places = [
+        f"{root}.{layer}.{slot}"
+        for root, layer in dict.fromkeys(above)
+        for slot in config.slots
+        if layer not in theirs.leave_out
+    ]
+    wanted = {naming(path, name).name: shape for path in places for name, shape in shapes.items()}
+    return mismatches(wanted, folder.shapes)
+
+
 def _other_model(folder: ForeignFolder) -> list[str]:
-    """What the adapter says of its model that is otherwise in the base; that it has no name."""
+    """What the adapter says of its model that is otherwise in the base, or does not say."""
     base, found = folder.base, []
-    name = folder.settings.get("name")
+    name, size = folder.settings.get("name"), folder.settings.get("hidden_size")
     if not isinstance(name, str) or not name:
         found.append(f"name={name!r}: the adapter's name is expected")
+    if type(size) is not int:
+        found.append(f"hidden_size={size!r}: the model's is expected, a whole number")
+    if _family(folder) not in _PLACES:
+        found.append(f"the model is of none of the families {', '.join(_PLACES)}")
     if base is None:
         return found
-    if base.model_type not in _PLACES:
-        found.append(f"the model is of none of the families {', '.join(_PLACES)}")
     for key in ("model_type", "hidden_size"):
         value, ours = folder.settings.get(key), getattr(base, key)
         if value not in (None, ours):
@@ -198,7 +230,9 @@ def _widths(
 ) -> dict[str, float | int]:
     """The setting of the inner width; what is wrong with it joins the problems."""
     factor = theirs.reduction_factor
-    size = folder.settings.get("hidden_size") if folder.base is None else folder.base.hidden_size
+    size = folder.settings.get("hidden_size")
+    if type(size) is not int:
+        return {}
     if isinstance(factor, Mapping):
         absent = [str(n) for n in layers if str(n) not in factor and "default" not in factor]
         if absent:
@@ -209,10 +243,10 @@ def _widths(
             problems.append(f"reduction_factor {sorted(found)}: all layers have one width here")
             return {}
         (factor,) = found or {1.0}
-    if factor >= 1 and isinstance(size, int) and size >= factor:
+    if 1 <= factor <= size:
         return {"reduction_factor": factor}
-    if not isinstance(size, int) or factor <= 0 or not math.isfinite(size / factor):
-        problems.append(f"reduction_factor={factor} of the hidden size {size!r} is no width")
+    if factor <= 0 or not math.isfinite(size / factor):
+        problems.append(f"reduction_factor={factor} of the hidden size {size} is no width")
         return {}
     return {"bottleneck_dim": max(1, int(size // factor))}
 

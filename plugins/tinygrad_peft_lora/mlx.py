@@ -26,6 +26,7 @@ from tinygrad_peft.peft import (
     unknown_settings,
 )
 from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.mlx_file import stored_problems, within
 
 __all__ = ["MLX", "read_mlx", "write_mlx"]
 
@@ -69,13 +70,11 @@ class _Settings:
 def read_mlx(folder: ForeignFolder) -> ForeignStep:
     """The step in a folder of mlx-lm's layout. Raises ConfigError with all that is wrong."""
     settings = _read_settings(folder.settings)
-    problems = _family_problems(folder.base)
-    if folder.base is None:
-        problems += _rank_problems(folder.shapes, settings.lora_parameters.rank)
-    if problems:
+    if problems := _family_problems(folder.base):
         raise ConfigError("\n".join(problems))
-    config = _config(settings, folder)
-    return ForeignStep(config, folder.settings, _Naming(folder.base))
+    config, naming = _config(settings, folder), _Naming(folder.base)
+    wrong = _stored_problems(settings, folder) if folder.base is None else []
+    return ForeignStep(config, folder.settings, naming, wrong)
 
 
 def write_mlx(request: ForeignRequest, config: LoraConfig) -> ForeignStep:
@@ -94,6 +93,7 @@ def write_mlx(request: ForeignRequest, config: LoraConfig) -> ForeignStep:
         "fine_tune_type": "dora" if config.use_dora else "lora",
         "num_layers": count,
         "lora_parameters": parameters,
+        **({"model": request.base_name} if request.base_name else {}),
     }
     return ForeignStep(config, settings, naming)
 
@@ -139,6 +139,8 @@ def _read_settings(values: Mapping[str, object]) -> _Settings:
     own = settings.lora_parameters
     if settings.fine_tune_type not in ("lora", "dora"):
         problems.append(f"fine_tune_type {settings.fine_tune_type!r} is none of lora, dora, full")
+    if not own.scale:
+        problems.append(f"lora_parameters.scale={own.scale:g} must be a number other than 0")
     if own.keys is not None and not own.keys:
         problems.append("lora_parameters.keys is empty: nothing is adapted")
     if settings.fine_tune_type == "dora" and _EMBEDDINGS & set(own.keys or ()):
@@ -148,19 +150,21 @@ def _read_settings(values: Mapping[str, object]) -> _Settings:
     return settings
 
 
+def _stored_problems(settings: _Settings, folder: ForeignFolder) -> list[str]:
+    own, is_dora = settings.lora_parameters, settings.fine_tune_type == "dora"
+    return stored_problems(
+        folder.shapes,
+        names=("lora_a", "lora_b", "m") if is_dora else ("lora_a", "lora_b"),
+        rank=own.rank,
+        keys=own.keys,
+        num_layers=settings.num_layers,
+    )
+
+
 def _family_problems(base: TransformerConfig | None) -> list[str]:
     if base is None or base.model_type in _ROOTS:
         return []
     return [f"mlx-lm has no {base.model_type or 'model without a family'}: {', '.join(_ROOTS)}"]
-
-
-def _rank_problems(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
-    return [
-        f"{name} is {shape}, and the settings give it the rank {rank}"
-        for name, shape in shapes.items()
-        for half, axis in ((".lora_a", -1), (".lora_b", 0))
-        if name.endswith(half) and shape and shape[axis] != rank
-    ]
 
 
 def _config(settings: _Settings, folder: ForeignFolder) -> LoraConfig:
@@ -184,7 +188,7 @@ def _layers(last: int, folder: ForeignFolder) -> list[int] | None:
     if folder.base is not None:
         depth = folder.base.num_hidden_layers
         return list(range(depth - last, depth)) if 0 < last < depth else None
-    found = sorted({layer for name in folder.shapes if (layer := _within(name)[0]) is not None})
+    found = sorted({layer for name in folder.shapes if (layer := within(name)[0]) is not None})
     return found if found and 0 < last <= found[-1] else None
 
 
@@ -195,7 +199,7 @@ def _linears(folder: ForeignFolder) -> list[str]:
     else:
         seams = capture_seams(Transformer(folder.base, Skeleton()))
         paths = [s.path for s in seams if s.layer is not None and isinstance(s.module, Affine)]
-    return sorted({within for path in paths if (within := _within(path)[1])})
+    return sorted({place for path in paths if (place := within(path)[1])})
 
 
 def _alpha(scale: float, rank: int) -> float:
@@ -236,20 +240,13 @@ def _places(paths: Sequence[str], base: TransformerConfig) -> tuple[int, list[st
     by_layer: dict[int, set[str]] = {}
     outside = []
     for path in paths:
-        layer, within = _within(path)
+        layer, place = within(path)
         if layer is None:
             outside.append(path)
         else:
-            by_layer.setdefault(layer, set()).add(within)
+            by_layer.setdefault(layer, set()).add(place)
     alike = {frozenset(names) for names in by_layer.values()}
     last = sorted(by_layer) == list(range(depth))[-len(by_layer) :]
     if len(alike) == 1 and last:
         return len(by_layer), sorted(next(iter(alike))) + outside
     return depth, list(paths)  # a whole path is taken in any layer
-
-
-def _within(path: str) -> tuple[int | None, str]:
-    """The number of the layer that a path is in, and the path from there."""
-    parts = path.split(".")
-    place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return (None, "") if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))

@@ -60,6 +60,15 @@ def test_a_model_is_named_where_the_adapter_tells_of_none(
     assert "there is an adapter in it" in told
 
 
+def test_no_name_is_no_folder_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = commands.fails("convert", "--adapter", "here", "--layout", "mlx-lm", "--out", "")
+    assert "Invalid value for '--out': a folder's name is expected" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_layout_cannot_hold_is_told(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:

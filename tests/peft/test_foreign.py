@@ -1,6 +1,7 @@
 """What is told apart, refused and cleared away, whatever the method and the other library."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def refused(folder: Path, *parts: str) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("layout", [None, 3, ["mlx-lm"]])
+def test_what_is_no_text_is_no_layout(layout: object, tmp_path: Path) -> None:
+    wanted: Any = layout
+    with pytest.raises(ConfigError, match="is none of Hugging Face PEFT, AdapterHub, mlx-lm"):
+        get_peft_model(small(), LORA).save_pretrained(tmp_path / "new", layout=wanted)
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_unknown_layout_is_told_with_the_nearest(tmp_path: Path) -> None:
     layout: Any = "AdaptrHub"
     with pytest.raises(ConfigError) as caught:
@@ -58,8 +67,33 @@ def test_what_another_layout_left_in_the_folder_is_cleared_away(
     saved(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {CONFIG, "adapters.safetensors"}
     PeftModel.from_pretrained(small(), tmp_path)
-    saved(tmp_path, "Hugging Face PEFT")
-    PeftModel.from_pretrained(small(), tmp_path)
+
+
+@pytest.mark.parametrize("recipe", [LORA, [LORA, LORA]], ids=["one step", "two steps"])
+def test_what_it_left_in_the_folder_is_cleared_away_by_a_plain_save(
+    recipe: LoraConfig | list[LoraConfig], tmp_path: Path
+) -> None:
+    saved(tmp_path / "again")
+    for folder in (tmp_path / "again", tmp_path / "new"):
+        get_peft_model(small(), recipe).save_pretrained(folder)
+    again, new = (
+        {path.relative_to(folder) for path in folder.rglob("*")}
+        for folder in (tmp_path / "again", tmp_path / "new")
+    )
+    assert again == new
+    PeftModel.from_pretrained(small(), tmp_path / "again")
+
+
+def test_a_step_in_another_layout_is_in_pefts_when_its_recipe_is_saved_again(
+    tmp_path: Path,
+) -> None:
+    get_peft_model(small(), [LORA, LORA]).save_pretrained(tmp_path)
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    step = tmp_path / "0-lora"
+    (step / "adapter_model.safetensors").unlink()
+    saved(step)
+    PeftModel.from_pretrained(small(), tmp_path).save_pretrained(tmp_path)
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
 
 
 def test_of_several_adapters_all_are_written_or_none(tmp_path: Path) -> None:
@@ -113,7 +147,35 @@ def test_two_plugins_that_read_one_folder_are_an_error(tmp_path: Path) -> None:
         PeftModel.from_pretrained(small(), tmp_path, host=host)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+BOTH: tuple[Layout, ...] = ("mlx-lm", "Hugging Face PEFT")
+
+
+@pytest.mark.parametrize("layout", BOTH)
+def test_a_folder_that_cannot_be_made_is_an_error(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="cannot be made"):
-        saved(tmp_path / "file" / "below")
+    with pytest.raises(CheckpointError, match="below cannot be made: Not a directory"):
+        saved(tmp_path / "file" / "below", layout)
+
+
+@pytest.mark.parametrize("layout", BOTH)
+def test_a_folder_in_a_files_place_is_an_error_that_names_it(
+    layout: Layout, tmp_path: Path
+) -> None:
+    (tmp_path / CONFIG).mkdir()
+    with pytest.raises(CheckpointError, match=f"{CONFIG} cannot be written: Is a directory"):
+        saved(tmp_path, layout)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("layout", BOTH)
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_an_error(layout: Layout, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match="safetensors cannot be written: Permission denied"):
+        saved(tmp_path, layout)
+
+
+def test_a_folder_in_the_place_of_another_layouts_weights_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "adapters.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"adapters.safetensors cannot be removed: "):
+        saved(tmp_path, "Hugging Face PEFT")

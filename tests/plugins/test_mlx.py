@@ -112,7 +112,8 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     for name, array in before.items():
         np.testing.assert_array_equal(written[name], array)
     told, told_before = settings(tmp_path), settings(folder)
-    assert told.keys() == {"fine_tune_type", "num_layers", "lora_parameters"}
+    assert told.keys() == {"fine_tune_type", "num_layers", "lora_parameters", "model"}
+    assert Path(told["model"]).name == told_before["model"]
     assert told["fine_tune_type"] == told_before["fine_tune_type"]
     for name in ("rank", "scale", "dropout"):
         assert told["lora_parameters"][name] == told_before["lora_parameters"][name]
@@ -263,6 +264,7 @@ WRONG: Mapping[str, tuple[dict[str, Any], str]] = {
         "lora_parameters has the unknown dropuot = 0.5; did you mean 'dropout'",
     ),
     "no scale": ({"parameters": {"scale": None}}, "missing required field `scale`"),
+    "scale": ({"parameters": {"scale": 0}}, "lora_parameters.scale=0 must be a number other than"),
     "no layers": ({"num_layers": None}, "missing required field `num_layers`"),
     "no keys": ({"parameters": {"keys": []}}, "lora_parameters.keys is empty"),
     "rank": ({"parameters": {"rank": 0}}, "the rank r=0 must be at least 1"),
@@ -311,6 +313,65 @@ def test_layers_without_their_tensors_and_tensors_of_other_layers_are_told(tmp_p
     refused(
         tmp_path, f"missing: {name.format(3)}", model=small(replace(LLAMA, num_hidden_layers=4))
     )
+
+
+Q = "model.layers.{}.self_attn.q_proj"
+ALONE: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "without its half": ({}, {Q.format(1) + ".lora_b": None}, [f"missing: {Q.format(1)}.lora_b"]),
+    "without magnitudes": (
+        {"fine_tune_type": "dora"},
+        {},
+        [f"missing: {Q.format(n)}.m" for n in range(3)],
+    ),
+    "other tensors": (
+        {},
+        {Q.format(0) + ".m": np.ones(16, np.float32)},
+        [f"unexpected: {Q.format(0)}.m"],
+    ),
+    "no floats": (
+        {},
+        {Q.format(0) + ".lora_a": np.ones((16, 2), np.int8)},
+        [f"wrong dtype: {Q.format(0)}.lora_a is I8, expected one of F64, F32, F16, BF16"],
+    ),
+    "another rank": (
+        {},
+        {Q.format(0) + ".lora_b": np.ones((3, 16), np.float32)},
+        [f"{Q.format(0)}.lora_b is (3, 16), and the settings give it the rank 2"],
+    ),
+    "a key without tensors": (
+        {"parameters": {"keys": ["self_attn.q_proj", "mlp.gate"]}},
+        {},
+        ["lora_parameters.keys: no tensor is of 'mlp.gate'"],
+    ),
+    "tensors without a key": (
+        {"parameters": {"keys": [Q.format(0), Q.format(2)]}},
+        {},
+        [f"{Q.format(1)} has weights, and none of lora_parameters.keys names it"],
+    ),
+    "more layers": (
+        {"num_layers": 2},
+        {},
+        ["self_attn.q_proj has weights in the layers 0, 1, 2, and num_layers=2 asks for 1 to 2"],
+    ),
+    "a layer is missing": (
+        {},
+        {Q.format(1) + ".lora_a": None, Q.format(1) + ".lora_b": None},
+        ["self_attn.q_proj has weights in the layers 0, 2, and num_layers=3 asks for 0 to 2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_what_contradicts_the_settings_is_told_without_the_model(case: str, tmp_path: Path) -> None:
+    saved(tmp_path, replace(LORA, target_modules=["q_proj"]))
+    values, tensors, told = ALONE[case]
+    edit(tmp_path, **values)
+    held = {**load_file(tmp_path / WEIGHTS), **tensors}
+    save_file({k: v for k, v in held.items() if v is not None}, tmp_path / WEIGHTS)
+    report = inspect(tmp_path)
+    assert report.problems == told
+    assert report.facts["method"] == "lora"
+    assert not inspect(tmp_path, base=LLAMA).sound
 
 
 def test_shapes_are_told_as_they_are_in_the_file(tmp_path: Path) -> None:

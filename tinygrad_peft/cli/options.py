@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,21 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Folder(click.Path):
+    """A folder to write; no name is none, where a path would make it the current one."""
+
+    def convert(
+        self,
+        value: str | PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        if value == "":
+            self.fail("a folder's name is expected (. is the current one)", param, ctx)
+        return Path(value)
+
 
 METHOD_HELP = (
     "A method and its settings: lora:r=8,lora_alpha=16,target_modules=query+value; lists are "
@@ -68,7 +84,7 @@ model: Callable[[F], F] = click.option(
 method: Callable[[F], F] = _methods(METHOD_HELP)
 methods_to_compare: Callable[[F], F] = _methods(RECIPE_HELP)
 out: Callable[[F], F] = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="A folder to write."
+    "--out", type=_Folder(), required=True, help="A folder to write."
 )
 seed: Callable[[F], F] = click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed, the same result."

@@ -29,7 +29,7 @@ from tinygrad_peft.peft.layout import (
     weights_path,
 )
 from tinygrad_peft.peft.made_for import check_base, read_base, read_head
-from tinygrad_peft.peft.matching import match_step, step_tensors
+from tinygrad_peft.peft.matching import match_step, named_otherwise, step_tensors, wrong_dtypes
 from tinygrad_peft.peft.settings import config_to_dict
 from tinygrad_peft.peft.targets import ALL_LINEAR, matches
 
@@ -101,8 +101,12 @@ class _Step:
 
     def own_differences(self) -> list[str]:
         """What names and shapes alone show, where the base is not known."""
-        if self.config is None or self.problems or self.foreign is not None:
+        if self.config is None or self.problems:
             return []
+        if self.foreign is not None:
+            stored = self.stored or {}
+            told = named_otherwise(stored, self.layout) or self.foreign.problems
+            return [*told, *wrong_dtypes(stored)]
         problems: list[str] = []
         stored = collected(problems, lambda: step_tensors(self.folder)) or {}
         bare = {key.removeprefix(_PREFIX): tensor.shape for key, tensor in stored.items()}

@@ -10,15 +10,11 @@ its own is read by way of `foreign`.
 """
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save as safetensors_bytes
-
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
-from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.foreign import read_foreign
@@ -27,10 +23,12 @@ from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
     ORIGIN,
+    PEFTS,
     RECIPE,
     REPARAMETERIZATION,
     WEIGHTS,
     remove_step,
+    stale_files,
     step_folders,
     steps_left,
 )
@@ -39,6 +37,7 @@ from tinygrad_peft.peft.matching import Match, match_step, step_tensors
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.settings import config_from_dict, config_to_dict
 from tinygrad_peft.peft.spelling import as_given, given_targets, spelt_out
+from tinygrad_peft.peft.writing import make_folder, remove_files, write_json, write_tensors
 
 __all__ = [
     "load_adapter",
@@ -56,7 +55,7 @@ def save_adapter(
     """Write all steps of a record, and the recipe last, when the rest is there.
 
     Weights that come out of others are written with those unless `flatten`. What another recipe has
-    left in the folder is removed. Raises CheckpointError where a folder cannot be made.
+    left in the folder is removed. Raises CheckpointError where a file or folder cannot be written.
     """
     folders, left = _folders(record.recipe), steps_left(directory)
     notes: dict[str, object] = {}
@@ -65,19 +64,20 @@ def save_adapter(
         config = spelt_out(given, record.targets[step])
         if note := given_targets(given, config):
             notes[name] = note
-        _make(folder)
+        make_folder(folder)
         _write_tensors(folder / WEIGHTS, record.stored_parameters(step), record.transposed(step))
         origin = {} if flatten else record.reparameterization(step)
         _write_tensors(folder / REPARAMETERIZATION, origin)
         differs = bool(origin) and config.flattened() != config
         _write_config(folder / ORIGIN, config if differs else None, model)
         _write_config(folder / CONFIG, config.flattened(), model)
+        remove_files(stale_files(folder, PEFTS))
     about = {
         "targets": notes,
         "plugins": _distributions(record.recipe, host),
         "base": base_of(model),
     }
-    _write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
+    write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
     for name in left:
         if name not in folders:
             remove_step(directory / name)
@@ -139,13 +139,6 @@ def _folders(recipe: Sequence[PeftConfig]) -> list[str]:
     if len(recipe) == 1:
         return ["."]
     return [f"{step}-{config.peft_type.lower()}" for step, config in enumerate(recipe)]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def _settings_file(folder: Path) -> Path:
@@ -215,20 +208,15 @@ def _write_tensors(
 ) -> None:
     """Write the file; without parameters there is none."""
     if not parameters:
-        path.unlink(missing_ok=True)
+        remove_files([path])
         return
-    tensors = {
-        name: np.asarray(p.data.T if name in transposed else p.data, order="C")
-        for name, p in sorted(parameters.items())
-    }
-    with replacing(path) as file:
-        file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
+    write_tensors(path, {n: p.data.T if n in transposed else p.data for n, p in parameters.items()})
 
 
 def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> None:
     """Write a step's settings; without any there is no file."""
     if config is None:
-        path.unlink(missing_ok=True)
+        remove_files([path])
         return
     settings = _written(config) | {
         "base_model_name_or_path": model.name_or_path,
@@ -236,7 +224,7 @@ def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> 
         "revision": model.revision,
         "task_type": _task_type(model, config),
     }
-    _write_json(path, dict(sorted(settings.items())))
+    write_json(path, dict(sorted(settings.items())))
 
 
 def _written(config: PeftConfig) -> dict[str, object]:
@@ -244,8 +232,3 @@ def _written(config: PeftConfig) -> dict[str, object]:
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     values = config_to_dict(config).items()
     return {k: v for k, v in values if v is not None or usual.get(k) is not None}
-
-
-def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    with replacing(path) as file:
-        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -201,6 +201,7 @@ class ForeignRequest:
         config: the step's settings, as `flattened` gives them.
         paths: the places that it adapted, in the checkpoint's names.
         base: the model that they are in.
+        base_name: what that is called, if it has a name.
     """
 
     layout: Layout
@@ -208,6 +209,7 @@ class ForeignRequest:
     config: PeftConfig
     paths: Sequence[str]
     base: TransformerConfig
+    base_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -227,11 +229,14 @@ class ForeignStep:
         settings: what its adapter_config.json holds there.
         naming: what a weight is called there, by the place that the method adapted, in the
             checkpoint's names, and by the weight's name in the module that it put there.
+        problems: what the names and shapes in its file contradict of its settings, as far as that
+            can be told; of use where the model is not known, for loading finds these and more.
     """
 
     config: PeftConfig
     settings: Mapping[str, object] = field(repr=False)
     naming: Callable[[str, str], ForeignName] = field(repr=False)
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

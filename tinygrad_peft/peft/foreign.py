@@ -5,15 +5,11 @@ it is written whole. What a method's settings and tensors are there is its plugi
 hooks `read_foreign` and `write_foreign`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save as safetensors_bytes
-
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, nearest, shortened, told
-from tinygrad_peft.models.files import read_json_object, replacing
+from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.tensors import read_header
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
@@ -34,6 +30,7 @@ from tinygrad_peft.peft.layout import (
     weights_path,
 )
 from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.writing import make_folder, remove_files, write_json, write_tensors
 
 __all__ = ["check_layout", "foreign_places", "read_foreign", "save_foreign"]
 
@@ -71,11 +68,11 @@ def foreign_places(record: Record, step: int, of: ForeignStep) -> dict[ForeignNa
     return {of.naming(path, name): p for path, name, p in record.placed_parameters(step)}
 
 
-def check_layout(layout: str) -> None:
+def check_layout(layout: object) -> None:
     """Raise ConfigError unless there is such a layout."""
     if layout not in LAYOUTS:
-        known = ", ".join(LAYOUTS)
-        raise ConfigError(f"layout {layout!r} is none of {known}{nearest(layout, LAYOUTS)}")
+        known, close = ", ".join(LAYOUTS), nearest(str(layout), LAYOUTS)
+        raise ConfigError(f"layout {layout!r} is none of {known}{close}")
 
 
 def save_foreign(
@@ -87,7 +84,8 @@ def save_foreign(
 ) -> None:
     """Write adapters by their names, each into its folder, in another library's layout.
 
-    Raises ConfigError, and writes nothing, with all that the layout cannot hold.
+    Raises ConfigError, and writes nothing, with all that the layout cannot hold; CheckpointError
+    where a file or folder cannot be written.
     """
     steps = {name: _expressed(r, model, host, layout, name) for name, r in records.items()}
     for name, step in steps.items():
@@ -98,22 +96,12 @@ def _write(
     folder: Path, layout: Layout, step: ForeignStep, places: Mapping[ForeignName, Parameter]
 ) -> None:
     """Write an adapter, and remove what another layout has left in the folder."""
-    arrays = {
-        place.name: np.ascontiguousarray(p.data.T if place.transposed else p.data)
-        for place, p in places.items()
-    }
+    arrays = {place.name: p.data.T if place.transposed else p.data for place, p in places.items()}
     left = [name for name in steps_left(folder) if name != "."]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made: {error.strerror}") from error
-    with replacing(weights_path(folder, layout)) as file:
-        file.write_bytes(safetensors_bytes(dict(sorted(arrays.items())), {"format": "pt"}))
-    with replacing(folder / CONFIG) as file:
-        settings = json.dumps(step.settings, indent=2, sort_keys=True)
-        file.write_text(f"{settings}\n", encoding="utf-8")
-    for path in (folder / RECIPE, *stale_files(folder, layout)):
-        path.unlink(missing_ok=True)
+    make_folder(folder)
+    write_tensors(weights_path(folder, layout), arrays)
+    write_json(folder / CONFIG, dict(sorted(step.settings.items())))
+    remove_files((folder / RECIPE, *stale_files(folder, layout)))
     for name in left:
         remove_step(folder / name)
 
@@ -127,7 +115,14 @@ def _expressed(
     for number, config in enumerate(record.recipe):
         where = f"step {number}: " if len(record.recipe) > 1 else ""
         places = dict.fromkeys(path for path, _, _ in record.placed_parameters(number))
-        request = ForeignRequest(layout, adapter, config.flattened(), tuple(places), model.config)
+        request = ForeignRequest(
+            layout,
+            adapter,
+            config.flattened(),
+            tuple(places),
+            model.config,
+            model.name_or_path,
+        )
         try:
             step = host.one(hookspecs.write_foreign, request)
         except ConfigError as error:

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.peft.writing import remove_files, remove_if_empty
 
 __all__ = [
     "CONFIG",
@@ -20,6 +21,7 @@ __all__ = [
     "WEIGHTS",
     "Layout",
     "adapter_folders",
+    "base_name",
     "kind_of",
     "layout_of",
     "remove_step",
@@ -34,6 +36,7 @@ __all__ = [
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
 REPARAMETERIZATION = "reparameterization.safetensors"  # what a step's weights come out of
 ORIGIN = "reparameterization.json"  # its settings, where those of the weights are others
+_BESIDE = (REPARAMETERIZATION, ORIGIN)
 PICKLE = "adapter_model.bin"
 FORMAT = 1
 
@@ -51,6 +54,11 @@ _NEVER_READ: Mapping[Layout, str] = {
     "Hugging Face PEFT": PICKLE,
     "AdapterHub": "pytorch_adapter.bin",
     "mlx-lm": "adapters.npz",
+}
+_BASE_NAMES: Mapping[Layout, str] = {
+    "Hugging Face PEFT": "base_model_name_or_path",
+    "AdapterHub": "model_name",
+    "mlx-lm": "model",
 }
 _SAVE_AGAIN: Mapping[Layout, str] = {
     "Hugging Face PEFT": "with save_pretrained of PEFT",
@@ -96,11 +104,12 @@ def steps_left(directory: Path) -> list[str]:
 
 
 def remove_step(folder: Path) -> None:
-    """Remove a step's files, and its folder if nothing else is in it."""
-    for name in (CONFIG, WEIGHTS, REPARAMETERIZATION, ORIGIN):
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    """Remove a step's files in whatever layout, and its folder if nothing else is in it.
+
+    Raises CheckpointError where that is not possible.
+    """
+    remove_files(folder / name for name in (CONFIG, *_WEIGHTS.values(), *_BESIDE))
+    remove_if_empty(folder)
 
 
 def adapter_folders(directory: Path) -> list[str]:
@@ -130,6 +139,11 @@ def schema_of(values: Mapping[str, object]) -> Layout | None:
     if "config" in values and len(_ADAPTERHUBS & values.keys()) > 1:
         return "AdapterHub"
     return "mlx-lm" if _MLXS & values.keys() else None
+
+
+def base_name(values: Mapping[str, object]) -> object:
+    """What these values of an adapter_config.json call the model that it was trained on."""
+    return values.get(_BASE_NAMES[schema_of(values) or PEFTS])
 
 
 def kind_of(layout: Layout, settings: Mapping[str, object]) -> str:
@@ -171,7 +185,7 @@ def weights_file(folder: Path, layout: Layout) -> Path:
 def stale_files(folder: Path, layout: Layout) -> list[Path]:
     """The weights that other layouts would have in a folder, and what they come out of."""
     names = [name for of, name in _WEIGHTS.items() if of != layout]
-    return [folder / name for name in (*names, REPARAMETERIZATION, ORIGIN)]
+    return [folder / name for name in (*names, *(_BESIDE if layout != PEFTS else ()))]
 
 
 def _instead(directory: Path) -> str:

@@ -13,7 +13,7 @@ from tinygrad_peft.errors import BaseModelWarning, CheckpointError, shortened
 from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.origin import origin_of
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft.layout import CONFIG, RECIPE, step_folders
+from tinygrad_peft.peft.layout import CONFIG, RECIPE, base_name, step_folders
 
 __all__ = [
     "Head",
@@ -81,7 +81,7 @@ def _differing_name(model: Transformer, directory: Path) -> str | None:
     own = _Name.of(model.name_or_path, model.revision)
     for folder in step_folders(directory):
         values = read_json_object(directory / folder / CONFIG)
-        other = _Name.of(values.get("base_model_name_or_path"), values.get("revision"))
+        other = _Name.of(base_name(values), values.get("revision"))
         if own and other and own.differs(other):
             return f"was trained on {other}, and this is {own}"
     return None

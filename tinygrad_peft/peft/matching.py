@@ -26,7 +26,7 @@ from tinygrad_peft.peft.layout import (
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.repeated import without_base
 
-__all__ = ["Match", "match_step", "step_tensors"]
+__all__ = ["Match", "match_step", "named_otherwise", "step_tensors", "wrong_dtypes"]
 
 # With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
@@ -73,7 +73,7 @@ def match_step(record: Record, step: int, folder: Path, foreign: ForeignStep | N
     # A step that adds nothing has no file; one that is there all the same is one too many.
     there = bool(stored) or (folder / WEIGHTS).exists()
     found, problems = without_base(record, step, step_tensors(folder) if there else {})
-    problems += _named_otherwise(found, PEFTS)
+    problems += named_otherwise(found, PEFTS)
     if origin.exists() and (wanted := record.reparameterization(step)):
         problems += _differences(stored, found, transposed)
         beside = record.stored_beside(step)
@@ -90,7 +90,7 @@ def _match_foreign(record: Record, step: int, folder: Path, foreign: ForeignStep
     return Match(
         {place.name: parameter for place, parameter in places.items()},
         found,
-        _named_otherwise(found, layout_of(folder)),
+        named_otherwise(found, layout_of(folder)),
         frozenset(place.name for place in places if place.transposed),
     )
 
@@ -104,19 +104,27 @@ def step_tensors(folder: Path) -> dict[str, StoredTensor]:
     return {k: v for k, v in stored.items() if not _WRAPPED.search(k)}
 
 
-def _named_otherwise(found: Collection[str], layout: Layout | None) -> list[str]:
+def named_otherwise(found: Collection[str], layout: Layout | None) -> list[str]:
     """That tensors have the names of another layout than the settings are in, if they do."""
     whose = likeness(found)
     others = {f"an adapter of {other}" for other in LAYOUTS if other != layout}
     return [f"the tensors have the names of {whose}"] if whose in others else []
 
 
+def wrong_dtypes(found: Mapping[str, StoredTensor]) -> list[str]:
+    """Tensors that are not of floats."""
+    return [
+        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+        for key, tensor in found.items()
+        if tensor.dtype not in FLOATS
+    ]
+
+
 def _differences(
     wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], transposed: Collection[str]
 ) -> list[str]:
     shapes = {key: p.shape[::-1] if key in transposed else p.shape for key, p in wanted.items()}
-    return mismatches(shapes, {key: tensor.shape for key, tensor in found.items()}) + [
-        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
-        for key, tensor in found.items()
-        if key in wanted and tensor.dtype not in FLOATS
+    return [
+        *mismatches(shapes, {key: tensor.shape for key, tensor in found.items()}),
+        *wrong_dtypes({key: tensor for key, tensor in found.items() if key in wanted}),
     ]

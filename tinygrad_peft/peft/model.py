@@ -317,7 +317,8 @@ class PeftModel(AdaptedTransformer):
         them. Each file is complete or not there.
 
         Raises PeftError after `unload` and for unknown names; ConfigError, and writes nothing, with
-        all that a layout cannot hold.
+        all that a layout cannot hold, and for an unknown layout; CheckpointError where a file or
+        folder cannot be written.
         """
         check_layout(layout)
         self._require_adapter()
