@@ -56,7 +56,7 @@ class LoraConfig(TargetedConfig):
     }
 
     r: int = 8
-    lora_alpha: float = 8
+    lora_alpha: float = 8.0
     lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
