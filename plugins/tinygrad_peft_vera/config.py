@@ -13,7 +13,8 @@ __all__ = ["VeraConfig"]
 PROJECTION = "projection."  # the field of a layer in which the matrices are
 A, B = "base_model.vera_A", "base_model.vera_B"  # what a file calls them: they are no module's
 HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
-KEYS = range(-(2**63), 2**64)  # what a generator of PyTorch may be seeded with
+# What a generator of PyTorch may be seeded with: from the first to below the second.
+KEYS = -(2**63), 2**64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,11 @@ class VeraConfig(TargetedConfig):
 
     def problems(self) -> list[str]:
         """Numbers out of range, and settings that PEFT would read otherwise."""
+        key = self.projection_prng_key
         rules = {
             f"the rank r={self.r} must be at least 1": self.r < 1,
-            f"projection_prng_key={self.projection_prng_key} must be from -2⁶³ to below 2⁶⁴": (
-                self.projection_prng_key not in KEYS
+            f"projection_prng_key={key!r} must be an integer from -2⁶³ to below 2⁶⁴": (
+                not isinstance(key, int) or not KEYS[0] <= key < KEYS[1]
             ),
             f"vera_dropout={self.vera_dropout} must be at least 0 and below 1": (
                 not 0 <= self.vera_dropout < 1
