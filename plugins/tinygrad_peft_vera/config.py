@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tinygrad_peft.arrays import Shape
+from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft import TargetedConfig
 
 __all__ = ["VeraConfig"]
@@ -36,6 +37,7 @@ class VeraConfig(TargetedConfig):
         "llama": ("q_proj", "v_proj"),
         "bert": ("query", "value"),
     }
+    adapts: ClassVar[tuple[type, ...]] = (Affine,)
     # How a base stores its weights is the base's business; where a loaded weight began is past.
     passed_over: ClassVar[Mapping[str, object]] = {"fan_in_fan_out": True, "init_weights": True}
 

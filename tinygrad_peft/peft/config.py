@@ -95,12 +95,16 @@ class NamedTargetsConfig(PeftConfig):
         it; or one regular expression that matches a whole path; or "all-linear", every affine layer
         but the model's head; or None, the method's usual targets in the model's family.
     exclude_modules: names or a regular expression of the same kind, to be left alone.
+
+    `adapts` holds the kinds of modules that the method can adapt, if the class says: then an entry
+    of which it can adapt nothing is refused before anything is applied, and is not counted.
     """
 
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
 
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
+    adapts: ClassVar[tuple[type, ...]] = ()
 
     def problems(self) -> list[str]:
         """Regular expressions that do not compile, and a list that is empty."""
