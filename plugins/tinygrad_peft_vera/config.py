@@ -38,6 +38,7 @@ class VeraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine,)
+    exclusions_in_file: ClassVar[bool] = False
     # How a base stores its weights is the base's business; where a loaded weight began is past.
     passed_over: ClassVar[Mapping[str, object]] = {"fan_in_fan_out": True, "init_weights": True}
 

@@ -98,6 +98,8 @@ class NamedTargetsConfig(PeftConfig):
 
     `adapts` holds the kinds of modules that the method can adapt, if the class says: then an entry
     of which it can adapt nothing is refused before anything is applied, and is not counted.
+    `exclusions_in_file` says whether Hugging Face PEFT knows of `exclude_modules` for the method;
+    where it does not, the targets that are left are written by their paths.
     """
 
     target_modules: str | Sequence[str] | None = None
@@ -105,6 +107,7 @@ class NamedTargetsConfig(PeftConfig):
 
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
     adapts: ClassVar[tuple[type, ...]] = ()
+    exclusions_in_file: ClassVar[bool] = True
 
     def problems(self) -> list[str]:
         """Regular expressions that do not compile, and a list that is empty."""
