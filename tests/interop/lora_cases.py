@@ -9,6 +9,11 @@ TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "bert": ["query", "value", "intermediate.dense"],
 }
+SAVED = {  # GPT-2's are stored the other way around
+    "gpt2": ["attn.c_proj", "1.mlp"],
+    "llama": ["o_proj", "1.mlp"],
+    "bert": ["attention.output.dense", "pooler.dense"],
+}
 EMBEDDING = {"gpt2": "wte", "llama": "embed_tokens", "bert": "word_embeddings"}
 LAYERS = {"gpt2": "h", "llama": "layers", "bert": "layer"}
 TOKENS = [3, 49, 14]
@@ -21,6 +26,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "a regular expression": {"r": 2, "target_modules": r".*\.1\..*(c_attn|q_proj|query)"},
     "one layer": {"r": 2, "layers_to_transform": [1]},
     "layers by pattern": {"r": 2, "layers_to_transform": 1, "layers_pattern": BY_NAME},
+    "modules that are saved whole": {
+        "r": 2,
+        "target_modules": r".*(c_attn|q_proj|query)",
+        "modules_to_save": BY_NAME,
+    },
     "exclusions": {"r": 2, "target_modules": "all-linear", "exclude_modules": r".*\.0\..*"},
     "patterns": {
         "r": 4,
@@ -86,6 +96,7 @@ def settings(family: str, option: str) -> dict[str, Any]:
     by_name = {
         "trainable_token_indices": {EMBEDDING[family]: TOKENS},
         "layers_pattern": LAYERS[family],
+        "modules_to_save": SAVED[family],
     }
     for key, value in by_name.items():
         if chosen.get(key) == BY_NAME:
@@ -93,5 +104,6 @@ def settings(family: str, option: str) -> dict[str, Any]:
     if chosen["target_modules"] == WITH_EMBEDDING:
         chosen["target_modules"] = [EMBEDDING[family], *TARGETS[family]]
     if family == "bert":
-        chosen["modules_to_save"] = ["classifier"]  # which PEFT adds for any classifier
+        # PEFT adds the head for any classifier.
+        chosen["modules_to_save"] = [*chosen.get("modules_to_save", []), "classifier"]
     return chosen

@@ -29,7 +29,9 @@ from tests.peft.small import (
 )
 from tinygrad_peft.arrays import AnyArray
 from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError, TargetError
-from tinygrad_peft.nn import Transformer, TransformerConfig
+from tinygrad_peft.nn import Linear, Transformer, TransformerConfig
+from tinygrad_peft.nn.attention import PackedAttention
+from tinygrad_peft.nn.block import FeedForward
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.checkpoint import read_recipe
 from tinygrad_peft.peft.made_for import read_base, read_head
@@ -128,6 +130,22 @@ def test_a_stack_of_steps_is_loaded_in_its_order(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert loaded.recipe == tuple(STACK)
     np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
+def test_what_is_saved_whole_is_stored_as_a_checkpoint_has_it(tmp_path: Path) -> None:
+    # GPT-2's weights are (in, out) there, and attn.c_proj is square, so that no shape would tell.
+    config = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["attn.c_proj", "mlp"])
+    peft = adapted(GPT2, config)
+    peft.save_pretrained(tmp_path)
+    stored, block = load_file(tmp_path / WEIGHTS), peft.base_model.blocks[0]
+    assert isinstance(block.attn, PackedAttention)
+    assert isinstance(block.mlp, FeedForward)
+    places = {"attn.c_proj": block.attn.o_proj, "mlp.c_fc": block.mlp.up_proj}
+    for name, layer in places.items():
+        assert isinstance(layer, Linear)
+        found = stored[f"base_model.model.transformer.h.0.{name}.weight"]
+        np.testing.assert_array_equal(found, layer.weight.data.T)
+    np.testing.assert_array_equal(logits(load(tmp_path, GPT2)), logits(peft))
 
 
 def test_saved_modules_are_loaded_as_well(tmp_path: Path) -> None:

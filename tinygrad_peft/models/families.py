@@ -64,6 +64,12 @@ def checkpoint_path(config: TransformerConfig, path: str) -> str:
     return path if known is None else known.path(config, path)
 
 
+def is_transposed(config: TransformerConfig, path: str) -> bool:
+    """Whether transformers keeps the weight of the module at its own `path` as (in, out)."""
+    known = FAMILIES.get(config.model_type)
+    return known is not None and known.is_transposed(f"{path}.weight")
+
+
 def module_path(config: TransformerConfig, path: str) -> str:
     """Our path for transformers' own, which may have the family's prefix or not."""
     known = FAMILIES.get(config.model_type)

@@ -11,7 +11,7 @@ its own is read by way of `foreign`.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def save_adapter(
         if note := given_targets(given, config):
             notes[name] = note
         _make(folder)
-        _write_tensors(folder / WEIGHTS, record.stored_parameters(step))
+        _write_tensors(folder / WEIGHTS, record.stored_parameters(step), record.transposed(step))
         origin = {} if flatten else record.reparameterization(step)
         _write_tensors(folder / REPARAMETERIZATION, origin)
         differs = bool(origin) and config.flattened() != config
@@ -210,12 +210,17 @@ def _without_absent_heads(values: dict[str, object], path: Path) -> dict[str, ob
     return {**values, "modules_to_save": [*own, *there]}
 
 
-def _write_tensors(path: Path, parameters: Mapping[str, Parameter]) -> None:
+def _write_tensors(
+    path: Path, parameters: Mapping[str, Parameter], transposed: Collection[str] = ()
+) -> None:
     """Write the file; without parameters there is none."""
     if not parameters:
         path.unlink(missing_ok=True)
         return
-    tensors = {name: np.asarray(p.data, order="C") for name, p in sorted(parameters.items())}
+    tensors = {
+        name: np.asarray(p.data.T if name in transposed else p.data, order="C")
+        for name, p in sorted(parameters.items())
+    }
     with replacing(path) as file:
         file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygrad_peft.arrays import Array, Shape
+from tinygrad_peft.arrays import Array
 from tinygrad_peft.models.inspection import likeness
 from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
 from tinygrad_peft.nn import Parameter
@@ -46,11 +46,8 @@ class Match:
 
     def problems(self) -> list[str]:
         """All that is wrong; no weight is read."""
-        shapes = {
-            key: parameter.shape[::-1] if key in self.transposed else parameter.shape
-            for key, parameter in self.wanted.items()
-        }
-        return list(dict.fromkeys([*self.more, *_differences(shapes, self.found)]))
+        differences = _differences(self.wanted, self.found, self.transposed)
+        return list(dict.fromkeys([*self.more, *differences]))
 
     def arrays(self) -> Iterator[tuple[Parameter, Array]]:
         """Each parameter with what it shall be, where there are no problems.
@@ -72,19 +69,20 @@ def match_step(record: Record, step: int, folder: Path, foreign: ForeignStep | N
     if foreign is not None:
         return _match_foreign(record, step, folder, foreign)
     origin, stored = folder / REPARAMETERIZATION, record.stored_parameters(step)
+    transposed = record.transposed(step)
     # A step that adds nothing has no file; one that is there all the same is one too many.
     there = bool(stored) or (folder / WEIGHTS).exists()
     found, problems = without_base(record, step, step_tensors(folder) if there else {})
     problems += _named_otherwise(found, PEFTS)
     if origin.exists() and (wanted := record.reparameterization(step)):
-        problems += _differences({key: p.shape for key, p in stored.items()}, found)
+        problems += _differences(stored, found, transposed)
         beside = record.stored_beside(step)
         more = {key: tensor for key, tensor in found.items() if key in beside}
-        return Match(wanted | beside, read_header(origin) | more, problems)
+        return Match(wanted | beside, read_header(origin) | more, problems, transposed)
     if record.recipe[step].flattened() != record.recipe[step]:
-        return Match(record.trained_parameters(step), found, problems)
+        return Match(record.trained_parameters(step), found, problems, transposed)
     record.flatten(step)
-    return Match(record.stored_parameters(step), found, problems)
+    return Match(record.stored_parameters(step), found, problems, transposed)
 
 
 def _match_foreign(record: Record, step: int, folder: Path, foreign: ForeignStep) -> Match:
@@ -113,8 +111,11 @@ def _named_otherwise(found: Collection[str], layout: Layout | None) -> list[str]
     return [f"the tensors have the names of {whose}"] if whose in others else []
 
 
-def _differences(wanted: Mapping[str, Shape], found: Mapping[str, StoredTensor]) -> list[str]:
-    return mismatches(wanted, {key: tensor.shape for key, tensor in found.items()}) + [
+def _differences(
+    wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], transposed: Collection[str]
+) -> list[str]:
+    shapes = {key: p.shape[::-1] if key in transposed else p.shape for key, p in wanted.items()}
+    return mismatches(shapes, {key: tensor.shape for key, tensor in found.items()}) + [
         f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
         for key, tensor in found.items()
         if key in wanted and tensor.dtype not in FLOATS

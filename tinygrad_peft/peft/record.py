@@ -164,6 +164,14 @@ class Record:
             [r for r in self._own(step) if not isinstance(r.after, Reparameterized)]
         )
 
+    def transposed(self, step: int) -> frozenset[str]:
+        """What of one step a file holds transposed: whole weights that a checkpoint keeps so."""
+        return frozenset(
+            PeftConfig.stored_name(rewrite.config, rewrite.seam.path, "weight")
+            for rewrite in self._own(step)
+            if rewrite.saved and rewrite.seam.transposed
+        )
+
     def flatten(self, step: int) -> None:
         """Let one step have its weights themselves, and not what they come out of."""
         self.rewrites = [r.flattened() if r.step == step else r for r in self.rewrites]

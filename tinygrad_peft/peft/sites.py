@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from tinygrad_peft.errors import PeftError
-from tinygrad_peft.models import checkpoint_path
+from tinygrad_peft.models import checkpoint_path, is_transposed
 from tinygrad_peft.nn import Init, Module, Skeleton, Transformer
 
 __all__ = ["Common", "Seam", "Site", "Start", "capture_seams"]
@@ -47,6 +47,7 @@ class Seam:
     name: str
     layer: int | None  # the first number in the path
     is_head: bool = False  # the output layer of the whole model
+    transposed: bool = False  # its weight is (in, out) in a checkpoint
 
     @property
     def module(self) -> Module:
@@ -104,7 +105,8 @@ def capture_seams(model: Module) -> tuple[Seam, ...]:
             full = naming(f"{path}.{name}" if path else name)
             layer = next((int(part) for part in full.split(".") if part.isdigit()), None)
             is_head = owner is model and name in ("lm_head", "classifier")
-            seams.append(Seam(full, owner, name, layer, is_head))
+            transposed = isinstance(model, Transformer) and is_transposed(model.config, full)
+            seams.append(Seam(full, owner, name, layer, is_head, transposed))
     return tuple(seams)
 
 
