@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
+from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft import NamedTargetsConfig, matches
 from tinygrad_peft.peft.config import broken_expressions
 
@@ -32,6 +33,7 @@ class IA3Config(NamedTargetsConfig):
         "llama": ("k_proj", "v_proj", "down_proj"),
         "bert": ("key", "value", "output.dense"),
     }
+    adapts: ClassVar[tuple[type, ...]] = (Affine,)
     usual_feedforward: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "gpt2": ("mlp.c_proj",),
         "llama": ("down_proj",),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.errors import TargetError, nearest
+from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine, Module, Transformer
 from tinygrad_peft.peft import (
     Combination,
@@ -58,8 +58,6 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """The width on one side of each target."""
     if not isinstance(config, IA3Config):
         return None
-    if not shape.targets:
-        raise TargetError(f"ia3: the targets {config.target_modules!r} name no affine layer")
     count = sum(
         t.in_features if config.scales_input(t.path, shape.config.model_type) else t.out_features
         for t in shape.targets

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
+from tinygrad_peft.nn import Affine, TokenEmbedding
 from tinygrad_peft.peft import TargetedConfig, matches
 from tinygrad_peft_lora.gguf import refused_tensors, unseen_settings
 
@@ -48,6 +49,7 @@ class LoraConfig(TargetedConfig):
         "llama": ("q_proj", "v_proj"),
         "bert": ("query", "value"),
     }
+    adapts: ClassVar[tuple[type, ...]] = (Affine, TokenEmbedding)
     # How a base stores its weights is the base's business, and the others belong to what is off.
     passed_over: ClassVar[Mapping[str, object]] = {
         "fan_in_fan_out": True,
@@ -56,7 +58,7 @@ class LoraConfig(TargetedConfig):
     }
 
     r: int = 8
-    lora_alpha: float = 8
+    lora_alpha: float = 8.0
     lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False

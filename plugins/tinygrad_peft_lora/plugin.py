@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.errors import TargetError
 from tinygrad_peft.nn import Affine, Module, TokenEmbedding
 from tinygrad_peft.peft import (
     Combination,
@@ -88,9 +87,6 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """Σ r (in + out) over the targets, and what the options add to it."""
     if not isinstance(config, LoraConfig):
         return None
-    if not shape.targets and not any(e.is_target for e in shape.embeddings):
-        targets = config.target_modules
-        raise TargetError(f"lora: the targets {targets!r} name no affine layer and no embedding")
     return count_lora(config, shape)
 
 

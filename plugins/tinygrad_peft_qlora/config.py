@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft import PeftConfig, TargetedConfig
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_qlora.quantization import QuantType, setting_problems
@@ -24,6 +25,7 @@ class QuantizeConfig(TargetedConfig):
     """
 
     peft_type: ClassVar[str] = "QUANTIZE"
+    adapts: ClassVar[tuple[type, ...]] = (Affine,)
 
     target_modules: str | Sequence[str] = "all-linear"
     quant_type: QuantType = "nf4"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tinygrad_peft.arrays import Shape
+from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft import TargetedConfig
 
 __all__ = ["VeraConfig"]
@@ -13,7 +14,8 @@ __all__ = ["VeraConfig"]
 PROJECTION = "projection."  # the field of a layer in which the matrices are
 A, B = "base_model.vera_A", "base_model.vera_B"  # what a file calls them: they are no module's
 HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
-KEYS = range(-(2**63), 2**64)  # what a generator of PyTorch may be seeded with
+# What a generator of PyTorch may be seeded with: from the first to below the second.
+KEYS = -(2**63), 2**64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class VeraConfig(TargetedConfig):
         "llama": ("q_proj", "v_proj"),
         "bert": ("query", "value"),
     }
+    adapts: ClassVar[tuple[type, ...]] = (Affine,)
+    exclusions_in_file: ClassVar[bool] = False
     # How a base stores its weights is the base's business; where a loaded weight began is past.
     passed_over: ClassVar[Mapping[str, object]] = {"fan_in_fan_out": True, "init_weights": True}
 
@@ -47,10 +51,11 @@ class VeraConfig(TargetedConfig):
 
     def problems(self) -> list[str]:
         """Numbers out of range, and settings that PEFT would read otherwise."""
+        key = self.projection_prng_key
         rules = {
             f"the rank r={self.r} must be at least 1": self.r < 1,
-            f"projection_prng_key={self.projection_prng_key} must be from -2⁶³ to below 2⁶⁴": (
-                self.projection_prng_key not in KEYS
+            f"projection_prng_key={key!r} must be an integer from -2⁶³ to below 2⁶⁴": (
+                not isinstance(key, int) or not KEYS[0] <= key < KEYS[1]
             ),
             f"vera_dropout={self.vera_dropout} must be at least 0 and below 1": (
                 not 0 <= self.vera_dropout < 1

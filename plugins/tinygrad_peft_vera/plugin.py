@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.errors import TargetError
 from tinygrad_peft.nn import Affine, Module
 from tinygrad_peft.peft import (
     Draft,
@@ -55,8 +54,6 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """Σ (out + r) over the targets; where the matrices are saved, they come on top once."""
     if not isinstance(config, VeraConfig):
         return None
-    if not shape.targets:
-        raise TargetError(f"vera: the targets {config.target_modules!r} name no affine layer")
     vectors = sum(target.out_features + config.r for target in shape.targets)
     widest = max(t.in_features for t in shape.targets) + max(t.out_features for t in shape.targets)
     projection = config.r * widest if config.save_projection else 0

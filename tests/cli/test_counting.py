@@ -100,3 +100,9 @@ def test_targets_of_another_family_are_told_with_the_nearest(commands: Commands)
     message = commands.fails("count", "--shape", "gpt2", "--method", method)
     assert "'q_proj' matches no module; did you mean 'c_proj'" in message
     assert "'c_attn'" not in message
+
+
+def test_targets_that_a_method_cannot_adapt_are_refused(commands: Commands) -> None:
+    method = "vera:target_modules=wpe+c_attn"
+    message = commands.fails("count", "--shape", "gpt2", "--method", method)
+    assert "'wpe' names 1 modules" in message

@@ -246,14 +246,33 @@ def test_dropout_falls_where_peft_lets_it_fall(
     np.testing.assert_allclose(ours(Tensor(x)).data, expected, atol=1e-5)
 
 
-def test_exclusions_that_peft_does_not_know_of_vera_it_passes_over_to_the_same_effect(
-    bases: Path, tmp_path: Path
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("excluded", [["down_proj"], r".*\.down_proj"])
+def test_exclusions_that_peft_does_not_know_of_vera_are_none_of_the_targets_written(
+    bases: Path,
+    tmp_path: Path,
+    save: bool,
+    layers: int | None,
+    excluded: str | list[str],
 ) -> None:
-    config = VeraConfig(r=2, target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"])
+    config = VeraConfig(
+        r=4,
+        d_initial=1.0,
+        save_projection=save,
+        target_modules=TARGETS["llama"],
+        exclude_modules=excluded,
+        layers_to_transform=layers,
+    )
     ours = shaken(get_peft_model(own(bases / "llama"), config))
     ours.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer("llama"), tmp_path).eval()
-    np.testing.assert_allclose(logits(ours), peer_logits(read), atol=1e-4)
+    expected = peer_logits(read)
+    assert np.abs(expected - peer_logits(peer("llama"))).max() > 1e-3
+    np.testing.assert_allclose(logits(ours), expected, atol=1e-4)
+    loaded = PeftModel.from_pretrained(own(bases / "llama"), tmp_path)
+    assert loaded.recipe == (config,)
+    np.testing.assert_array_equal(logits(loaded), logits(ours))
 
 
 # ---------- what PEFT 0.21.2 does wrong; tests/plugins has it right ----------

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 
 from tests.peft.small import ShiftConfig
@@ -56,6 +57,13 @@ def test_a_set_of_targets_has_one_order_whatever_the_hash_seed() -> None:
     assert config.target_modules == ("k_proj", "q_proj", "v_proj")
 
 
+def test_numbers_are_settled_as_they_are_read_from_a_file() -> None:
+    given: dict[str, Any] = {"r": np.int64(2), "lora_alpha": 4}
+    config = LoraConfig(**given, alpha_pattern={"q_proj": 3, "v_proj": np.float64(1)})
+    numbers = (config.r, config.lora_alpha, *config.alpha_pattern.values())
+    assert [(type(n), n) for n in numbers] == [(int, 2), (float, 4), (float, 3), (float, 1)]
+
+
 def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         LoraConfig(r=0, lora_dropout=1.0, target_modules="(", rank_pattern={"[": 3, "q": -1})
@@ -75,7 +83,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
     ("settings", "problem"),
     [
         ({"lora_alpha": math.nan}, "lora_alpha=nan must be a number"),
-        ({"lora_alpha": 0}, "lora_alpha=0 must be a number other than 0"),
+        ({"lora_alpha": 0}, "lora_alpha=0.0 must be a number other than 0"),
         ({"lora_alpha": math.inf}, "lora_alpha=inf must be a number"),
         ({"alpha_pattern": {"q": math.nan}}, "q=nan must be a number"),
         ({"lora_dropout": math.nan}, "lora_dropout=nan"),
@@ -92,7 +100,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
             {"init_lora_weights": "orthogonal", "rank_pattern": {"q": 5}},
             "q=5 must be even for 'orthogonal'",
         ),
-        ({"init_lora_weights": "pissa", "lora_alpha": -1}, "lora_alpha=-1 must be above 0"),
+        ({"init_lora_weights": "pissa", "lora_alpha": -1}, "lora_alpha=-1.0 must be above 0"),
         ({"lora_bias": True, "use_dora": True}, "lora_bias and use_dora exclude each other"),
         (
             {"lora_bias": True, "init_lora_weights": "gaussian"},

@@ -17,8 +17,17 @@ from tests.peft.small import (
 )
 from tinygrad_peft.errors import PeftError, PluginError, TargetError
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, count_recipe, get_peft_model
+from tinygrad_peft.peft import (
+    Host,
+    NamedTargetsConfig,
+    PeftConfig,
+    count_recipe,
+    get_peft_model,
+)
+from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_qlora import QuantizeConfig
+from tinygrad_peft_vera import VeraConfig
 
 LLAMA_7B = TransformerConfig(
     model_type="llama",
@@ -185,9 +194,16 @@ def test_what_plugins_object_to_is_not_counted() -> None:
         count_recipe(LLAMA_7B, [], lora_host())
 
 
-def test_targets_that_lora_cannot_adapt_are_not_counted_as_nothing() -> None:
-    with pytest.raises(TargetError, match=r"lora: .* name no affine layer and no emb"):
-        count_recipe(LLAMA_7B, [LoraConfig(target_modules=["norm"])], lora_host())
+@pytest.mark.parametrize("kind", [LoraConfig, IA3Config, QuantizeConfig, VeraConfig])
+def test_an_entry_that_cannot_be_adapted_is_refused_as_it_is_when_applied(
+    kind: type[NamedTargetsConfig],
+) -> None:
+    recipe, host = [kind(target_modules=["LayerNorm", "query"])], Host.installed()
+    with pytest.raises(TargetError, match=r"'LayerNorm' names \d+ modules \(LayerNorm\) th") as a:
+        count_recipe(BERT, recipe, host)
+    with pytest.raises(TargetError) as b:
+        get_peft_model(small(BERT), recipe, host=host)
+    assert str(a.value) == str(b.value)
 
 
 def test_a_method_of_no_plugin_is_an_error() -> None:

@@ -11,6 +11,7 @@ from tests.peft.small import FAMILIES, LLAMA, logits, lora_host, shake, small
 from tinygrad_peft.peft import PeftModel, get_peft_model
 from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_vera import VeraConfig
 
 CONFIG, RECIPE = "adapter_config.json", "recipe.json"
 ALL = LoraConfig(r=2, target_modules="all-linear", exclude_modules=r".*\.mlp\..*")
@@ -52,6 +53,24 @@ def test_all_linear_layers_are_written_by_path_and_what_is_excluded_is_not(tmp_p
     assert load(tmp_path).recipe == peft.recipe == (ALL,)
 
 
+@pytest.mark.parametrize("excluded", [["down_proj"], r".*\.down_proj"])
+@pytest.mark.parametrize("given", [None, ["q_proj", "v_proj", "down_proj"], r".*\.[qv]_proj"])
+def test_exclusions_that_peft_has_not_are_none_of_the_paths_written(
+    given: str | list[str] | None, excluded: str | list[str], tmp_path: Path
+) -> None:
+    config = VeraConfig(r=2, target_modules=given, exclude_modules=excluded)
+    get_peft_model(small(), config).save_pretrained(tmp_path)
+    layers = range(LLAMA.num_hidden_layers)
+    assert written(tmp_path) == [
+        f"model.layers.{i}.self_attn.{n}_proj" for i in layers for n in "qv"
+    ]
+    assert "exclude_modules" not in json.loads((tmp_path / CONFIG).read_text())
+    assert PeftModel.from_pretrained(small(), tmp_path).recipe == (config,)
+    (tmp_path / RECIPE).unlink()
+    (without,) = PeftModel.from_pretrained(small(), tmp_path).recipe
+    assert without == replace(config, target_modules=written(tmp_path), exclude_modules=None)
+
+
 def test_what_was_given_comes_back_only_where_the_names_are_still_those(tmp_path: Path) -> None:
     peft = saved(ALL, tmp_path)
     (tmp_path / RECIPE).rename(tmp_path / "kept.json")
@@ -63,7 +82,16 @@ def test_what_was_given_comes_back_only_where_the_names_are_still_those(tmp_path
     assert load(tmp_path).recipe == (replace(ALL, target_modules=r".*_proj"),)
 
 
-@pytest.mark.parametrize("note", [[], {".": 1}, {".": {"given": [1], "names": ["q_proj"]}}])
+@pytest.mark.parametrize(
+    "note",
+    [
+        [],
+        {".": 1},
+        {".": {"given": None, "names": ["q_proj"]}},
+        {".": {"given": [1], "names": ["q_proj", "v_proj"]}},
+        {".": {"given": None, "names": ["q_proj", "v_proj"], "excluded": "("}},
+    ],
+)
 def test_a_note_that_makes_no_sense_is_passed_over(note: object, tmp_path: Path) -> None:
     saved(LoraConfig(r=2), tmp_path)
     recipe = json.loads((tmp_path / RECIPE).read_text())

@@ -60,7 +60,7 @@ def checked_targets(
 ) -> list[Targets]:
     """The targets of each step, unless there is anything to object to.
 
-    Raises what `apply_recipe` does, but for steps that turn out to do nothing.
+    Raises what `apply_recipe` does, but for steps that only then turn out to do nothing.
     """
     _refuse_unknown(recipe, host)
     model_type = model.config.model_type if isinstance(model, Transformer) else ""
@@ -73,6 +73,10 @@ def checked_targets(
     objections += _saved_late(seams, targets)
     if objections:
         raise PeftError(f"the recipe is refused:\n{listed(objections)}")
+    for step, (config, found) in enumerate(zip(recipe, targets, strict=True)):
+        if isinstance(config, NamedTargetsConfig) and config.adapts:
+            fitting = {seam.path for seam in seams if isinstance(seam.module, config.adapts)}
+            _refuse_idle(config, step, seams, found, fitting)
     return targets
 
 

@@ -4,7 +4,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
+
+import numpy as np
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import ConfigError, PeftError, listed, shortened
@@ -42,7 +44,10 @@ class PeftConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _settled(getattr(self, field.name)))
+            kinds = (field.type, *get_args(field.type))
+            whole = float not in kinds or int in kinds
+            value = _settled(getattr(self, field.name), keep_integers=whole)
+            object.__setattr__(self, field.name, value)
         if isinstance(self.modules_to_save, str):
             raise ConfigError("modules_to_save is a list of names, and not one string")
         problems = list(self.problems())
@@ -90,12 +95,19 @@ class NamedTargetsConfig(PeftConfig):
         it; or one regular expression that matches a whole path; or "all-linear", every affine layer
         but the model's head; or None, the method's usual targets in the model's family.
     exclude_modules: names or a regular expression of the same kind, to be left alone.
+
+    `adapts` holds the kinds of modules that the method can adapt, if the class says: then an entry
+    of which it can adapt nothing is refused before anything is applied, and is not counted.
+    `exclusions_in_file` says whether Hugging Face PEFT knows of `exclude_modules` for the method;
+    where it does not, the targets that are left are written by their paths.
     """
 
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
 
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
+    adapts: ClassVar[tuple[type, ...]] = ()
+    exclusions_in_file: ClassVar[bool] = True
 
     def problems(self) -> list[str]:
         """Regular expressions that do not compile, and a list that is empty."""
@@ -169,10 +181,19 @@ def steps_of(recipe: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...
     return tuple(step for config in configs for step in config.steps())
 
 
-def _settled(value: object) -> object:
-    """The value as one that does not change with what it was made of, and has one order."""
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, set | frozenset):
-        return tuple(sorted(value))
-    return {k: _settled(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+def _settled(value: object, *, keep_integers: bool) -> object:
+    """The value as one that does not change with what it was made of, and has one order.
+
+    Its numbers are Python's own, and as they are read from a file: where integers are not kept,
+    they are floats.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | set | frozenset):
+        ordered = value if isinstance(value, list) else sorted(value)
+        return tuple(_settled(v, keep_integers=keep_integers) for v in ordered)
+    if isinstance(value, Mapping):
+        return {k: _settled(v, keep_integers=keep_integers) for k, v in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool) and not keep_integers:
+        return float(value)
+    return value
