@@ -13,7 +13,7 @@ from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import LISTED, CheckpointError, listed, nearest
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Module", "Parameter"]
+__all__ = ["Module", "Parameter", "mismatches"]
 
 
 class Parameter(Tensor):
