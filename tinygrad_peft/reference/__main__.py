@@ -1,7 +1,10 @@
 """`python -m tinygrad_peft.reference`: LoRA, adapters and prompts at work, and what each trains."""
 
+import sys
+
 import numpy as np
 
+from tinygrad_peft.reference import check
 from tinygrad_peft.reference._basics import Array
 from tinygrad_peft.reference.adapter import Adapter
 from tinygrad_peft.reference.comparison import compare_peft_methods
@@ -72,4 +75,6 @@ def percent(ratio: float) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["check"]:
+        check.run(sys.argv[2:])
     main()
