@@ -52,10 +52,10 @@ class Reparameterization:
         if len(widths) < 2:
             raise ValueError(f"widths: expected two or more, got {list(widths)}")
         check_sizes(length=length, **{f"widths[{i}]": width for i, width in enumerate(widths)})
-        rng = generator(rng)
+        draws = generator(rng)
         self.activation = activation_named(activation)
-        self.embedding = normal(rng, length, widths[0])
-        self.weights = [normal(rng, n, m) for m, n in pairwise(widths)]
+        self.embedding = normal(draws, length, widths[0], std=0.02)
+        self.weights = [normal(draws, n, m, std=0.02) for m, n in pairwise(widths)]
         self.biases: list[Array] = [np.zeros(width) for width in widths[1:]]
         self.embedding_grad: Array = np.zeros_like(self.embedding)
         self.weight_grads: list[Array] = [np.zeros_like(weight) for weight in self.weights]

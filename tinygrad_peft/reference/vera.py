@@ -22,6 +22,7 @@ import numpy as np
 
 from tinygrad_peft.reference._basics import (
     Array,
+    Draws,
     check_shape,
     check_sizes,
     check_width,
@@ -54,9 +55,9 @@ class VeRALayer:
         rng: np.random.Generator | None = None,
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features, rank=rank)
-        rng = generator(rng)
-        self.A = _uniform(rng, rank, in_features) if A is None else A
-        self.B = _uniform(rng, out_features, rank) if B is None else B
+        draws = generator(rng)
+        self.A = _uniform(draws, rank, in_features) if A is None else A
+        self.B = _uniform(draws, out_features, rank) if B is None else B
         check_shape("A", self.A, (rank, in_features))
         check_shape("B", self.B, (out_features, rank))
         self.lambda_d: Array = np.full(rank, 0.1)
@@ -101,7 +102,7 @@ class VeRALayer:
         return scaled
 
 
-def _uniform(rng: np.random.Generator, out_features: int, in_features: int) -> Array:
+def _uniform(draws: Draws, out_features: int, in_features: int) -> Array:
     """U(±√(6 / in)): He et al. 2015."""
     bound = np.sqrt(6 / in_features)
-    return rng.uniform(-bound, bound, (out_features, in_features))
+    return draws.uniform(-bound, bound, (out_features, in_features))
