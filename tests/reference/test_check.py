@@ -468,6 +468,20 @@ rng = np.random.default_rng()
             """,
         ),
         (
+            "9.5",
+            """
+            class LoRALayer:
+                def __init__(self, i, o, rank=8, alpha=16):
+                    self.s, self.A, self.B = alpha / rank, np.ones((rank, i)), np.zeros((o, rank))
+                def forward(self, x, W):
+                    return x @ self.merge(W).T
+                def backward(self, g, x, W):
+                    return g @ self.merge(W)
+                def merge(self, W):
+                    return W + self.s * self.B @ self.A
+            """,
+        ),
+        (
             "9.7",
             """
             class Adapter:
@@ -553,7 +567,7 @@ rng = np.random.default_rng()
             """,
         ),
     ],
-    ids=["lora", "adapter", "manager", "quantization", "attention"],
+    ids=["lora", "lora that keeps nothing", "adapter", "manager", "quantization", "attention"],
 )
 def test_other_names_forms_and_orders_of_the_same_are_right(
     tmp_path: Path, capsys: Capture, number: str, text: str

@@ -4,9 +4,8 @@ LoRA, an adapter and a soft prompt at work on a width of 256, and the counts at 
 lines are those of the course; every figure in them is read off the objects.
 """
 
-from collections.abc import Iterator
-
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 

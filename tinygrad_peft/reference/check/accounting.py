@@ -1,4 +1,4 @@
-"""9.10: what a method trains, counted from sizes."""
+"""9.10: the parameters that a method trains, counted from sizes."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -24,7 +24,7 @@ KEYS = ("trainable_params", "total_params", "efficiency_ratio", "memory_estimate
 
 
 def check_efficiency(solution: ModuleType, rng: np.random.Generator) -> None:  # noqa: ARG001 - no arrays
-    """analyze_peft_efficiency on two models and the four methods."""
+    """Check analyze_peft_efficiency on two models and the four methods."""
     for model in MODELS:
         for method, config in METHODS.items():
             where = f"analyze_peft_efficiency({model}, {method!r}, {config})"
@@ -78,7 +78,7 @@ def _check_one(
 
 
 def _counts(method: str, trained: int, layers: int) -> list[Mistake]:
-    """What a method trains, counted wrongly."""
+    """Count a method's parameters wrongly."""
     halves = {
         "lora": "only one of q and v is counted, or only one of A and B",
         "adapter": "only one of the layer's two adapters is counted, or only one matrix of each",

@@ -46,11 +46,11 @@ class _Weights(NamedTuple):
     paths: Mapping[str, str]
 
     def turned(self) -> "_Weights":
-        """The same, for a solution that multiplies x W where the reference multiplies x Wᵀ."""
+        """Return the same for a solution that computes x W where the reference has x Wᵀ."""
         return self._replace(W={name: W.T for name, W in self.W.items()})
 
     def attention(self, heads: int) -> LoRAMultiHeadAttention:
-        """The reference's, with these weights."""
+        """Return the reference's attention with these weights."""
         d, rank = len(self.W["q"]), len(next(iter(self.A.values())))
         layer = LoRAMultiHeadAttention(
             d, heads, rank, tuple(self.A), self.scaling * rank, weights=self.W
@@ -61,14 +61,14 @@ class _Weights(NamedTuple):
         return layer
 
     def merged(self, name: str) -> Array:
-        """W + s B A, or W where there is no LoRA."""
+        """Return W + s B A, or W where there is no LoRA."""
         update = self.scaling * self.B[name] @ self.A[name] if name in self.A else 0.0
         merged: Array = self.W[name] + update
         return merged
 
 
 def check_attention(solution: ModuleType, rng: np.random.Generator) -> None:
-    """LoRAMultiHeadAttention: forward with and without a mask, the count, and merging."""
+    """Check forward with and without a mask, the count, and merging."""
     for (d, heads, rank, targets), (batch, seq) in CASES:
         where = f"LoRAMultiHeadAttention({d}, {heads}, {rank}, {targets})"
         layer = call(where, solution.LoRAMultiHeadAttention, d, heads, rank, list(targets))
@@ -98,7 +98,7 @@ def _filled(
     targets: Sequence[str],
     rng: np.random.Generator,
 ) -> _Weights:
-    """The solution's own arrays, with numbers that are large enough for a softmax to matter."""
+    """Fill the solution's own arrays, with numbers large enough for a softmax to matter."""
     W = _by_projection(where, layer, (d, d), "weights", PROJECTIONS)
     A = _by_projection(where, layer, (rank, d), "A of LoRA", targets)
     B = _by_projection(where, layer, (d, rank), "B of LoRA", targets)
@@ -120,7 +120,7 @@ def _copies(found: Mapping[str, Found]) -> dict[str, Array]:
 def _by_projection(
     where: str, layer: object, shape: tuple[int, int], what: str, names: Iterable[str]
 ) -> dict[str, Found]:
-    """The arrays of that shape for each projection: by their names, or else in order."""
+    """Find an array of that shape for each projection: by name, or else in order."""
     names = [name for name in PROJECTIONS if name in names]
     found = [f for f in arrays_of(layer) if f.array.shape == shape]
     if len(found) != len(names):
@@ -134,7 +134,7 @@ def _by_projection(
 
 
 def _letter(path: str) -> str | None:
-    """The projection in a path: q in projections.q.weight, Wq, W_q, lora_A_q, q_proj and query."""
+    """Read the projection off a path: q off projections.q.weight, Wq, lora_A_q, q_proj, query."""
     parts = [part for part in re.split(r"[^a-z]+", path.casefold()) if part]
     letters = {
         letter
@@ -146,7 +146,7 @@ def _letter(path: str) -> str | None:
 
 
 def _mistakes(weights: _Weights, heads: int, x: Array) -> list[Mistake]:
-    """What the usual mistakes give, with weights either way round."""
+    """Compute the usual mistakes, with weights either way round."""
     return [m for w in (weights, weights.turned()) for m in _one_way(w, heads, x)]
 
 
@@ -154,7 +154,7 @@ def _one_way(weights: _Weights, heads: int, x: Array) -> list[Mistake]:
     d = x.shape[-1]
 
     def wrong(factor: float = 1.0, scaling: float = weights.scaling) -> Array:
-        """The reference with its scores, or its updates, scaled otherwise."""
+        """Scale the scores, or the updates, otherwise."""
         W, B = dict(weights.W), dict(weights.B)
         W["q"] = W["q"] * factor
         if "q" in B:
@@ -189,7 +189,7 @@ def _by_hand(
     across: bool = False,
     project: bool = True,
 ) -> Array:
-    """Attention with one thing in it wrong."""
+    """Compute attention with one thing in it wrong."""
     batch, seq, d = x.shape
 
     def cut(y: Array) -> Array:
@@ -208,7 +208,7 @@ def _by_hand(
 
 
 def _check_mask(where: str, layer: object, oracle: LoRAMultiHeadAttention, x: Array) -> None:
-    """A causal mask, in whichever of the usual forms the solution understands."""
+    """Check a causal mask, in any of the usual forms."""
     sees = np.tri(x.shape[1], dtype=bool)
     expected = oracle.forward(x, sees)
     told = f"{where}.forward(x, mask {sees.shape})"

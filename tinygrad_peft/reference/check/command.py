@@ -1,4 +1,4 @@
-"""The command: which exercises a file solves, and what each check finds."""
+"""The command line: exercises in a file, and a verdict on each."""
 
 import argparse
 import contextlib
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(path: Path, seconds: float) -> ModuleType:
-    """The solution, executed as a module of its own that may import what stands beside it."""
+    """Execute the solution as a module, which may import its neighbours."""
     if not path.is_file():
         raise Different(f"{path}: expected a file, found none")
     spec = importlib.util.spec_from_file_location(MODULE, path)
@@ -137,7 +137,7 @@ def _load(path: Path, seconds: float) -> ModuleType:
 
 
 def _verdict(solution: ModuleType, number: str, seconds: float) -> str | None:
-    """The first difference in an exercise, or None."""
+    """Find the first difference in an exercise, or None."""
     exercise = EXERCISES[number]
     if not exercise.is_in(solution):
         return "not in the file"
@@ -145,7 +145,7 @@ def _verdict(solution: ModuleType, number: str, seconds: float) -> str | None:
 
 
 def _in_time(seconds: float, check: Callable[[], object]) -> str | None:
-    """What a check finds, in a thread that is left behind if it does not end."""
+    """Return what a check finds, in a thread that is left behind if it does not end."""
     found: list[str | None] = []
 
     def run() -> None:

@@ -1,5 +1,6 @@
 """One value beside another: the first difference, in one line."""
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +13,17 @@ import numpy.typing as npt
 from tinygrad_peft import reference
 from tinygrad_peft.reference._basics import Array
 
-__all__ = ["Different", "Mistake", "call", "equal", "hold", "method_of", "shapes", "taken_from"]
+__all__ = [
+    "Different",
+    "Mistake",
+    "call",
+    "equal",
+    "hold",
+    "method_of",
+    "shapes",
+    "taken_from",
+    "wanted_by",
+]
 
 # A sentence, and the values that the mistake which it names would give.
 Mistake: TypeAlias = tuple[str, Array]
@@ -43,7 +54,7 @@ def hold(where: str, got: object, expected: Array, mistakes: Iterable[Mistake] =
 
 
 def equal(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Equal shapes and, to rounding, equal values."""
+    """Tell if shapes are equal and, to rounding, values."""
     return a.shape == b.shape and bool(_near(a, b).all())
 
 
@@ -54,7 +65,7 @@ def _near(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def _numbers(where: str, got: object, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """What a solution gave, as an array."""
+    """Turn what a solution returned into an array."""
     wanted = f"an array of shape {shape}" if shape else "a number"
     if got is None:
         raise Different(f"{where}: expected {wanted}, got None: nothing is returned")
@@ -71,7 +82,7 @@ def _kind(got: object) -> str:
 
 
 def call(where: str, function: Callable[..., Any], *arguments: object, **named: object) -> Any:  # noqa: ANN401 - a solution returns what it likes
-    """What a solution returns; copies of arrays are given to it.
+    """Call a function of a solution with copies of the arrays, and return what it returns.
 
     Raises:
         Different: it raises, with the line of the solution that did.
@@ -85,14 +96,14 @@ def call(where: str, function: Callable[..., Any], *arguments: object, **named: 
 
 
 def _line(error: Exception) -> str:
-    """The last line of a solution on the way to an error."""
+    """Name the last line of a solution on the way to an error."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith((*FOREIGN, "<frozen"))]
     return f" (line {own[-1].lineno})" if own else ""
 
 
 def method_of(where: str, owner: object, *names: str) -> Callable[..., Any]:
-    """The method of a solution's object under the first of its names that is there.
+    """Return an object's method, under the first of these names that is there.
 
     Raises:
         Different: there is no such method.
@@ -104,11 +115,18 @@ def method_of(where: str, owner: object, *names: str) -> Callable[..., Any]:
 
 
 def taken_from(owner: object | ModuleType, *names: str) -> Callable[..., Any] | None:
-    """What can be called under the first of these names, or None."""
+    """Return the first of these names that can be called, or None."""
     found = (getattr(owner, name, None) for name in names)
     return next((f for f in found if callable(f)), None)
 
 
+def wanted_by(function: Callable[..., object]) -> int:
+    """Count the positional arguments without a default; at least 1."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return max(1, sum(p.kind in kinds and p.default is p.empty for p in parameters))
+
+
 def shapes(**arrays: Array) -> str:
-    """x (2, 3), W (4, 3)."""
+    """Write arrays as x (2, 3), W (4, 3)."""
     return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())

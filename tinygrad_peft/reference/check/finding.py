@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 def values_of(owner: object) -> Iterator[tuple[str, object]]:
-    """(path, value) of all attributes and entries of an object, and of the objects within."""
+    """Yield (path, value) of all attributes and entries of an object, and of objects within."""
     yield from _within(owner, "", DEPTH)
 
 
@@ -47,7 +47,7 @@ def _entries(owner: object) -> list[tuple[str, object]]:
 
 
 def arrays_of(owner: object) -> list[Found]:
-    """Each array once, without what is cached and without gradients."""
+    """Return each array once, without caches and gradients."""
     found: dict[int, Found] = {}
     for path, value in values_of(owner):
         if isinstance(value, np.ndarray) and not _is_passing(path):
@@ -66,7 +66,7 @@ def _last(path: str) -> str:
 def parameter(
     where: str, owner: object, name: str, meaning: str, shape: tuple[int, ...], *others: str
 ) -> Found:
-    """The array under that name, or one of the others, or else the only one of that shape.
+    """Find the array under that name, or one of the others, or else the only one of that shape.
 
     meaning: the shape in words, "(rank, in_features)".
 
@@ -87,7 +87,7 @@ def parameter(
 
 
 def gradient(owner: object, name: str) -> tuple[str, object] | None:
-    """(path, value) of what is called `name`_grad, grad_`name` or d`name`, or None."""
+    """Find (path, value) of `name`_grad, grad_`name` or d`name`; None where there is none."""
     wanted = {f"{name}_grad", f"grad_{name}", f"d{name}"}
     wanted = {spelling.casefold() for spelling in wanted}
     return next(((path, v) for path, v in values_of(owner) if _last(path) in wanted), None)
@@ -109,7 +109,7 @@ def fill(where: str, found: Found, value: Array) -> Array:
 
 
 def scaling_of(owner: object, rank: int, alpha: float = 16.0) -> float:
-    """The `scaling` that an object tells of, or its alpha / rank, or the course's."""
+    """Read an object's `scaling`, or its alpha / rank; else return the course's."""
     numbers = {
         _last(path): float(value)
         for path, value in values_of(owner)

@@ -27,7 +27,7 @@ NEAR = 0.5  # how far a fresh adapter may move its input, as a share of it
 
 
 def check_adapter(solution: ModuleType, rng: np.random.Generator) -> None:
-    """Adapter: nearly the identity at the start, forward, and backward if it has one."""
+    """Check that Adapter starts near the identity, forward, and backward if it has one."""
     for sizes, leading in ADAPTERS:
         where = f"Adapter{sizes}"
         fresh = call(where, solution.Adapter, *sizes)
@@ -50,7 +50,7 @@ def check_adapter(solution: ModuleType, rng: np.random.Generator) -> None:
 def _same_adapter(
     where: str, adapter: object, sizes: tuple[int, int], rng: np.random.Generator
 ) -> Adapter:
-    """The reference's adapter with the weights that the solution's is given here."""
+    """Give the solution's adapter new weights, and return the reference's with the same."""
     d, m = sizes
     oracle = Adapter(*sizes, bias=True, rng=rng)
     found = {f.path: f for f in arrays_of(adapter)}
@@ -67,7 +67,7 @@ def _same_adapter(
 
 
 def _matrix(where: str, found: dict[str, Found], name: str, shape: tuple[int, int]) -> Found:
-    """A matrix by name, either way round, or else by shape."""
+    """Find a matrix by name, either way round, or else by shape."""
     part = name.removeprefix("W_")
     called = [f for f in found.values() if part in f.path.casefold() and f.array.ndim == 2]
     if len(called) == 1 and called[0].array.shape in (shape, shape[::-1]):
@@ -97,7 +97,7 @@ def _adapter_mistakes(adapter: Adapter, x: Array) -> list[Mistake]:
 
 
 def _check_adapter_gradients(where: str, adapter: object, oracle: Adapter, g: Array) -> None:
-    """`backward`, where a solution has it."""
+    """Check `backward`, where a solution has it."""
     backward = taken_from(adapter, "backward")
     if backward is None:
         return
@@ -118,13 +118,13 @@ def _check_adapter_gradients(where: str, adapter: object, oracle: Adapter, g: Ar
 
 
 def _like(got: object, value: Array) -> object:
-    """A gradient the way round that the reference's is, where the shape shows that it is not."""
+    """Transpose a gradient whose matrix the solution has the other way round, by its shape."""
     turned = isinstance(got, np.ndarray) and got.shape == value.shape[::-1] != value.shape
     return got.T if turned and isinstance(got, np.ndarray) else got
 
 
 def check_prompt(solution: ModuleType, rng: np.random.Generator) -> None:
-    """PromptTuning: forward, and backward if it has one."""
+    """Check forward of PromptTuning, and backward if it has one."""
     for sizes, (batch, seq) in PROMPTS:
         d, n = sizes
         where = f"PromptTuning{sizes}"

@@ -13,6 +13,7 @@ from tinygrad_peft.reference.check.comparing import (
     method_of,
     shapes,
     taken_from,
+    wanted_by,
 )
 from tinygrad_peft.reference.check.finding import Found, arrays_of, fill, gradient, parameter
 from tinygrad_peft.reference.lora import LoRALayer, lora_backward
@@ -29,7 +30,7 @@ CASES = [
 
 
 def check_layer(solution: ModuleType, rng: np.random.Generator) -> None:
-    """LoRALayer: its start, forward, merge, and backward if it has one."""
+    """Check the start of LoRALayer, forward, merge, and backward if it has one."""
     for sizes, leading in CASES:
         in_features, out_features, rank, _ = sizes
         where = f"LoRALayer{sizes}"
@@ -44,15 +45,15 @@ def check_layer(solution: ModuleType, rng: np.random.Generator) -> None:
         y = call(told, method_of(where, layer, "forward"), x, W)
         hold(told, y, oracle.forward(x, W), _forward_mistakes(oracle, x, W))
         merged = call(f"{where}.merge(W)", method_of(where, layer, "merge", "merge_weights"), W)
-        mistakes = [(f"{text}", wrong) for text, wrong in _merge_mistakes(oracle, W)]
-        hold(f"{where}.merge(W)", merged, oracle.merge(W), mistakes)
-        _check_gradients(where, layer, oracle, rng.standard_normal((*leading, out_features)))
+        hold(f"{where}.merge(W)", merged, oracle.merge(W), _merge_mistakes(oracle, W))
+        g = rng.standard_normal((*leading, out_features))
+        _check_gradients(where, layer, oracle, g, x, W)
 
 
 def _factors(
     where: str, layer: object, in_features: int, out_features: int, rank: int
 ) -> tuple[Found, Found]:
-    """A and B of a fresh layer, which must start as the course starts them."""
+    """Find A and B of a fresh layer, which must start as the course starts them."""
     by_name = {f.path.casefold().removeprefix("lora_"): f.array for f in arrays_of(layer)}
     shape_A, shape_B = (rank, in_features), (out_features, rank)
     if {"a", "b"} <= set(by_name) and (by_name["a"].shape, by_name["b"].shape) == (
@@ -115,19 +116,23 @@ def _merge_mistakes(layer: LoRALayer, W: Array) -> list[Mistake]:
     return mistakes
 
 
-def _check_gradients(where: str, layer: object, oracle: LoRALayer, g: Array) -> None:
-    """`backward`, where a solution has it; the exercise does not ask for it."""
+def _check_gradients(
+    where: str, layer: object, oracle: LoRALayer, g: Array, x: Array, W: Array
+) -> None:
+    """Check `backward`, which the exercise does not ask for, where a solution has it.
+
+    It may have kept x and W, or may want to be given them.
+    """
     backward = taken_from(layer, "backward")
     if backward is None:
         return
-    assert oracle._cache is not None  # noqa: SLF001 - forward was called
     expected = oracle.backward(g)
     told = f"{where}.backward({shapes(grad_output=g)})"
     through = _low_rank_path(oracle, g)
     frozen = expected - through
     hold(
         told,
-        call(told, backward, g),
+        call(told, backward, *(g, x, W)[: wanted_by(backward)]),
         expected,
         [
             ("the scaling is forgotten in grad_x", frozen + through / oracle.scaling),
@@ -147,7 +152,7 @@ def _low_rank_path(layer: LoRALayer, g: Array) -> Array:
 
 
 def check_backward(solution: ModuleType, rng: np.random.Generator) -> None:
-    """lora_backward: grad_A, grad_B and grad_x, one after another."""
+    """Check grad_A, grad_B and grad_x, one after another."""
     for (in_features, out_features, rank, alpha), leading in CASES:
         g = rng.standard_normal((*leading, out_features))
         x = rng.standard_normal((*leading, in_features))
@@ -169,7 +174,7 @@ def check_backward(solution: ModuleType, rng: np.random.Generator) -> None:
 def _backward_mistakes(
     g: Array, x: Array, A: Array, B: Array, scaling: float
 ) -> dict[str, list[Mistake]]:
-    """The usual mistakes in each gradient."""
+    """Compute the usual mistakes in each gradient."""
     grads = dict(
         zip(("grad_A", "grad_B", "grad_x"), lora_backward(g, x, A, B, scaling), strict=True)
     )

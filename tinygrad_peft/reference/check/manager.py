@@ -29,7 +29,7 @@ class _Factors(NamedTuple):
 
     @property
     def update(self) -> Array:
-        """s B A: (out, in)."""
+        """s B A, (out, in)."""
         return self.scaling * self.B @ self.A
 
 
@@ -55,7 +55,7 @@ FORMS: Mapping[str, _Form] = {
 
 
 def check_manager(solution: ModuleType, rng: np.random.Generator) -> None:
-    """LoRAManager, with the first form of weights with which it is right, or else works."""
+    """Check LoRAManager with each form of weights, until it is right with one."""
     base = {name: rng.standard_normal(shape) for name, shape in BASE.items()}
     for same_rank in (True, False):
         adapters = {
@@ -84,7 +84,7 @@ def _random_adapter(rank: int, rng: np.random.Generator) -> _Adapter:
 
 
 class _Trial:
-    """The exercise with weights in one form."""
+    """A run through the exercise with weights in one form."""
 
     def __init__(
         self,
@@ -99,13 +99,13 @@ class _Trial:
         self.given: dict[str, Array] = {}
 
     def run(self) -> None:
-        """Each method on a manager of its own."""
+        """Check each method on a manager of its own."""
         self.check_switching()
         self.check_merging()
         self.check_combining()
 
     def manager(self) -> Any:  # noqa: ANN401 - the solution's own class
-        """A fresh manager with both adapters."""
+        """Make a manager with both adapters."""
         self.given = {name: W.copy() for name, W in self.base.items()}
         manager = call("LoRAManager(base)", self.solution.LoRAManager, self.given)
         add = method_of("LoRAManager", manager, "add_adapter")
@@ -117,14 +117,14 @@ class _Trial:
         return manager
 
     def weights(self, manager: object) -> Iterator[Mapping[str, Array]]:
-        """The base, wherever the manager may have it: in the caller's dict, or in its own."""
+        """Yield the base from both its places: the caller's dict, and the manager's."""
         yield self.given
         base = getattr(manager, "base_model", None)
         if isinstance(base, Mapping):
             yield base
 
     def has(self, manager: object, expected: Mapping[str, Array]) -> bool:
-        """Do the weights of the manager equal these, in either place?"""
+        """Tell if the base equals these weights, in either place."""
         return any(
             all(equal(np.asarray(found.get(name)), W) for name, W in expected.items())
             for found in self.weights(manager)
@@ -132,10 +132,11 @@ class _Trial:
         )
 
     def with_update(self, name: str) -> dict[str, Array]:
+        """Add an adapter's update to the base."""
         return {w: self.base[w] + f.update for w, f in self.adapters[name].items()}
 
     def check_switching(self) -> None:
-        """The active adapter is told by name, or the weights are those with its update."""
+        """Look for the active adapter's name, or for its update in the base."""
         manager = self.manager()
         switch = method_of("LoRAManager", manager, "switch_adapter")
         for name in ("polite", "brief", "polite"):
@@ -149,6 +150,7 @@ class _Trial:
                 )
 
     def check_merging(self) -> None:
+        """Look for the update in the base."""
         manager = self.manager()
         told = "LoRAManager.merge_adapter('brief')"
         call(told, method_of("LoRAManager", manager, "merge_adapter"), "brief")
@@ -167,7 +169,7 @@ class _Trial:
             hold(f"base_model[{name!r}] after {told}, W + s B A", found.get(name), W, mistakes)
 
     def check_combining(self) -> None:
-        """The weighted sum: returned, kept as an adapter, or in the base."""
+        """Look for the weighted sum: returned, kept as an adapter, or in the base."""
         manager = self.manager()
         before = {id(f.array) for f in arrays_of(manager)}
         names = list(self.adapters)
@@ -187,7 +189,7 @@ class _Trial:
             self.hold_combination(f"{told}, its update of {name!r}", name, new, update)
 
     def weighted_sum(self, weight: str) -> Array:
-        """Σ c s B A."""
+        """Compute Σ c s B A."""
         parts = zip(SHARES, self.adapters.values(), strict=True)
         return sum((c * adapter[weight].update for c, adapter in parts), np.zeros(BASE[weight]))
 

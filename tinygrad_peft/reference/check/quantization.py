@@ -23,7 +23,7 @@ SHAPES = [(6, 5), (3, 8), (1, 7)]
 
 
 def check_quantization(solution: ModuleType, rng: np.random.Generator) -> None:
-    """quantize_to_4bit and dequantize_4bit there and back, and QLoRALayer on what they give."""
+    """Check quantising and dequantising there and back, and QLoRALayer on what they give."""
     names = ("quantize_to_4bit", "dequantize_4bit")
     there = [name for name in names if taken_from(solution, name)]
     if len(there) == 1:
@@ -39,7 +39,7 @@ def check_quantization(solution: ModuleType, rng: np.random.Generator) -> None:
 
 
 def _quantized(solution: ModuleType, weight: Array) -> tuple[Array, float, float]:
-    """What the solution quantises a weight to, or what the reference does where it does not."""
+    """Quantise with the solution, or with the reference where the solution does not."""
     quantize = taken_from(solution, "quantize_to_4bit") or quantize_to_4bit
     where = f"quantize_to_4bit(weight {weight.shape})"
     found = call(where, quantize, weight)
@@ -70,7 +70,7 @@ def _check_codes(solution: ModuleType, weight: Array) -> None:
 
 
 def _check_error(where: str, weight: Array, back: object) -> None:
-    """Half a step at most: of 15 steps from the least to the largest, or of 7 to either side."""
+    """Allow half a step: of 15 from the least to the largest, or of 7 to either side."""
     if back is None or np.asarray(back).shape != weight.shape:
         hold(where, back, weight)
     step = (weight.max() - weight.min()) / 15
