@@ -124,7 +124,7 @@ def start(seed: int) -> np.random.Generator:
 
 
 @given(SEEDS, BATCHES, SIZES, SIZES, SIZES, st.floats(0.1, 64), st.booleans())
-def test_lora(
+def test_lora_is_the_chapters(
     seed: int, batch: tuple[int, ...], n: int, m: int, rank: int, alpha: float, biased: bool
 ) -> None:
     rng = start(seed)
@@ -164,7 +164,7 @@ def test_lora(
 
 
 @given(SEEDS, BATCHES, SIZES, SIZES)
-def test_adapter(seed: int, batch: tuple[int, ...], d: int, m: int) -> None:
+def test_an_adapter_is_the_chapters(seed: int, batch: tuple[int, ...], d: int, m: int) -> None:
     rng = start(seed)
     ours = Adapter(d, m)
     start(seed)
@@ -190,7 +190,9 @@ def test_the_chapters_gelu_is_gelu_tanh(seed: int, d: int, m: int) -> None:
 
 
 @given(SEEDS, SIZES, SIZES, SIZES, SIZES, st.booleans())
-def test_prompt(seed: int, batch: int, length: int, d: int, n: int, from_vocabulary: bool) -> None:
+def test_a_prompt_is_the_chapters(
+    seed: int, batch: int, length: int, d: int, n: int, from_vocabulary: bool
+) -> None:
     rng = start(seed)
     vocabulary = rng.standard_normal((9, d)) if from_vocabulary else None
     ours = PromptTuning(d, n, vocabulary)
@@ -207,7 +209,9 @@ def test_prompt(seed: int, batch: int, length: int, d: int, n: int, from_vocabul
 
 
 @given(SEEDS, SIZES, SIZES, SIZES, SIZES)
-def test_prefix(seed: int, layers: int, heads: int, size: int, length: int) -> None:
+def test_a_prefix_is_the_chapters(
+    seed: int, layers: int, heads: int, size: int, length: int
+) -> None:
     start(seed)
     ours = PrefixTuning(layers, heads, size, length)
     start(seed)
@@ -222,7 +226,9 @@ def test_prefix(seed: int, layers: int, heads: int, size: int, length: int) -> N
 
 
 @given(SEEDS, BATCHES, st.integers(2, 7), SIZES, SIZES)
-def test_quantized_lora(seed: int, batch: tuple[int, ...], n: int, m: int, rank: int) -> None:
+def test_lora_on_4_bits_is_the_chapters(
+    seed: int, batch: tuple[int, ...], n: int, m: int, rank: int
+) -> None:
     rng = start(seed)
     W, x = rng.standard_normal((m, n)), rng.standard_normal((*batch, n))
     codes, s, z = quantize_to_4bit(W)
@@ -239,7 +245,7 @@ def test_quantized_lora(seed: int, batch: tuple[int, ...], n: int, m: int, rank:
 
 
 @given(SEEDS, SIZES, SIZES)
-def test_attention_with_lora(seed: int, d: int, rank: int) -> None:
+def test_lora_on_attention_is_the_chapters(seed: int, d: int, rank: int) -> None:
     rng = start(seed)
     weights = dict(zip("qkvo", rng.standard_normal((4, d, d)), strict=True))
     wq, wk, wv, wo = weights.values()
@@ -258,7 +264,9 @@ def test_attention_with_lora(seed: int, d: int, rank: int) -> None:
 
 
 @given(SIZES, SIZES, SIZES, SIZES, SIZES, SIZES)
-def test_comparison(d: int, layers: int, rank: int, m: int, prefix: int, prompt: int) -> None:
+def test_the_counts_are_the_chapters(
+    d: int, layers: int, rank: int, m: int, prefix: int, prompt: int
+) -> None:
     full = 4 * layers * d * d
     params = {
         "full_fine_tuning": full,
