@@ -227,6 +227,12 @@ def test_merging_keeps_the_output_and_leaves_nothing_to_train(
     np.testing.assert_allclose(made.forward(x, CAUSAL), before, rtol=1e-10)
 
 
+def test_tokens_of_another_width_or_without_an_axis_are_refused() -> None:
+    for shape in ((2, 4, 5), (6,)):
+        with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., T, 6\), got"):
+            LoRAMultiHeadAttention(6, 2).forward(np.ones(shape))
+
+
 def test_heads_that_do_not_divide_and_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="4 heads do not divide a width of 6"):
         LoRAMultiHeadAttention(6, 4)

@@ -120,8 +120,10 @@ def test_trained_matrices_become_a_layer_without_a_copy(
     assert (made.alpha, made.scaling) == (3.0, 1.5)
     reseed()
     assert (first == LoRALayer(5, 4).A).all(), "no number of the global generator is used up"
-    with pytest.raises(ValueError, match=r"B: expected shape \(4, 2\), got \(4, 3\)"):
-        LoRALayer.of(A, drawn(rng, 4, 3))
+    message = r"expected A \(r, in\) and B \(out, r\), got \(2, 5\) and \({}\)"
+    for shape in ((4, 3), (4, 2, 1)):
+        with pytest.raises(ValueError, match=message.format(", ".join(map(str, shape)))):
+            LoRALayer.of(A, drawn(rng, *shape))
 
 
 def test_backward_without_forward_is_refused() -> None:

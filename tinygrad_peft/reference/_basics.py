@@ -1,4 +1,4 @@
-"""Types, random draws, masks and checks that the methods share."""
+"""Types, random draws and checks that the methods share."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -64,6 +64,12 @@ def check_width(name: str, array: Array, width: int) -> None:
     """Raise ValueError unless the last axis of an array has the expected width."""
     if array.ndim == 0 or array.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., {width}), got {array.shape}")
+
+
+def check_tokens(name: str, x: Array, width: int) -> None:
+    """Raise ValueError unless an array is tokens of the expected width, with or without a batch."""
+    if x.ndim < 2 or x.shape[-1] != width:
+        raise ValueError(f"{name}: expected shape (..., T, {width}), got {x.shape}")
 
 
 def check_heads(d_model: int, heads: int) -> None:

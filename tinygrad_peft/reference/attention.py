@@ -29,7 +29,7 @@ from tinygrad_peft.reference._basics import (
     check_heads,
     check_shape,
     check_sizes,
-    check_width,
+    check_tokens,
     generator,
     normal,
     remembered,
@@ -234,7 +234,7 @@ class LoRAMultiHeadAttention:
 
     def forward(self, x: Array, mask: npt.NDArray[Any] | None = None) -> Array:
         """Compute y: x (B, T, d_model), and a mask as `attention` takes it -> (B, T, d_model)."""
-        check_width("x", x, self.d_model)
+        check_tokens("x", x, self.d_model)
         q, k, v = (self._cut(self._project(name, x)) for name in ("q", "k", "v"))
         out, p = attention(q, k, v, mask)
         self._cache = q, k, v, p

@@ -102,9 +102,10 @@ class LoRALayer:
     @classmethod
     def of(cls, A: Array, B: Array, scaling: float = 1.0) -> Self:
         """Wrap trained matrices, without a copy: A (r, in), B (out, r)."""
+        if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+            raise ValueError(f"expected A (r, in) and B (out, r), got {A.shape} and {B.shape}")
         rank, in_features = A.shape
-        check_shape("B", B, (len(B), rank))
-        # Its own generator leaves NumPy's global one alone: the draw is thrown away.
+        # A generator of its own leaves NumPy's global one alone: this draw is thrown away.
         layer = cls(in_features, len(B), rank, scaling * rank, rng=np.random.default_rng(0))
         layer.A, layer.B, layer.scaling = A, B, scaling
         layer.zero_grad()

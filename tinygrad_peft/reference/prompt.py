@@ -16,6 +16,7 @@ import numpy as np
 from tinygrad_peft.reference._basics import (
     Array,
     check_sizes,
+    check_tokens,
     check_width,
     generator,
     normal,
@@ -67,10 +68,7 @@ class PromptTuning:
             ValueError: no embeddings, both names, another width, or an axis that is missing.
         """
         x = _the_one(input_embeddings, input_embeds)
-        if x.ndim < 2 or x.shape[-1] != self.d_model:
-            raise ValueError(
-                f"input_embeddings: expected shape (..., T, {self.d_model}), got {x.shape}"
-            )
+        check_tokens("input_embeddings", x, self.d_model)
         prompts = np.broadcast_to(self.prompt, (*x.shape[:-2], *self.prompt.shape))
         # y = [P; x]
         return np.concatenate([prompts, x], axis=-2)
