@@ -709,3 +709,19 @@ def test_the_help_says_that_the_file_is_executed(capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "Your file is executed" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_stubs_of_the_exercises_page_are_all_there_and_none_is_right(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "exercises.md"
+    if not page.is_file():
+        pytest.skip("these tests were copied away from the documents")
+    stubs = re.findall(r"```python\n((?:class|def) .*?)```", page.read_text("utf-8"), re.DOTALL)
+    text = "import numpy as np\n" + "\n".join(stubs)
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    assert main([str(tmp_path / "mine.py")]) == 1
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NUMBERS)
+    assert summary == "0 of 8 right"
+    assert not any("raises" in line or "cannot be compared" in line for line in lines), lines
