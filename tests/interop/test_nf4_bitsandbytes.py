@@ -76,3 +76,15 @@ def test_most_means_are_theirs_to_the_bit() -> None:
 
 def test_the_8_bit_map_is_theirs() -> None:
     np.testing.assert_array_equal(DYNAMIC_MAP, bnb.create_dynamic_map().numpy())
+
+
+@pytest.mark.parametrize(("largest", "theirs", "ours"), [(2e-39, 0.84, 0.12), (2e-38, 0.12, 0.12)])
+def test_bitsandbytes_loses_blocks_below_1e_38_and_ours_does_not(
+    largest: float, theirs: float, ours: float
+) -> None:
+    """The largest error of each, as a part of the largest weight."""
+    weight = (largest * np.linspace(-1, 1, 64)[None]).astype(np.float32)
+    packed, _, state, unpacked = both(weight, 64, double_quant=False)
+    np.testing.assert_array_equal(packed.scales, state.absmax.numpy())
+    assert np.abs(unpacked - weight).max() / largest == pytest.approx(theirs, abs=0.03)
+    assert np.abs(dequantize(packed) - weight).max() / largest == pytest.approx(ours, abs=0.03)

@@ -63,6 +63,19 @@ def test_nf4_takes_the_nearest_level_of_its_block(weight: Array, block_size: int
     np.testing.assert_allclose(np.abs(back - weight), nearest, atol=1e-6 * float(absmax.max()))
 
 
+@pytest.mark.parametrize("largest", [2.76e-43, 2e-39, 1e-37, 3e38])
+def test_nf4_of_tiny_and_huge_blocks_takes_the_nearest_level(largest: float) -> None:
+    weight = largest * np.array([1, -0.5, 0.25, 0.1, 0])
+    codes, absmax = quantize_nf4(weight, block_size=5)
+    assert codes.tolist() == [15, 2, 10, 8, 7]
+    np.testing.assert_allclose(absmax, [largest], rtol=0.01)
+
+
+def test_nf4_of_a_number_beyond_float32_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"expected values within float32's range, got 1e\+39"):
+        quantize_nf4(np.array([1e39, 0.0]))
+
+
 def test_nf4_keeps_normal_weights_to_nine_percent(rng: np.random.Generator) -> None:
     weight = 0.02 * rng.standard_normal((256, 256))
     back = dequantize_nf4(*quantize_nf4(weight), weight.shape)

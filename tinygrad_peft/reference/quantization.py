@@ -78,15 +78,19 @@ def quantize_nf4(weight: Array, block_size: int = 64) -> tuple[Codes, Array]:
     """(codes of all n values in a row, each block's absmax), computed in float32.
 
     Raises:
-        ValueError: a block size below 1, an empty weight, or one that holds what is no number.
+        ValueError: a block size below 1, an empty weight, or one that holds NaN, infinity, or a
+            number beyond float32's range.
     """
     check_sizes(block_size=block_size)
     _check_finite(weight)
+    largest = np.abs(weight).max()
+    if largest > np.finfo(np.float32).max:
+        raise ValueError(f"weight: expected values within float32's range, got {largest:g}")
     blocks = _in_blocks(weight.astype(np.float32).ravel(), block_size)
     # a = max |block|
     absmax = np.abs(blocks).max(axis=1)  # (blocks,)
-    # W / a, as a product with the reciprocal; a block of zeros stays one
-    scaled = blocks * (1 / np.where(absmax > 0, absmax, 1))[:, None]
+    # W / a, in float64, where 1 / a is finite for every a; a block of zeros stays one
+    scaled = blocks * (1 / np.where(absmax > 0, absmax, 1).astype(np.float64))[:, None]
     # q = argmin |W / a - level(q)|: how many midpoints of neighbouring levels are below
     codes = np.searchsorted((NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2, scaled, side="left")
     return codes.ravel()[: weight.size].astype(np.uint8), absmax
