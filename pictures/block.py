@@ -79,22 +79,22 @@ def _attention(picture: Picture) -> None:
         picture.arrow([(x, 210), (x, 318)])
     for x in (124, 424):
         _low_rank(picture, x + LINEAR / 2 + 6, 180)
-    _label(picture, 190, (482, 195), "LoRA, VeRA", "beside linear layers,", "as a rule *q* and *v*")
+    _label(picture, 195, (482, 195), "LoRA, VeRA", "beside linear layers,", "as a rule *q* and *v*")
     for x, name in ((MIDDLE, "k"), (424, "v")):
         _factors(picture, x, 236, f"*l*~{name}")
         for i in range(7):
             kind = "trained" if i < 2 else "frozen"
             picture.rect(x - 61.5 + 18 * i, 266, 15, 15, kind, radius=2)
         picture.text(x - 45, 299, f"*P*~{name}", "of-trained", anchor="middle", size=13)
-    _label(picture, 252, (436, 236), "(IA)³", "factors *l* on *k* and *v*, and", "before down")
-    _label(picture, 314, (490, 274), "Prefix tuning", "keys and values in front")
+    _label(picture, 259, (436, 236), "(IA)³", "factors *l* on *k* and *v*, and", "before down")
+    _label(picture, 319, (490, 274), "Prefix tuning", "keys and values in front")
     picture.rect(84, 318, 380, 30, "plain", radius=4)
     picture.text(MIDDLE, 338, "softmax(*q k*ᵀ / √*d*) *v*", anchor="middle")
     picture.arrow([(MIDDLE, 348), (MIDDLE, 372)])
     _linear(picture, MIDDLE, 372, "o")
     _label(
         picture,
-        384,
+        387,
         (MIDDLE + LINEAR / 2 + 2, 387),
         "QLoRA",
         "all linear layers at 4 bits,",
