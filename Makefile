@@ -5,8 +5,10 @@ WORKERS ?= 2
 
 VENV := .venv
 PEERS := .venv-peers
-READY := $(VENV)/.ready
-PEERS_READY := $(PEERS)/.ready
+# The marks name the Python, so that another one gets an environment of its own.
+VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2> /dev/null)
+READY := $(VENV)/.ready-$(VERSION)
+PEERS_READY := $(PEERS)/.ready-$(VERSION)
 
 # A distribution of its own, installed as a user would: it shows that built-ins have no privilege.
 THIRD_PARTY := tests/plugins/bitfit_distribution
@@ -21,7 +23,7 @@ PYTEST := OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytest
 MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format-check lint types imports unit interop bench wheel-test format clean
+.PHONY: help demo test format-check lint types imports unit interop bench wheel-test pictures format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,35 +58,42 @@ wheel-test: ## the tests against the built wheel, without the extras
 	@$(CHECK_PYTHON)
 	PYTHON="$(PYTHON)" .ci/wheel-test
 
+pictures: $(READY) ## draw the documents' pictures anew, from the figures that they show
+	@$(VENV)/bin/python -m pictures
+
 format: $(READY) ## format the code and repair what ruff can
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf .venv* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
 	@echo "Installing tinygrad_peft and its tools into $(VENV)"
-	@"$(PYTHON)" -m venv $(VENV)
+	@"$(PYTHON)" -m venv --clear $(VENV)
 	@$(VENV)/$(PIP_INSTALL) -e '.[dev,text,gguf,cli,hub,plot]' $(INSTALL_THIRD_PARTY)
 	@touch $@
 
 $(PEERS_READY): pyproject.toml $(THIRD_PARTY_FILES)
 	@$(CHECK_PYTHON)
 	@echo "Installing tinygrad_peft, torch, transformers and PEFT into $(PEERS)"
-	@"$(PYTHON)" -m venv $(PEERS)
+	@"$(PYTHON)" -m venv --clear $(PEERS)
 	@$(PEERS)/$(PIP_INSTALL) -e '.[peers,test,text,gguf,cli]' $(INSTALL_THIRD_PARTY)
 	@touch $@
 
 NEEDS_PYTHON := "tinygrad_peft needs Python 3.11 or newer, for example: make PYTHON=python3.12"
+IF_A_SHIM := "name an interpreter that is installed, for example:" \
+	"make PYTHON=~/.pyenv/versions/3.12.1/bin/python3"
 
-# ensurepip is what Debian splits off from venv.
+# A version manager's shim is found and does not run. ensurepip is what Debian splits off from venv.
 define CHECK_PYTHON
 fail() { echo "$$*" >&2; exit 1; }; \
 command -v "$(PYTHON)" > /dev/null || fail "'$(PYTHON)' was not found;" $(NEEDS_PYTHON); \
+said=$$("$(PYTHON)" -c '' 2>&1) || \
+	fail "'$(PYTHON)' does not run: $$(echo "$$said" | head -n 1);" $(IF_A_SHIM); \
 "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	fail "'$(PYTHON)' is $$("$(PYTHON)" --version 2>&1);" $(NEEDS_PYTHON); \
 "$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || \

@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,29 @@ def test_make_alone_lists_the_targets(tmp_path: Path) -> None:
 def test_make_says_in_a_line_that_there_is_no_python(target: str, tmp_path: Path) -> None:
     made = run_make(tmp_path, target, "PYTHON=no-such-python")
     assert complaint_of(made) == f"'no-such-python' was not found; {NEEDED}"
+
+
+def test_make_says_in_a_line_that_python_is_a_shim_without_a_version(tmp_path: Path) -> None:
+    shim = tmp_path / "python3.12"
+    shim.write_text(
+        "#!/bin/sh\necho 'pyenv: python3.12: command not found' >&2\nexit 127\n", "utf-8"
+    )
+    shim.chmod(0o755)
+    made = run_make(tmp_path, "test", f"PYTHON={shim}")
+    assert complaint_of(made) == (
+        f"'{shim}' does not run: pyenv: python3.12: command not found; name an interpreter that is"
+        " installed, for example: make PYTHON=~/.pyenv/versions/3.12.1/bin/python3"
+    )
+
+
+def test_another_python_gets_an_environment_of_its_own(tmp_path: Path) -> None:
+    listed = [
+        run_make(tmp_path, "--dry-run", "lint", f"PYTHON={python}").stdout
+        for python in (sys.executable, python_that(tmp_path, fails_at="nothing"))
+    ]
+    assert f".venv/.ready-{sys.version.split()[0]}" in listed[0]
+    assert ".venv/.ready-" in listed[1]
+    assert listed[0] != listed[1]
 
 
 def test_make_says_in_a_line_that_python_is_too_old(tmp_path: Path) -> None:

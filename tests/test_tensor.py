@@ -167,7 +167,7 @@ def test_a_number_on_either_side_takes_the_tensors_dtype(
         assert y.dtype == dtype
         assert x.grad is not None
         assert x.grad.dtype == dtype
-        np.testing.assert_allclose(y.data, expected)
+        np.testing.assert_allclose(y.data, np.asarray(expected))
 
 
 @pytest.mark.parametrize("exponent", [2, 2.0, np.float64(2), np.int64(2)], ids=repr)
@@ -201,7 +201,7 @@ def test_arrays_and_numbers_on_the_left_give_tensors() -> None:
 def test_an_array_takes_no_tensor_in_place() -> None:
     total = np.ones(2)
     with pytest.raises(TypeError, match="Tensor"):
-        total += leaf(1, 2)
+        total += leaf(1, 2)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("function", [np.asarray, np.exp, Tensor, np.sum, lambda t: np.stack([t])])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -106,8 +107,13 @@ class Tensor:
     def __iter__(self) -> "Iterator[Tensor]":
         return (self[i] for i in range(len(self)))
 
-    def __array__(self, dtype: object = None, copy: object = None) -> Array:
-        raise TypeError("a Tensor is no array, which would lose its gradient: use numpy()")
+    # Hidden from type checkers, which would take a Tensor for an array wherever it has one.
+    if not TYPE_CHECKING:
+
+        def __array__(self, dtype: object = None, copy: object = None) -> Array:
+            raise TypeError(
+                "expected an array, got a Tensor, which would lose its gradient: use numpy()"
+            )
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Tensor":
         if self.node is not None and not isinstance(self.node, Leaf):

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 BLOCK = 256  # how many scales share one m
 GRID = np.float32(65_535)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def _dynamic_map() -> Floats:
@@ -86,5 +87,8 @@ def double_quantize(scales: Floats) -> DoubleQuantized:
     normed = blocks / np.where(some, absmax, 1)[:, None]
     place = ((normed + 1) * np.float32(0.5) * GRID + np.float32(0.5)).astype(np.int32)
     snapped = np.float32(2) * place.astype(np.float32) / GRID - 1
-    codes = np.where(some[:, None], np.searchsorted(_MIDPOINTS, snapped), 0).astype(np.uint8)
-    return DoubleQuantized(codes.reshape(-1)[: scales.size].copy(), absmax, offset)
+    codes = np.where(some[:, None], np.searchsorted(_MIDPOINTS, snapped), 0)
+    # A code may round the largest numbers of float32 up to infinity, and then the next one serves.
+    codes -= DYNAMIC_MAP[codes].astype(np.float64) * absmax[:, None] + offset > FLOAT32_MAX
+    codes = codes.astype(np.uint8).reshape(-1)[: scales.size].copy()
+    return DoubleQuantized(codes, absmax, offset)

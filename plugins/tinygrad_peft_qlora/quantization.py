@@ -7,8 +7,9 @@ becomes one of 16 codes, two of them a byte, the first in the high half:
     int4:  w ≈ s · (c - z)       s = (max(w, 0) - min(w, 0)) / 15,  z = round(-min(w, 0) / s)
 
 N are the 16 quantiles of a normal distribution with which NF4 loses least on weights that are
-normally distributed. The bytes and a are those of bitsandbytes, to the bit. In int4, zero is exact,
-and so is a block of one value v: its s is |v|.
+normally distributed. The bytes and a are those of bitsandbytes, to the bit, wherever a is 0 or at
+least 1e-38. bitsandbytes divides by 1e-38 where a is smaller, which is far from the nearest code.
+In int4, zero is exact, and so is a block of one value v: its s is |v|.
 """
 
 from collections.abc import Iterator
@@ -50,7 +51,9 @@ NF4 = np.array(
 )
 _MIDPOINTS = (NF4[:-1] + NF4[1:]) / np.float32(2)
 _NF4_ZERO = 7
-_LEAST_ABSMAX = np.float32(1e-38)  # what a block of zeros is divided by
+_FLOAT32 = np.finfo(np.float32)
+_LEAST_ABSMAX = np.float32(1e-38)  # the least a with a finite 1 / a; bitsandbytes has the same
+_LIFT = np.float32(2**100)  # multiplying subnormal numbers by it is exact
 
 # So many weights are quantised at a time, which keeps what that takes within the cache.
 _CHUNK = 65_536  # a multiple of every block size
@@ -152,7 +155,7 @@ def fits_in_float32(array: Array) -> bool:
     """Whether all elements are numbers that float32 has."""
     # Along a stride of zero the elements are one and the same, as in a model that has none yet.
     distinct = array[tuple(slice(None if step else 1) for step in array.strides)]
-    limit = np.finfo(np.float32).max
+    limit = _FLOAT32.max
     return bool(distinct.min(initial=0) >= -limit and distinct.max(initial=0) <= limit)
 
 
@@ -187,11 +190,12 @@ def _chunks(flat: Floats, block_size: int) -> Iterator[tuple[int, Floats]]:
 def _encode_nf4(blocks: Floats, *, short: bool) -> tuple[Bytes, Floats]:
     """Codes (count, size) and a (count,)."""
     absmax = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
-    if short:  # which bitsandbytes treats otherwise: the last bit of w / a may be another
-        absmax = np.maximum(absmax, _LEAST_ABSMAX)
-        scaled = blocks / absmax[:, None]
+    blocks, divisor = _lifted(blocks, absmax)
+    if short:  # as bitsandbytes does: it divides, and stores 1e-38 for an a of 0
+        absmax = np.where(absmax > 0, absmax, _LEAST_ABSMAX)
+        scaled = blocks / divisor[:, None]
     else:
-        scaled = blocks * (1 / np.maximum(absmax, _LEAST_ABSMAX))[:, None]
+        scaled = blocks * (1 / divisor)[:, None]
     codes = np.zeros(blocks.shape, np.uint8)
     above = np.empty(blocks.shape, np.bool_)
     for midpoint in _MIDPOINTS:  # ten times as fast as np.searchsorted, with the same answer
@@ -199,15 +203,39 @@ def _encode_nf4(blocks: Floats, *, short: bool) -> tuple[Bytes, Floats]:
     return codes, absmax
 
 
+def _lifted(blocks: Floats, absmax: Floats) -> tuple[Floats, Floats]:
+    """The blocks and what to divide each by: blocks with a below 1e-38 are multiplied by 2¹⁰⁰."""
+    small = absmax < _LEAST_ABSMAX
+    if not small.any():
+        return blocks, absmax
+    factor = np.where(small, _LIFT, np.float32(1))
+    return blocks * factor[:, None], np.maximum(absmax * factor, _LEAST_ABSMAX)
+
+
 def _encode_int4(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
     """Codes (count, size), s (count,) and z (count,)."""
     low, high = blocks.min(axis=1), blocks.max(axis=1)
     bottom, top = np.minimum(low, 0), np.maximum(high, 0)
-    scale = np.where(low == high, np.abs(low), top / 15 - bottom / 15)
-    scale = np.where(scale > 0, scale, 1)  # all zeros, or too small to be told from them
+    scale = np.where(low == high, np.abs(low), _int4_scale(bottom, top))
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)  # a block of zeros has none
     zero_point = np.rint(-bottom / scale)
-    codes = np.clip(np.rint(blocks / scale[:, None]) + zero_point[:, None], 0, 15)
+    # A step of a huge block may pass float32's range by rounding.
+    most = np.floor(_FLOAT32.max / np.maximum(scale, 1))[:, None]
+    steps = np.clip(np.rint(blocks / scale[:, None]), -most, most)  # (count, size)
+    codes = np.clip(steps + zero_point[:, None], 0, 15)
     return codes.astype(np.uint8), scale, zero_point.astype(np.uint8)
+
+
+def _int4_scale(bottom: Floats, top: Floats) -> Floats:
+    """(top - bottom) / 15, so that 15 s reaches both ends and no step passes float32's range."""
+    scale: Floats = (top / 15 - bottom / 15).astype(np.float32, copy=False)
+    huge, tiny = scale > _FLOAT32.max / 8, scale < _FLOAT32.tiny
+    scale[huge] = np.maximum(-bottom, top)[huge] / 7.5  # 7 steps on each side of zero
+    # Subnormal numbers are multiples of the smallest: rounded down, 15 s would miss the ends.
+    least = float(_FLOAT32.smallest_subnormal)
+    width = top[tiny].astype(np.float64) - bottom[tiny]
+    scale[tiny] = np.ceil(width / 15 / least) * least
+    return scale
 
 
 def _packed(codes: Bytes, zero: int) -> Bytes:

@@ -27,14 +27,18 @@ def drawn(*shape: int) -> Array:
 def both(
     weight: Array, block_size: int, *, double_quant: bool
 ) -> tuple[QuantizedWeight, np.ndarray, bnb.QuantState, Array]:
-    """Ours; and the codes, the state and the unpacked weight of bitsandbytes."""
+    """Ours; and the codes, the state and the unpacked weight of bitsandbytes.
+
+    It gets the weight as one row: its kernel for AVX-512 unpacks a block that goes on in the next
+    row with another block's scale.
+    """
     codes, state = bnb.quantize_4bit(
-        torch.from_numpy(weight),
+        torch.from_numpy(weight.reshape(1, -1)),
         blocksize=block_size,
         quant_type="nf4",
         compress_statistics=double_quant,
     )
-    unpacked = bnb.dequantize_4bit(codes, state).numpy()
+    unpacked = bnb.dequantize_4bit(codes, state).numpy().reshape(weight.shape)
     ours = quantize(weight, block_size=block_size, double_quant=double_quant)
     return ours, codes.numpy().reshape(-1), state, unpacked
 
@@ -76,3 +80,15 @@ def test_most_means_are_theirs_to_the_bit() -> None:
 
 def test_the_8_bit_map_is_theirs() -> None:
     np.testing.assert_array_equal(DYNAMIC_MAP, bnb.create_dynamic_map().numpy())
+
+
+@pytest.mark.parametrize(("largest", "theirs", "ours"), [(2e-39, 0.84, 0.12), (2e-38, 0.12, 0.12)])
+def test_bitsandbytes_loses_blocks_below_1e_38_and_ours_does_not(
+    largest: float, theirs: float, ours: float
+) -> None:
+    """The largest error of each, as a part of the largest weight."""
+    weight = (largest * np.linspace(-1, 1, 64)[None]).astype(np.float32)
+    packed, _, state, unpacked = both(weight, 64, double_quant=False)
+    np.testing.assert_array_equal(packed.scales, state.absmax.numpy())
+    assert np.abs(unpacked - weight).max() / largest == pytest.approx(theirs, abs=0.03)
+    assert np.abs(dequantize(packed) - weight).max() / largest == pytest.approx(ours, abs=0.03)

@@ -1,5 +1,6 @@
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,10 +126,97 @@ def test_int4_is_the_nearest_step_from_a_zero_that_is_exact() -> None:
 @pytest.mark.parametrize("columns", [64, 65])
 def test_a_block_of_one_value_is_exact(quant_type: QuantType, value: float, columns: int) -> None:
     weight = np.full((3, columns), value, np.float32)
-    tiny = quant_type == "nf4" and value == 1e-45  # below what bitsandbytes divides by
-    np.testing.assert_allclose(
-        dequantize(quantize(weight, quant_type=quant_type)), weight, rtol=0, atol=tiny * 1e-38
+    np.testing.assert_array_equal(dequantize(quantize(weight, quant_type=quant_type)), weight)
+
+
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+LARGEST = float(np.finfo(np.float32).max)
+MAGNITUDES = [0, SMALLEST, 20 * SMALLEST, 2.76e-43, 2e-39, 9.9e-39, 1.1e-38, 2e-38, 1e30, LARGEST]
+SHAPES: dict[str, Callable[[Array], Array]] = {
+    "on both sides": lambda x: x,
+    "positive": np.abs,
+    "negative": lambda x: -np.abs(x),
+    "far from zero": lambda x: 0.9 + 0.1 * x,
+}
+
+
+def of_size(size: float, shape: str, count: int, dtype: type[np.floating]) -> Array:
+    """Weights of which the largest is about `size`, in blocks of 64 and a short one."""
+    drawn_from = np.random.default_rng(count).uniform(-1, 1, (1, count))
+    drawn_from[0, :2] = -1, 1
+    weight = size * SHAPES[shape](drawn_from)
+    return np.asarray(weight.astype(np.float32).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [64, 100, 257])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", MAGNITUDES)
+def test_nf4_of_blocks_of_any_size_takes_the_nearest_level(
+    size: float, shape: str, count: int, dtype: type[np.floating]
+) -> None:
+    weight = of_size(size, shape, count, dtype)
+    packed = quantize(weight)
+    for start in range(0, count, 64):
+        block = weight[0, start : start + 64].astype(np.float64)
+        levels = NF4.astype(np.float64) * np.abs(block).max()
+        nearest = np.abs(block[:, None] - levels).min(axis=1)
+        error = np.abs(dequantize(packed)[0, start : start + 64] - block)
+        # Levels are rounded to multiples of the smallest number.
+        np.testing.assert_allclose(error, nearest, rtol=0, atol=1e-6 * size + SMALLEST)
+    codes, absmax = reference.quantize_nf4(weight)
+    np.testing.assert_array_equal(codes, codes_of(packed))
+    assert np.isfinite(reference.dequantize_nf4(codes, absmax, weight.shape)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [64, 100, 257])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", MAGNITUDES)
+def test_int4_of_blocks_of_any_size_is_off_by_half_a_step_at_most(
+    size: float, shape: str, count: int, dtype: type[np.floating]
+) -> None:
+    weight = of_size(size, shape, count, dtype)
+    packed = quantize(weight, quant_type="int4")
+    assert isinstance(packed.scales, np.ndarray)
+    unpacked = dequantize(packed)
+    assert np.isfinite(unpacked).all()
+    for start in range(0, count, 64):
+        at = slice(start, start + 64)
+        block = weight[0, at].astype(np.float64)
+        step = (max(block.max(), 0) - min(block.min(), 0)) / 15
+        if 8 * step > LARGEST:  # which leaves the steps from -7 to 7
+            step = np.abs(block).max() / 7.5
+        if step < np.finfo(np.float32).tiny:  # a multiple of the smallest number
+            step = SMALLEST * np.ceil(step / SMALLEST)
+        assert np.abs(unpacked[0, at] - block).max() <= step * (0.5 + 1e-5)
+
+
+@pytest.mark.parametrize("largest", [0, SMALLEST, 2e-39, 1, LARGEST])
+@pytest.mark.parametrize("least", [0, SMALLEST, 2e-39, 1, LARGEST])
+@pytest.mark.parametrize("count", [1, 256, 300])
+def test_scales_of_any_size_are_kept_at_8_bits(largest: float, least: float, count: int) -> None:
+    scales = np.random.default_rng(0).uniform(0, 1, count) * (largest - least) + least
+    scales[:1], scales[-1:] = least, largest
+    packed = double_quantize(scales.astype(np.float32))
+    restored = packed.restore(0, count)
+    assert np.isfinite(restored).all()
+    step = float(np.diff(DYNAMIC_MAP).max()) * float(packed.absmax.max())
+    error = np.abs(restored.astype(np.float64) - scales)
+    # Rounding up the largest numbers would make them infinite.
+    steps = 1.01 if LARGEST in (largest, least) else 0.51
+    assert error.max() <= steps * step + 1e-6 * max(largest, least) + 2 * SMALLEST
+
+
+@pytest.mark.parametrize("size", MAGNITUDES)
+def test_doubly_quantised_blocks_of_any_size_stay_finite(size: float) -> None:
+    weight = np.concatenate(
+        [of_size(size, "on both sides", 640, np.float32), drawn(1, 640), np.zeros((1, 640))]
     )
+    packed = quantize(weight, double_quant=True)
+    unpacked = dequantize(packed)
+    assert np.isfinite(unpacked).all()
+    assert not unpacked[2].any()
 
 
 def test_int4_of_blocks_that_do_not_straddle_zero_still_has_it() -> None:

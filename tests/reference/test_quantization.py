@@ -42,6 +42,24 @@ def test_affine_codes_by_hand() -> None:
     assert dequantize_4bit(quantized, scale, zero_point)[0, 2] == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("largest", [5e-324, 2e-323, 1e-310, 2e-45, 2e-39, 1e-30, 3e38, 1e308])
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_affine_codes_of_weights_of_any_size_are_off_by_half_a_step_at_most(
+    largest: float, sign: int, dtype: type[np.floating]
+) -> None:
+    if largest > float(np.finfo(dtype).max):
+        return
+    weight = np.random.default_rng(0).uniform(-1, 1, 40)
+    weight[:2] = -1, 1
+    weight = (largest * (weight if sign == 0 else sign * np.abs(weight))).astype(dtype)
+    quantized, scale, zero_point = quantize_to_4bit(weight)
+    error = np.abs(
+        dequantize_4bit(quantized, scale, zero_point) / 2 - weight.astype(np.float64) / 2
+    )
+    assert error.max() <= 0.2501 * scale + np.finfo(np.float64).smallest_subnormal
+
+
 @pytest.mark.parametrize("value", [0.0, 3.5, -0.25])
 def test_a_constant_weight_comes_back_exactly(value: float) -> None:
     weight = np.full((3, 4), value)
@@ -61,6 +79,19 @@ def test_nf4_takes_the_nearest_level_of_its_block(weight: Array, block_size: int
     scales = np.repeat(absmax, block_size)[: weight.size].reshape(weight.shape)
     nearest = np.abs(weight[..., None] - scales[..., None] * NF4_LEVELS).min(axis=-1)
     np.testing.assert_allclose(np.abs(back - weight), nearest, atol=1e-6 * float(absmax.max()))
+
+
+@pytest.mark.parametrize("largest", [2.76e-43, 2e-39, 1e-37, 3e38])
+def test_nf4_of_tiny_and_huge_blocks_takes_the_nearest_level(largest: float) -> None:
+    weight = largest * np.array([1, -0.5, 0.25, 0.1, 0])
+    codes, absmax = quantize_nf4(weight, block_size=5)
+    assert codes.tolist() == [15, 2, 10, 8, 7]
+    np.testing.assert_allclose(absmax, [largest], rtol=0.01)
+
+
+def test_nf4_of_a_number_beyond_float32_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"expected values within float32's range, got 1e\+39"):
+        quantize_nf4(np.array([1e39, 0.0]))
 
 
 def test_nf4_keeps_normal_weights_to_nine_percent(rng: np.random.Generator) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, assert_type
 
 import numpy as np
+import numpy.typing as npt
 
 import tinygrad_peft
 import tinygrad_peft_adapter
@@ -155,6 +156,22 @@ def use_host(host: Host, site: Site, draft: Draft) -> None:
     kinds: dict[str, type[PeftConfig]] = dict(host.methods())
     versions: list[tuple[str, str]] = [(info.distribution, info.version) for info in host.plugins()]
     print(kinds, versions)
+
+
+# ---------- tensors beside arrays ----------
+
+
+def mix(tensor: Tensor, array: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64]) -> None:
+    assert_type(array + tensor, Tensor)
+    assert_type(array - tensor, Tensor)
+    assert_type(array / tensor, Tensor)
+    assert_type(matrix @ tensor, Tensor)
+    assert_type(tensor * array, Tensor)
+    assert_type(np.float64(2) * tensor, Tensor)
+    assert_type(2 - tensor, Tensor)
+    (np.ones(3) * tensor).sum().backward()
+    exponentials: npt.NDArray[np.floating] = np.exp(tensor.numpy())
+    print(exponentials)
 
 
 # ---------- a recipe ----------

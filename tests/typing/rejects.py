@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 import tinygrad_peft
 import tinygrad_peft_adapter
@@ -34,6 +35,18 @@ tinygrad_peft_lora.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_qlora.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_prefix.no_such_name  # type: ignore[attr-defined]
 tinygrad_peft_prompt.no_such_name  # type: ignore[attr-defined]
+
+
+# ---------- tensors beside arrays ----------
+
+tensor = Tensor([1.0, 2.0])
+array: npt.NDArray[np.float64] = np.ones(2)
+np.exp(tensor)  # type: ignore[call-overload]
+np.sum(tensor)  # type: ignore[call-overload]
+np.stack([tensor])  # type: ignore[arg-type]
+Tensor(tensor)  # type: ignore[arg-type]
+added: npt.NDArray[np.float64] = array + tensor  # type: ignore[assignment]
+array += tensor  # type: ignore[call-overload]
 
 
 # ---------- configs ----------

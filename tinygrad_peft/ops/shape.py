@@ -98,9 +98,8 @@ def where(a: Array, b: Array, *, condition: AnyArray) -> Result:
 def sum(a: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001 - NumPy's name
     """Σ a over the axes."""
     shape = a.shape
-    return np.asarray(a.sum(axis=axis, keepdims=keepdims)), (
-        lambda g: np.broadcast_to(_with_axes(g, len(shape), axis), shape),
-    )
+    total = a.sum(axis=axis, keepdims=True) if keepdims else np.asarray(a.sum(axis=axis))
+    return total, (lambda g: np.broadcast_to(_with_axes(g, len(shape), axis), shape),)
 
 
 def mean(a: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
@@ -119,7 +118,8 @@ def max(a: Array, *, axis: int, keepdims: bool = False) -> Result:  # noqa: A001
         np.put_along_axis(full, where_max, _with_axes(g, len(shape), axis), axis)
         return full
 
-    return np.asarray(a.max(axis=axis, keepdims=keepdims)), (pullback,)
+    largest = a.max(axis=axis, keepdims=True) if keepdims else np.asarray(a.max(axis=axis))
+    return largest, (pullback,)
 
 
 def _axes(axis: int | tuple[int, ...]) -> tuple[int, ...]:

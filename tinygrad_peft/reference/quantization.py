@@ -22,6 +22,8 @@ QLoRA is LoRA on such a weight: y = x W'ᵀ + s (x Aᵀ) Bᵀ. The codes get no 
 LoRA's.
 """
 
+import math
+import sys
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -66,11 +68,12 @@ def quantize_to_4bit(weight: Array) -> tuple[Codes, float, float]:
     _check_finite(weight)
     low, high = float(weight.min()), float(weight.max())
     # s = (max W - min W) / 15; a constant weight is its own scale, and comes back exactly
-    scale = (high - low) / 15 or abs(low) or 1.0
+    scale = _affine_scale(low, high) or abs(low) or 1.0
     # z = round(-min W / s)
     zero_point = float(round(-low / scale))
-    # q = round(W / s) + z, kept in 0 ... 15
-    quantized = np.clip(np.round(weight / scale) + zero_point, 0, 15)
+    # q = round(W / s) + z, kept in 0 ... 15; a subnormal s would be rounded in the weight's dtype
+    precise = weight if scale >= np.finfo(weight.dtype).tiny else weight.astype(np.float64)
+    quantized = np.clip(np.round(precise / scale) + zero_point, 0, 15)
     return quantized.astype(np.uint8), scale, zero_point
 
 
@@ -84,15 +87,19 @@ def quantize_nf4(weight: Array, block_size: int = 64) -> tuple[Codes, Array]:
     """(codes of all n values in a row, each block's absmax), computed in float32.
 
     Raises:
-        ValueError: a block size below 1, an empty weight, or one that holds what is no number.
+        ValueError: a block size below 1, an empty weight, or one that holds NaN, infinity, or a
+            number beyond float32's range.
     """
     check_sizes(block_size=block_size)
     _check_finite(weight)
+    largest = np.abs(weight).max()
+    if largest > np.finfo(np.float32).max:
+        raise ValueError(f"weight: expected values within float32's range, got {largest:g}")
     blocks = _in_blocks(weight.astype(np.float32).ravel(), block_size)
     # a = max |block|
     absmax = np.abs(blocks).max(axis=1)  # (blocks,)
-    # W / a, as a product with the reciprocal; a block of zeros stays one
-    scaled = blocks * (1 / np.where(absmax > 0, absmax, 1))[:, None]
+    # W / a, in float64, where 1 / a is finite for every a; a block of zeros stays one
+    scaled = blocks * (1 / np.where(absmax > 0, absmax, 1).astype(np.float64))[:, None]
     # q = argmin |W / a - level(q)|: how many midpoints of neighbouring levels are below
     codes = np.searchsorted((NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2, scaled, side="left")
     return codes.ravel()[: weight.size].astype(np.uint8), absmax
@@ -166,6 +173,15 @@ class QLoRALayer:
     def num_parameters(self) -> int:
         """Return the number of trained parameters: r (in + out)."""
         return self.lora.num_parameters()
+
+
+def _affine_scale(low: float, high: float) -> float:
+    """(high - low) / 15, also where high - low overflows, and where it is subnormal."""
+    scale = (high - low) / 15 if math.isfinite(high - low) else high / 15 - low / 15
+    if 0 < high - low < 15 * sys.float_info.min:
+        # A multiple of the smallest number, rounded up: rounded down, 15 s would miss the ends.
+        scale = math.ceil((high - low) / math.ulp(0.0) / 15) * math.ulp(0.0)
+    return scale
 
 
 def _in_blocks(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
