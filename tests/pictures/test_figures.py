@@ -86,9 +86,7 @@ def test_blocks_make_the_difference_and_the_page_on_qlora_has_the_same_error() -
 
 def test_the_memory_of_full_lora_and_qlora_is_that_on_the_other_pages() -> None:
     words = words_of(memory.draw())
-    sizes = {
-        name: estimate.training[stored] for name, (stored, estimate) in memory.estimates().items()
-    }
+    sizes = {name: estimate.training for name, (_, estimate) in memory.estimates().items()}
     for size in sizes.values():
         assert f"{size / 1e9:.1f} GB" in words
         assert f"{size / 1e9:.1f} GB'" in page("concepts.md")

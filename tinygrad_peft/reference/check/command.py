@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TextIO, TypeAlias
 
 import numpy as np
 
@@ -55,8 +55,10 @@ EXERCISES = {
 
 def run(arguments: Sequence[str]) -> NoReturn:
     """Check a file and end the process, with all threads that a solution left behind."""
-    status = main(arguments)
-    sys.stdout.flush()
+    given = _parsed(arguments)
+    out, sys.stdout = sys.stdout, sys.stderr  # for good: such a thread may print until the end
+    status = _check(given, out)
+    out.flush()
     sys.stderr.flush()
     os._exit(status)
 
@@ -66,20 +68,24 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns 0 where all is right, 1 where something differs, and 2 where there is nothing to check.
     """
-    given = _parsed(arguments)
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # what the solution prints is not the report
-        try:
-            solution = _load(given.file, given.seconds)
-        except Different as fault:
-            print(fault, file=sys.stderr)
-            return 2
-        wanted = given.exercises or [n for n, e in EXERCISES.items() if e.is_in(solution)]
-        if not wanted:
-            names = ", ".join(e.title for e in EXERCISES.values())
-            print(f"{given.file}: expected at least one of {names}, found none", file=sys.stderr)
-            return 2
-        verdicts = [_verdict(solution, number, given.seconds) for number in wanted]
+    given, out = _parsed(arguments), sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        return _check(given, out)
+
+
+def _check(given: argparse.Namespace, out: TextIO) -> int:
+    """Print the report; what the solution prints is not a part of it."""
+    try:
+        solution = _load(given.file, given.seconds)
+    except Different as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    wanted = given.exercises or [n for n, e in EXERCISES.items() if e.is_in(solution)]
+    if not wanted:
+        names = ", ".join(e.title for e in EXERCISES.values())
+        print(f"{given.file}: expected at least one of {names}, found none", file=sys.stderr)
+        return 2
+    verdicts = [_verdict(solution, number, given.seconds) for number in wanted]
     for number, verdict in zip(wanted, verdicts, strict=True):
         print(f"{number:<5} {EXERCISES[number].title}: {verdict or 'right'}", file=out)
     right = verdicts.count(None)
@@ -110,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "exercises",
         nargs="*",
+        default=[],
         metavar="EXERCISE",
         help=f"one of {', '.join(EXERCISES)}; left out, all that are in the file",
     )
