@@ -59,7 +59,7 @@ wheel-test: ## the tests against the built wheel, without the extras
 	PYTHON="$(PYTHON)" .ci/wheel-test
 
 pictures: $(READY) ## draw the documents' pictures anew, from the figures that they show
-	@$(VENV)/bin/python -m pictures
+	@$(VENV)/bin/python -m docs.pictures
 
 format: $(READY) ## format the code and repair what ruff can
 	$(VENV)/bin/ruff check --fix

@@ -22,7 +22,7 @@ PEERS = ("bitsandbytes", "peft", "torch", "transformers")
 missing_peers = [name for name in PEERS if find_spec(name) is None]
 collect_ignore = list(MARKER_OF_FOLDER) if missing_peers else []
 # The pictures are drawn from a checkout; the wheel has neither them nor what draws them.
-if not (TESTS.parent / "pictures").is_dir():
+if not (TESTS.parent / "docs" / "pictures").is_dir():
     collect_ignore.append("pictures")
 
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from pictures import FOLDER, block, levels, low_rank, memory, seam
-from pictures.svg import Picture
-from pictures.update import DIRECTIONS, WIDTH, learn, shares
+from docs.pictures import FOLDER, block, levels, low_rank, memory, seam
+from docs.pictures.svg import Picture
+from docs.pictures.update import DIRECTIONS, WIDTH, learn, shares
 from tinygrad_peft import Host, get_peft_model
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import parse_method

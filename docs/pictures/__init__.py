@@ -1,14 +1,14 @@
-"""The documents' pictures: `python -m pictures` writes them anew, each from figures it computes."""
+"""The documents' pictures, drawn from computed figures: `python -m docs.pictures` writes them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pictures import block, error, levels, low_rank, memory, seam, spectrum
-from pictures.svg import Picture
+from docs.pictures import block, error, levels, low_rank, memory, seam, spectrum
+from docs.pictures.svg import Picture
 
 __all__ = ["FOLDER", "PICTURES"]
 
-FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
+FOLDER = Path(__file__).parent
 
 # By the names of the files in that folder.
 PICTURES: Mapping[str, Callable[[], Picture]] = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pictures.svg import Picture, Point
+from docs.pictures.svg import Picture, Point
 
 __all__ = ["Axes"]
 

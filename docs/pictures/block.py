@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pictures.svg import Picture
+from docs.pictures.svg import Picture
 
 __all__ = ["PLACES", "draw"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pictures.svg import Picture
+from docs.pictures.svg import Picture
 from tinygrad_peft import get_peft_model
 from tinygrad_peft.nn import Module, Transformer, TransformerConfig
 from tinygrad_peft.peft import Rewrite

@@ -1,6 +1,6 @@
-"""`python -m pictures`: write every picture of the documents."""
+"""`python -m docs.pictures`: write every picture of the documents."""
 
-from pictures import FOLDER, PICTURES
+from docs.pictures import FOLDER, PICTURES
 
 for name, draw in PICTURES.items():
     path = FOLDER / f"{name}.svg"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pictures.svg import Picture
+from docs.pictures.svg import Picture
 from tinygrad_peft.reference import LoRALayer
 
 __all__ = ["Sizes", "draw", "sizes"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pictures.axes import Axes
-from pictures.svg import Picture
+from docs.pictures.axes import Axes
+from docs.pictures.svg import Picture
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.reference import (
     NF4_LEVELS,

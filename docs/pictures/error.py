@@ -1,8 +1,8 @@
 """How far the update of each rank is from what was learnt, and from what the task takes."""
 
-from pictures.axes import Axes
-from pictures.svg import Picture
-from pictures.update import WIDTH, learn, shares
+from docs.pictures.axes import Axes
+from docs.pictures.svg import Picture
+from docs.pictures.update import WIDTH, learn, shares
 
 __all__ = ["draw"]
 

@@ -1,8 +1,8 @@
 """The singular values of what full fine-tuning learnt, as bars."""
 
-from pictures.axes import Axes
-from pictures.svg import Picture
-from pictures.update import DIRECTIONS, WIDTH, learn
+from docs.pictures.axes import Axes
+from docs.pictures.svg import Picture
+from docs.pictures.update import DIRECTIONS, WIDTH, learn
 
 __all__ = ["draw"]
 

@@ -1,6 +1,6 @@
 """The memory that training a 7B model takes: full, with LoRA, with QLoRA."""
 
-from pictures.svg import Picture
+from docs.pictures.svg import Picture
 from tinygrad_peft import Host
 from tinygrad_peft.models import named_shape
 from tinygrad_peft.peft import Memory, count_recipe, estimate_full_memory, estimate_memory
