@@ -106,6 +106,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["check"]:
-        check.run(sys.argv[2:])
-    main()
+    match sys.argv[1:]:
+        case ["check", *arguments]:
+            check.run(arguments)
+        case []:
+            main()
+        case unknown:
+            sys.exit(f"expected no argument or: check FILE [EXERCISE...], got {' '.join(unknown)}")
