@@ -384,7 +384,7 @@ class TestHalvesASetting(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class CarelessConfig(RankOneConfig):
-    passed_over: ClassVar[Mapping[str, object]] = {"no_such_setting": 1}
+    file_format: ClassVar = peft.FileFormat(ignored_settings={"no_such_setting": 1})
 
 
 class TestTakesAnySetting(Method):
@@ -394,8 +394,7 @@ class TestTakesAnySetting(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class OneNameConfig(RankOneConfig):
-    def stored_name(self, path: str, name: str) -> str:
-        return name
+    file_format: ClassVar = peft.FileFormat(tensor_key=lambda _path, name: name)
 
 
 class TestStoresAllLayersUnderOneName(Method):

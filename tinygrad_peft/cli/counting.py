@@ -11,13 +11,6 @@ from tinygrad_peft.peft import Host, Memory, count_recipe, estimate_memory, pars
 
 __all__ = ["count_parameters"]
 
-STORED = {
-    "float32": "float32",
-    "float16": "float16",
-    "nf4": "NF4, rest in float32",
-    "nf4_float16": "NF4, rest in float16",
-}
-
 
 def count_parameters(
     shape: str | None, config: Path | None, specs: Sequence[str], *, as_json: bool
@@ -29,7 +22,7 @@ def count_parameters(
     host = Host.installed()
     recipe = [parse_method(spec, host.methods()) for spec in specs]
     trainable, total = count_recipe(model, recipe, host)
-    memory = estimate_memory(model, trainable, total)
+    memory = estimate_memory(model, trainable, total, host)
     values = {
         "shape": shape or str(config),
         "methods": list(specs),
@@ -54,12 +47,20 @@ def count_parameters(
 def _table(memory: Memory) -> list[tuple[str, ...]]:
     """A row for each way of storing the weights, in megabytes."""
     rows = [
-        (STORED[name], _mb(size), _mb(memory.gradients), _mb(memory.optimizer), _mb(whole))
+        (_stored(name), _mb(size), _mb(memory.gradients), _mb(memory.optimizer), _mb(whole))
         for (name, size), whole in zip(
             memory.weights.items(), memory.training.values(), strict=True
         )
     ]
     return [("memory to train", "weights", "gradients", "AdamW", "in all"), *rows]
+
+
+def _stored(name: str) -> str:
+    """Return `NF4, rest in float16` for "nf4_float16"."""
+    if name in ("float32", "float16"):
+        return name
+    packed = name.removesuffix("_float16")
+    return f"{packed.upper()}, rest in {'float32' if name == packed else 'float16'}"
 
 
 def _mb(size: int) -> str:
