@@ -85,7 +85,10 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         ({"lora_alpha": math.nan}, "lora_alpha: expected a finite number, got nan"),
         ({"lora_alpha": 0}, "lora_alpha=0.0 must be a number other than 0"),
         ({"lora_alpha": math.inf}, "lora_alpha: expected a finite number, got inf"),
-        ({"alpha_pattern": {"q": math.nan}}, "alpha_pattern['q']: expected a finite number, got nan"),
+        (
+            {"alpha_pattern": {"q": math.nan}},
+            "alpha_pattern['q']: expected a finite number, got nan",
+        ),
         ({"lora_dropout": math.nan}, "lora_dropout: expected a finite number, got nan"),
         ({"bias": "some"}, "bias: expected one of none, all, lora_only, got 'some'"),
         (
@@ -362,7 +365,10 @@ def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -
             "lora:bias=lora",
             "lora: invalid LoraConfig:\n  - bias: expected one of none, all, lora_only, got 'lora'",
         ),
-        ("lora:bias=lora_onyl", "expected one of none, all, lora_only, got 'lora_onyl'; did you mean"),
+        (
+            "lora:bias=lora_onyl",
+            "of none, all, lora_only, got 'lora_onyl'; did you mean",
+        ),
         ("lora:r=four", "lora: invalid LoraConfig:\n  - r: expected int, got 'four'"),
         ("lora:r=true", "r: expected int, got True"),
         ("lora:r=", "r: expected int, got ''"),

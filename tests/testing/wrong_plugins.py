@@ -5,7 +5,7 @@
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.peft import (
     Draft,
+    FileFormat,
     ModelShape,
     Site,
 )
@@ -384,7 +385,7 @@ class TestHalvesASetting(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class CarelessConfig(RankOneConfig):
-    file_format: ClassVar = peft.FileFormat(ignored_settings={"no_such_setting": 1})
+    file_format: ClassVar = FileFormat(ignored_settings={"no_such_setting": 1})
 
 
 class TestTakesAnySetting(Method):
@@ -394,7 +395,7 @@ class TestTakesAnySetting(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class OneNameConfig(RankOneConfig):
-    file_format: ClassVar = peft.FileFormat(tensor_key=lambda _path, name: name)
+    file_format: ClassVar = FileFormat(tensor_key=lambda _path, name: name)
 
 
 class TestStoresAllLayersUnderOneName(Method):

@@ -15,7 +15,15 @@ from tinygrad_peft.peft.storage.base_model import Head
 from tinygrad_peft.peft.storage.problems import raise_problems
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
-__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "load_told", "read_folder", "task_of"]
+__all__ = [
+    "Examples",
+    "check_tokens",
+    "load_adapted",
+    "load_base",
+    "load_told",
+    "read_folder",
+    "task_of",
+]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -61,7 +62,7 @@ class StoredTensor:
         """How many bytes it takes in the file."""
         return self.size * _BITS[self.dtype] // 8
 
-    def read(self, dtype: np.dtype[np.floating], opened: BinaryIO | None = None) -> Array:
+    def read(self, dtype: np.dtype[np.floating], opened: BufferedReader | None = None) -> Array:
         """The array, a new one in that dtype; `opened` is its file, where that is open already.
 
         Raises CheckpointError where the file has changed.

@@ -8,7 +8,7 @@ from tinygrad_peft.arrays import Shape
 
 __all__ = ["PREFIX", "FileFormat", "Shapes"]
 
-C = TypeVar("C", contravariant=True)
+C_contra = TypeVar("C_contra", contravariant=True)
 
 PREFIX = "base_model.model"  # PEFT wraps the model twice
 Shapes: TypeAlias = Mapping[str, Shape]
@@ -23,7 +23,7 @@ def _no_problems(_config: object, _shapes: Shapes) -> Sequence[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileFormat(Generic[C]):
+class FileFormat(Generic[C_contra]):
     """How the files of a method look. A config class names one as `file_format`.
 
     Attributes:
@@ -46,9 +46,9 @@ class FileFormat(Generic[C]):
     exclusions: bool = True
     tensor_key: Callable[[str, str], str] | None = None
     repairs: Callable[[Mapping[str, object]], Mapping[str, object]] = _as_written
-    checks: Callable[[C, Shapes], Sequence[str]] = _no_problems
-    ranks: Callable[[C, str], int] | None = None
-    llama_cpp: Callable[[C, Collection[str]], Sequence[str]] | None = None
+    checks: Callable[[C_contra, Shapes], Sequence[str]] = _no_problems
+    ranks: Callable[[C_contra, str], int] | None = None
+    llama_cpp: Callable[[C_contra, Collection[str]], Sequence[str]] | None = None
 
     def key(self, path: str, name: str) -> str:
         """Return the name in a file of the parameter `name` of the module at `path`."""

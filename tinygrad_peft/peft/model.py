@@ -123,8 +123,9 @@ class PeftModel(AdaptedTransformer):
         """Make a further adapter whose update is Σ wᵢ ΔWᵢ of others; `set_adapter` makes it act.
 
         "linear" is that sum exactly, also of low-rank updates of different ranks and scalings: its
-        rank is the sum of theirs. With `rank`, what is nearest of that rank. "ties" (Yadav et al. 2023) keeps the
-        largest elements of each update, a share `density`, and averages those whose sign agrees;
+        rank is the sum of theirs. With `rank`, what is nearest of that rank. "ties" (Yadav et al.
+        2023) keeps the largest elements of each update, a share `density`, and averages those whose
+        sign agrees;
         "dare_linear" and "dare_ties" (Yu et al. 2023) keep a share at random, drawn from `seed`.
 
         Returns for each path the share of the wanted update, in the Frobenius norm, that the rank
@@ -368,8 +369,7 @@ class PeftModel(AdaptedTransformer):
         """
         _refuse_adapted(model)
         if host is None:
-            is_read = isinstance(directory, AdapterFolder)
-            host = directory.host if is_read else Host.installed()
+            host = directory.host if isinstance(directory, AdapterFolder) else Host.installed()
         peft = cls(model, host)
         peft.load_adapter(directory, adapter_name, is_trainable=is_trainable)
         peft.set_adapter(adapter_name)
@@ -401,16 +401,6 @@ def get_peft_model(
         TargetError: targets that the model does not have; all of them, with the nearest names.
         PeftError: plugins object, a method has nothing to do, or the model is adapted already.
     On any error the model is what it was.
-
-    >>> from tinygrad_peft.nn import Transformer, TransformerConfig
-    >>> from tinygrad_peft_lora import LoraConfig
-    >>> config = TransformerConfig(
-    ...     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-    ...     intermediate_size=64, max_position_embeddings=16,
-    ... )
-    >>> peft = get_peft_model(Transformer(config), LoraConfig(r=4, target_modules=["q_proj"]))
-    >>> peft.get_nb_trainable_parameters()
-    (512, 20800)
     """
     _refuse_adapted(model)
     peft = PeftModel(model, host or Host.installed())

@@ -5,8 +5,8 @@ import functools
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Literal
 
 import msgspec
 
@@ -17,12 +17,17 @@ __all__ = ["convert_setting", "setting_types", "wrong_choices", "wrong_types"]
 _PYTHONS = {"array": "list", "object": "dict", "null": "None"}  # names for what JSON calls so
 
 
-@functools.cache
-def setting_types(kind: type[Any]) -> Mapping[str, Any]:
+def setting_types(kind: type) -> Mapping[str, object]:
     """Return the type of each setting of a config class.
 
     Raises ConfigError with all settings of types that JSON cannot hold.
     """
+    return _types(kind)
+
+
+@functools.cache
+def _types(kind: Hashable) -> Mapping[str, object]:  # mypy does not take a class for hashable
+    assert isinstance(kind, type)
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     if any(isinstance(hint, str) for hint in types.values()):
         hints = typing.get_type_hints(kind)
@@ -33,7 +38,7 @@ def setting_types(kind: type[Any]) -> Mapping[str, Any]:
     return types
 
 
-def convert_setting(value: object, hint: Any, *, strict: bool) -> object:
+def convert_setting(value: object, hint: object, *, strict: bool) -> object:
     """Return a JSON value in the type of its setting; the value itself if it does not fit."""
     try:
         return msgspec.convert(value, hint, strict=strict, str_keys=True)
@@ -72,7 +77,7 @@ def _alien(hint: object) -> bool:
     return False
 
 
-def _mismatch(name: str, value: object, hint: Any) -> list[str]:
+def _mismatch(name: str, value: object, hint: object) -> list[str]:
     """Return `name: expected int, got '4'`, or nothing if the value fits."""
     try:
         msgspec.convert(msgspec.to_builtins(value), hint, strict=True)

@@ -102,7 +102,9 @@ def _convert(kind: type[C], values: Mapping[str, object], where: str, *, strict:
     missing = [f"{name}: missing" for name in _required(kind) if name not in values]
     if missing:
         raise ConfigError(f"{where}invalid {kind.__name__}:\n{listed(missing)}")
-    own = {k: convert_setting(v, types[k], strict=strict) for k, v in values.items()}
+    own: dict[str, Any] = {
+        name: convert_setting(value, types[name], strict=strict) for name, value in values.items()
+    }
     try:
         return kind(**own)
     except ConfigError as error:

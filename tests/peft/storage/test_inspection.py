@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ from tests.peft.small import LLAMA, ShiftConfig, lora_host, plugin, shift, small
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import save_model
 from tinygrad_peft.models.inspection import Report
-from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.nn import Module, TransformerConfig
 from tinygrad_peft.peft import (
     FolderLayout,
     Host,
     PeftConfig,
+    Site,
     get_peft_model,
     hookimpl,
     hookspecs,
@@ -189,6 +192,46 @@ def test_a_layout_that_no_plugin_reads_is_told(tmp_path: Path) -> None:
     (folder / "adapter.safetensors").unlink()
     (folder / "pytorch_adapter.bin").write_bytes(b"")
     assert "is a pickle, which can run any code" in problems(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "Hugging Face PEFT"),
+        ("prompt_embeddings", "Hugging Face PEFT"),
+        ("transformer.h.0.adapters.task.adapter_up.weight", "AdapterHub"),
+        ("model.layers.0.self_attn.q_proj.lora_a", "mlx-lm"),
+    ],
+)
+def test_a_file_of_tensors_by_itself_is_known_by_their_names(
+    name: str, like: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({name: np.zeros((2, 3), np.float32)}, file)
+    assert inspect(file).facts["like"] == f"an adapter of {like}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedConfig(ShiftConfig):
+    """Settings from elsewhere with names that other methods give to functions."""
+
+    peft_type: ClassVar[str] = "RANKED"
+    rank: int = 3
+    gguf_problems: str = "none"
+
+
+def test_settings_called_as_a_methods_functions_are_settings(tmp_path: Path) -> None:
+    def adapt(site: Site, config: PeftConfig) -> Module | None:
+        return shift(site, config) if isinstance(config, RankedConfig) else None
+
+    made = lora_host()
+    made.register(plugin(RankedConfig, adapt=adapt), "ranked")
+    get_peft_model(small(), RankedConfig(rank=5), host=made).save_pretrained(tmp_path)
+    for base in (None, LLAMA):
+        report = inspect_path(tmp_path, made, base=base)
+        assert report.sound, report.problems
+        assert report.facts["settings"] == {"rank": 5}
+        assert not {"ranks", "llama.cpp"} & report.facts.keys()
 
 
 # ---------- what is wrong with it ----------

@@ -6,6 +6,7 @@ Loading and inspecting share this walk: one raises the problems, the other repor
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 from tinygrad_peft.errors import CheckpointError, nearest
@@ -52,8 +53,7 @@ class Examination:
         for step in self.steps:
             if step.folder.settings is None or (step.folder.is_foreign and step.problems):
                 continue
-            read = step.folder
-            meant = gathered(step.problems, lambda read=read: step_config(folder, read, base))
+            meant = gathered(step.problems, partial(step_config, folder, step.folder, base))
             if meant is not None:
                 step.config, step.foreign = meant
 
@@ -103,7 +103,7 @@ class Examination:
                 self._add(step, _contradictions(step))
 
     def _match(self, record: Record, number: int, step: ExaminedStep) -> None:
-        ask = lambda: match_step(record, number, step.folder, step.foreign)  # noqa: E731
+        ask = partial(match_step, record, number, step.folder, step.foreign)
         step.match = gathered(step.problems, ask)
         if step.match is not None:
             self._add(step, step.match.problems())

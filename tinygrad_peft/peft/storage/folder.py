@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
@@ -70,14 +70,12 @@ class StepFolder:
         )
         layout = found or HUGGING_FACE
         tensors, beside = (
-            gathered(problems, lambda file=file: read_header(file)) if file.exists() else None
+            gathered(problems, partial(read_header, file)) if file.exists() else None
             for file in (path / layout.weights, path / REPARAMETERIZATION)
         )
         is_origin = (path / REPARAMETERIZATION).exists() and (path / ORIGIN).exists()
         origin = gathered(problems, lambda: read_json_object(path / ORIGIN)) if is_origin else None
-        return cls(
-            path, name, layout, layouts, settings, origin, tensors, beside, tuple(problems)
-        )
+        return cls(path, name, layout, layouts, settings, origin, tensors, beside, tuple(problems))
 
     @property
     def is_foreign(self) -> bool:

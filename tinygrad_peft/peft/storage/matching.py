@@ -63,9 +63,7 @@ class Match:
                 yield parameter, np.ascontiguousarray(array.T) if transposed else array
 
 
-def match_step(
-    record: Record, number: int, step: StepFolder, foreign: ForeignStep | None
-) -> Match:
+def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignStep | None) -> Match:
     """Return what a record's step needs, and what its folder holds.
 
     `foreign` is the step as another library wrote it, if one did. Raises CheckpointError where
@@ -100,7 +98,7 @@ def _match_foreign(record: Record, number: int, step: StepFolder, foreign: Forei
 
 
 def own_tensors(step: StepFolder) -> dict[str, StoredTensor]:
-    """Return a step's tensors without PEFT's copies. Raises CheckpointError where there are none."""
+    """Return a step's tensors without PEFT's copies. Raises CheckpointError without a file."""
     return {k: v for k, v in step.weights().items() if not _WRAPPED.search(k)}
 
 

@@ -13,7 +13,7 @@ from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.settings import config_to_dict
 from tinygrad_peft.peft.sites import capture_seams
-from tinygrad_peft.peft.storage.examination import ExaminedStep, Examination, format_of
+from tinygrad_peft.peft.storage.examination import Examination, ExaminedStep, format_of
 from tinygrad_peft.peft.storage.folder import AdapterFolder
 from tinygrad_peft.peft.storage.problems import Problem, gathered
 
@@ -32,7 +32,7 @@ def report_on(folder: AdapterFolder, base: TransformerConfig | None) -> Report:
         examined.compare_alone()
     else:
         _compare(examined, base, folder.host)
-    facts = {} if base is None else {"base": describe_config(base)}
+    facts: dict[str, object] = {} if base is None else {"base": describe_config(base)}
     own = [problem.text for problem in examined.own_problems]
     if not examined.steps:
         return Report(path=folder.path, kind="adapter", problems=own)

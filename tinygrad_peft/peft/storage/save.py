@@ -39,7 +39,9 @@ def save_adapter(
     """Write all steps of a record, and the recipe last, when the rest is there.
 
     Weights that are computed from others are written with those unless `flatten`. What another
-    recipe has left in the folder is removed. Raises CheckpointError where a file or folder cannot be written.
+    recipe has left in the folder is removed.
+
+    Raises CheckpointError where a file or folder cannot be written.
     """
     folders, left = _folders(record.recipe), steps_in(directory)
     layouts = known_layouts(host)
@@ -50,7 +52,9 @@ def save_adapter(
         if note := given_targets(given, config):
             notes[name] = note
         make_folder(folder)
-        _write_tensors(folder / HUGGING_FACE.weights, record.stored_parameters(step), record.transposed(step))
+        _write_tensors(
+            folder / HUGGING_FACE.weights, record.stored_parameters(step), record.transposed(step)
+        )
         origin = {} if flatten else record.reparameterization(step)
         _write_tensors(folder / REPARAMETERIZATION, origin)
         differs = bool(origin) and config.flattened() != config
