@@ -2,7 +2,7 @@
 
 import time
 
-from tinygrad_peft.errors import LISTED, LONGEST_LINE, listed, nearest, shortened, told
+from tinygrad_peft.errors import LISTED, LONGEST_LINE, failures, listed, nearest, shortened, told
 from tinygrad_peft.nn.module import mismatches
 
 
@@ -50,3 +50,17 @@ def test_one_problem_stands_in_the_same_line() -> None:
 
 def test_a_short_text_stays_what_it_is() -> None:
     assert shortened("a" * LONGEST_LINE) == "a" * LONGEST_LINE
+
+
+def test_failures_are_the_messages_whose_conditions_hold() -> None:
+    assert failures({"too small": True, "too large": False, "empty": True}) == [
+        "too small",
+        "empty",
+    ]
+    assert failures({}) == []
+
+
+def test_a_problem_of_several_lines_is_listed_with_the_others_indented() -> None:
+    assert listed(["first\n  - detail", "second"]) == "  - first\n      - detail\n  - second"
+    assert told(["first\nmore"]) == " first\nmore"
+    assert told(["first\nmore", "second"]) == "\n  - first\n    more\n  - second"

@@ -2,13 +2,17 @@
 
 import ast
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tinygrad_peft.peft import Host
 
 PLUGINS = sorted({point.module.partition(".")[0] for point in entry_points(group="tinygrad_peft")})
 REFERENCE = "tinygrad_peft.reference"
@@ -98,3 +102,21 @@ def test_the_reference_imports_numpy_alone(path: Path) -> None:
         if module.split(".")[0] not in allowed and not f"{module}.".startswith(f"{REFERENCE}.")
     ]
     assert foreign == []
+
+
+GENERAL = {"adapter"}  # a method's name, and the word for what every method makes
+
+
+def test_the_core_knows_no_method_by_its_name() -> None:
+    methods = Host.installed().methods().keys() - GENERAL
+    assert len(methods) > 5
+    name = re.compile(rf"(?<![^\W_])({'|'.join(sorted(methods))})(?![^\W_])", re.IGNORECASE)
+    root = Path(str(files("tinygrad_peft")))
+    found = [
+        f"{path.relative_to(root)}:{number}: {match[0]}"
+        for path in files_of("tinygrad_peft")
+        if REFERENCE.partition(".")[2] not in path.relative_to(root).parts
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        for match in name.finditer(line)
+    ]
+    assert found == []

@@ -22,7 +22,7 @@ names, and BaseModelWarning, for an adapter of a model of another name.
 import difflib
 import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "LISTED",
@@ -42,6 +42,7 @@ __all__ = [
     "TinygradPeftError",
     "TokenError",
     "TrainingError",
+    "failures",
     "listed",
     "nearest",
     "shortened",
@@ -134,10 +135,18 @@ def _parts(name: str) -> set[str]:
     return set(re.split(r"[._]", name))
 
 
+def failures(conditions: Mapping[str, bool]) -> list[str]:
+    """Return the messages whose condition is true: each condition says that something is wrong."""
+    return [message for message, wrong in conditions.items() if wrong]
+
+
 def listed(problems: Iterable[str], most: int = LISTED) -> str:
-    """The problems one a line, cut short; how many more there are, past the first `most`."""
+    """List the problems one by one, cut short; past the first `most`, only their number.
+
+    The further lines of a problem stand below its first, indented.
+    """
     lines = list(problems)
-    shown = [f"  - {shortened(line)}" for line in lines[:most]]
+    shown = ["  - " + "\n    ".join(map(shortened, line.splitlines())) for line in lines[:most]]
     if len(lines) > most:
         shown.append(f"  ... and {len(lines) - most} more")
     return "\n".join(shown)
@@ -145,7 +154,9 @@ def listed(problems: Iterable[str], most: int = LISTED) -> str:
 
 def told(problems: Sequence[str]) -> str:
     """What comes after a colon: one problem in the same line, or several below it."""
-    return f" {shortened(problems[0])}" if len(problems) == 1 else f"\n{listed(problems)}"
+    if len(problems) == 1:
+        return " " + "\n".join(map(shortened, problems[0].splitlines()))
+    return f"\n{listed(problems)}"
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:

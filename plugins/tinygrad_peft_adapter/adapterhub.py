@@ -18,16 +18,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError, nearest
+from tinygrad_peft.errors import ConfigError, failures, nearest
 from tinygrad_peft.models import config_to_json
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import (
+    FolderLayout,
     ForeignFolder,
     ForeignName,
     ForeignRequest,
     ForeignStep,
-    Layout,
     config_from_dict,
 )
 from tinygrad_peft_adapter.bn_config import STARTS, BnConfig, read_bn_config
@@ -35,7 +35,30 @@ from tinygrad_peft_adapter.config import BottleneckAdapterConfig
 
 __all__ = ["ADAPTERHUB", "read_adapterhub", "write_adapterhub"]
 
-ADAPTERHUB: Layout = "AdapterHub"
+_TOP = frozenset(("hidden_size", "model_class", "model_name", "model_type", "name"))
+
+
+def _recognises(settings: Mapping[str, object]) -> bool:
+    return "config" in settings and len(_TOP & settings.keys()) > 1
+
+
+def _kind_of(settings: Mapping[str, object]) -> str:
+    config = settings.get("config")
+    named = config.get("architecture") if isinstance(config, Mapping) else None
+    return "bottleneck" if named is None else str(named)
+
+
+ADAPTERHUB = FolderLayout(
+    name="AdapterHub",
+    weights="adapter.safetensors",
+    never_read="pytorch_adapter.bin",
+    save_again="with save_adapter(..., use_safetensors=True) of AdapterHub's adapters",
+    base_key="model_name",
+    noted=("name", "model_type", "model_name", "version"),
+    tensor_names=r".*\.(adapters|loras|prefix_tunings|prompt_tunings)\..*",
+    recognises=_recognises,
+    kind_of=_kind_of,
+)
 _VERSION = "adapters.1.3.0"
 _ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
@@ -275,7 +298,7 @@ def _unequalled(config: BottleneckAdapterConfig, base: TransformerConfig) -> lis
         'dropout needs drops="output"': (bool(config.dropout) and config.drops == "bottleneck"),
         "modules_to_save: it trains no modules whole": bool(config.modules_to_save),
     }
-    return [problem for problem, broken in rules.items() if broken]
+    return failures(rules)
 
 
 def _model_class(base: TransformerConfig) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.errors import ConfigError, failures
 from tinygrad_peft.peft import unknown_settings
 
 __all__ = ["STARTS", "BnConfig", "read_bn_config"]
@@ -90,7 +90,7 @@ class BnConfig:
                 self.init_weights not in STARTS
             ),
         }
-        return [problem for problem, broken in rules.items() if broken]
+        return failures(rules)
 
 
 def read_bn_config(values: Mapping[str, object]) -> BnConfig:

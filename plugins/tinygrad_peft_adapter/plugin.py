@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tinygrad_peft.nn import Attention, Layer, Module, Residual, Transformer
 from tinygrad_peft.peft import (
     Draft,
+    FolderLayout,
     ForeignFolder,
     ForeignRequest,
     ForeignStep,
@@ -24,6 +25,7 @@ __all__ = [
     "adapt_module",
     "check_recipe",
     "count_parameters",
+    "foreign_layouts",
     "peft_methods",
     "read_foreign",
     "write_foreign",
@@ -83,16 +85,22 @@ def check_recipe(draft: Draft) -> Sequence[str]:
     ]
 
 
+@hookimpl(hookspecs.foreign_layouts)
+def foreign_layouts() -> Sequence[FolderLayout]:
+    """Describe AdapterHub's."""
+    return [ADAPTERHUB]
+
+
 @hookimpl(hookspecs.read_foreign)
 def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
     """AdapterHub's bottleneck adapters."""
-    return read_adapterhub(folder) if folder.layout == ADAPTERHUB else None
+    return read_adapterhub(folder) if folder.layout == ADAPTERHUB.name else None
 
 
 @hookimpl(hookspecs.write_foreign)
 def write_foreign(request: ForeignRequest) -> ForeignStep | None:
     """For AdapterHub."""
-    if request.layout != ADAPTERHUB or not isinstance(request.config, BottleneckAdapterConfig):
+    if request.layout != ADAPTERHUB.name or not isinstance(request.config, BottleneckAdapterConfig):
         return None
     return write_adapterhub(request, request.config)
 

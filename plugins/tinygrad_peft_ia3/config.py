@@ -5,13 +5,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft import NamedTargetsConfig, matches
+from tinygrad_peft.peft import FileFormat, NamedTargetsConfig, Shapes, matches
 from tinygrad_peft.peft.config import broken_expressions
 
 __all__ = ["IA3Config"]
+
+
+def with_feedforward_targets(values: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the settings with feed-forward modules that are targets alone.
+
+    PEFT fills in a family's usual ones whatever the targets are, and writes "all-linear" as paths.
+    Then it refuses to read what it wrote, since the names differ.
+    """
+    named = _names(values.get("target_modules"))
+    feedforward = _names(values.get("feedforward_modules"))
+    if not named or set(feedforward) <= set(named):
+        return values
+    meant = [re.escape(n) for n in feedforward if any(_may_meet(n, other) for other in named)]
+    return {**values, "feedforward_modules": rf"(.*\.)?({'|'.join(meant)})" if meant else []}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +52,6 @@ class IA3Config(NamedTargetsConfig):
         "llama": ("down_proj",),
         "bert": ("output.dense",),
     }
-    # How a base stores its weights is the base's business.
-    passed_over: ClassVar[Mapping[str, object]] = {"fan_in_fan_out": True}
-
     feedforward_modules: str | Sequence[str] | None = None
     init_ia3_weights: bool = True
 
@@ -59,28 +69,14 @@ class IA3Config(NamedTargetsConfig):
             if name not in named
         ]
 
-    @classmethod
-    def as_meant(cls, values: Mapping[str, object]) -> Mapping[str, object]:
-        """The settings with the feed-forward modules among the targets alone.
-
-        PEFT fills in a family's usual ones whatever the targets are, and writes "all-linear" as
-        paths; then it refuses to read what it wrote, since the names are not the same.
-        """
-        named = _names(values.get("target_modules"))
-        feedforward = _names(values.get("feedforward_modules"))
-        if not named or set(feedforward) <= set(named):
-            return values
-        meant = [re.escape(n) for n in feedforward if any(_may_meet(n, other) for other in named)]
-        return {**values, "feedforward_modules": rf"(.*\.)?({'|'.join(meant)})" if meant else []}
-
     def scales_input(self, path: str, model_type: str) -> bool:
         """Whether the vector at a path is for what the layer is given."""
         given = self.feedforward_modules
         return matches(path, self.usual_feedforward.get(model_type, ()) if given is None else given)
 
-    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
-        """Vectors of another shape than the settings say, as far as these say it of any model."""
-        found = super().stored_problems(shapes)
+    def contradictions(self, shapes: Shapes) -> list[str]:
+        """List vectors of other shapes than the settings give them on any model."""
+        found: list[str] = []
         if self.feedforward_modules is None:
             return found
         for name, shape in shapes.items():
@@ -90,6 +86,12 @@ class IA3Config(NamedTargetsConfig):
             if vector and (len(shape) != 2 or shape[0 if on_input else 1] != 1):
                 found.append(f"{name} is {shape}: the factors of a layer's {side}")
         return found
+
+    file_format: ClassVar[FileFormat["IA3Config"]] = FileFormat(
+        ignored_settings={"fan_in_fan_out": True},  # how the base stores its weights
+        repairs=with_feedforward_targets,
+        checks=contradictions,
+    )
 
 
 def _names(value: object) -> list[str]:

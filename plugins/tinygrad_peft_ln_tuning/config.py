@@ -1,11 +1,9 @@
 """LN tuning's settings, with the names and meanings that Hugging Face PEFT gives them on disk."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tinygrad_peft.arrays import Shape
-from tinygrad_peft.peft import NamedTargetsConfig
+from tinygrad_peft.peft import PREFIX, FileFormat, NamedTargetsConfig, Shapes
 
 __all__ = ["LNTuningConfig"]
 
@@ -26,13 +24,9 @@ class LNTuningConfig(NamedTargetsConfig):
             object.__setattr__(self, "target_modules", ALL_NORMS)
         super().__post_init__()
 
-    def stored_name(self, path: str, name: str) -> str:
-        """PEFT's name for a weight of the copy that it keeps in a wrapper of the norm."""
-        return super().stored_name(path, f"{OWN}.{name}")
-
-    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
-        """Weights that are no vectors, and biases without a weight of their size."""
-        found = super().stored_problems(shapes)
+    def contradictions(self, shapes: Shapes) -> list[str]:
+        """List weights that are not vectors, and biases without a weight of their size."""
+        found: list[str] = []
         for name, shape in shapes.items():
             path, own, field = name.rpartition(f".{OWN}.")
             if not own:
@@ -45,3 +39,8 @@ class LNTuningConfig(NamedTargetsConfig):
             elif shapes.get(weight) != shape:
                 found.append(f"{name} {shape} is there without {weight} of its size")
         return found
+
+    # PEFT keeps a copy of the norm in a wrapper.
+    file_format: ClassVar[FileFormat["LNTuningConfig"]] = FileFormat(
+        tensor_key=lambda path, name: f"{PREFIX}.{path}.{OWN}.{name}", checks=contradictions
+    )

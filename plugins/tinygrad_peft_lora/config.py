@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from tinygrad_peft.arrays import Shape
-from tinygrad_peft.errors import nearest
+from tinygrad_peft.errors import failures, nearest
 from tinygrad_peft.nn import Affine, TokenEmbedding
-from tinygrad_peft.peft import TargetedConfig, matches
+from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig, matches
 from tinygrad_peft_lora.gguf import refused_tensors, unseen_settings
 
 __all__ = ["LoraConfig", "pattern_matches"]
@@ -20,6 +19,12 @@ INPUT = "embed_tokens"  # what a bare list of token ids is for: the field of the
 # Starts that a file for other programs cannot have, since PEFT takes them out of the base's weight.
 TAKEN_OUT = ("pissa", "olora")
 STARTS = ("gaussian", *TAKEN_OUT, "orthogonal", "pissa_niter_4")
+
+
+def _tensor_key(path: str, name: str) -> str:
+    """Return PEFT's name: it keeps trained vectors of tokens in a wrapper's wrapper."""
+    renamed = {"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
+    return f"{PREFIX}.{path}.{renamed.get(name, name)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +55,6 @@ class LoraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine, TokenEmbedding)
-    # How a base stores its weights is the base's business, and the others belong to what is off.
-    passed_over: ClassVar[Mapping[str, object]] = {
-        "fan_in_fan_out": True,
-        "megatron_core": "megatron.core",
-        "qalora_group_size": 16,
-    }
 
     r: int = 8
     lora_alpha: float = 8.0
@@ -83,7 +82,7 @@ class LoraConfig(TargetedConfig):
     def _number_problems(self) -> list[str]:
         found = [f"the rank {k}={v} must be at least 1" for k, v in self._ranks().items() if v < 1]
         for name, alpha in self._alphas().items():
-            if not math.isfinite(alpha) or not alpha:
+            if not alpha:
                 found.append(f"{name}={alpha} must be a number other than 0")
         if not 0 <= self.lora_dropout < 1:
             found.append(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
@@ -126,9 +125,6 @@ class LoraConfig(TargetedConfig):
         """Settings that cannot be together, here as in PEFT."""
         start = self.init_lora_weights
         rules = {
-            f"bias={self.bias!r} must be 'none', 'all' or 'lora_only'": (
-                self.bias not in ("none", "all", "lora_only")
-            ),
             "lora_bias and use_dora exclude each other": self.lora_bias and self.use_dora,
             f"lora_bias starts at zero, and not with init_lora_weights={start!r}": (
                 self.lora_bias and not isinstance(start, bool)
@@ -140,7 +136,7 @@ class LoraConfig(TargetedConfig):
                 isinstance(self.target_modules, str) and self.layers_to_transform is not None
             ),
         }
-        return [problem for problem, broken in rules.items() if broken]
+        return failures(rules)
 
     @property
     def start(self) -> bool | str:
@@ -162,9 +158,9 @@ class LoraConfig(TargetedConfig):
         named = ids if isinstance(ids, Mapping) else {INPUT: ids}
         return {name: tuple(own) for name, own in named.items()}
 
-    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
-        """Matrices of another rank than the settings say, and such without their other half."""
-        found = super().stored_problems(shapes)
+    def contradictions(self, shapes: Shapes) -> list[str]:
+        """List matrices of other ranks than the settings give them, or without their other half."""
+        found: list[str] = []
         for own, other, axis in (("lora_A", "lora_B", 0), ("lora_B", "lora_A", 1)):
             for name, shape in shapes.items():
                 path, matrix, rest = name.rpartition(f".{own}.weight")
@@ -188,8 +184,8 @@ class LoraConfig(TargetedConfig):
             f"{n} modules {last!r} have weights, and are no targets" for last, n in called.items()
         ]
 
-    def gguf_problems(self, names: Collection[str]) -> list[str]:
-        """Why llama.cpp does not take what a file holds, or makes something else of it (`gguf`)."""
+    def llama_cpp_problems(self, names: Collection[str]) -> list[str]:
+        """List why llama.cpp cannot take a file, or makes something else of it (`gguf`)."""
         alphas = self.alpha_pattern
         return refused_tensors(names) + unseen_settings(use_rslora=self.use_rslora, alphas=alphas)
 
@@ -221,10 +217,17 @@ class LoraConfig(TargetedConfig):
             init_lora_weights=True,
         )
 
-    def stored_name(self, path: str, name: str) -> str:
-        """PEFT's name: it keeps trained vectors in a wrapper's wrapper."""
-        renamed = {"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
-        return super().stored_name(path, renamed.get(name, name))
+    file_format: ClassVar[FileFormat["LoraConfig"]] = FileFormat(
+        ignored_settings={
+            "fan_in_fan_out": True,  # how the base stores its weights
+            "megatron_core": "megatron.core",
+            "qalora_group_size": 16,
+        },
+        tensor_key=_tensor_key,
+        checks=contradictions,
+        ranks=rank,
+        llama_cpp=llama_cpp_problems,
+    )
 
 
 def pattern_matches(key: str, path: str) -> bool:

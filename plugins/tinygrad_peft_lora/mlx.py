@@ -13,24 +13,45 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.errors import ConfigError, failures
 from tinygrad_peft.models import module_path
 from tinygrad_peft.nn import Affine, Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft import (
+    FolderLayout,
     ForeignFolder,
     ForeignName,
     ForeignRequest,
     ForeignStep,
-    Layout,
     capture_seams,
     unknown_settings,
 )
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.mlx_file import stored_problems, within
+from tinygrad_peft_lora.mlx_file import contradictions, within
 
 __all__ = ["MLX", "read_mlx", "write_mlx"]
 
-MLX: Layout = "mlx-lm"
+_OWN = frozenset(("fine_tune_type", "lora_layers", "lora_parameters", "num_layers"))
+
+
+def _recognises(settings: Mapping[str, object]) -> bool:
+    return bool(_OWN & settings.keys()) and "peft_type" not in settings
+
+
+def _kind_of(settings: Mapping[str, object]) -> str:
+    return str(settings.get("fine_tune_type", "lora"))
+
+
+MLX = FolderLayout(
+    name="mlx-lm",
+    weights="adapters.safetensors",
+    never_read="adapters.npz",
+    save_again="with a current mlx-lm",
+    base_key="model",
+    noted=("model",),
+    tensor_names=r".*\.lora_[ab]",
+    recognises=_recognises,
+    kind_of=_kind_of,
+)
 # What a checkpoint's paths begin with where mlx-lm has "model": the families that it has at all.
 _ROOTS: Mapping[str, str] = {"gpt2": "transformer.", "llama": "model."}
 # What no model of the family has there.
@@ -152,7 +173,7 @@ def _read_settings(values: Mapping[str, object]) -> _Settings:
 
 def _stored_problems(settings: _Settings, folder: ForeignFolder) -> list[str]:
     own, is_dora = settings.lora_parameters, settings.fine_tune_type == "dora"
-    return stored_problems(
+    return contradictions(
         folder.shapes,
         names=("lora_a", "lora_b", "m") if is_dora else ("lora_a", "lora_b"),
         rank=own.rank,
@@ -231,7 +252,7 @@ def _unequalled(config: LoraConfig, request: ForeignRequest) -> list[str]:
             config.use_dora and bool(embeddings)
         ),
     }
-    return [problem for problem, broken in rules.items() if broken]
+    return failures(rules)
 
 
 def _places(paths: Sequence[str], base: TransformerConfig) -> tuple[int, list[str]]:

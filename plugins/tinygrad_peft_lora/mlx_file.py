@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from tinygrad_peft.errors import nearest
 
-__all__ = ["stored_problems", "within"]
+__all__ = ["contradictions", "within"]
 
 
-def stored_problems(
+def contradictions(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     names: Sequence[str],

@@ -7,6 +7,7 @@ from tinygrad_peft.peft import (
     Combination,
     Combined,
     Draft,
+    FolderLayout,
     ForeignFolder,
     ForeignRequest,
     ForeignStep,
@@ -34,6 +35,7 @@ __all__ = [
     "check_recipe",
     "combine_adapters",
     "count_parameters",
+    "foreign_layouts",
     "merge_module",
     "peft_methods",
     "read_foreign",
@@ -105,15 +107,21 @@ def check_recipe(draft: Draft) -> Sequence[str]:
     return objections(draft)
 
 
+@hookimpl(hookspecs.foreign_layouts)
+def foreign_layouts() -> Sequence[FolderLayout]:
+    """Describe mlx-lm's."""
+    return [MLX]
+
+
 @hookimpl(hookspecs.read_foreign)
 def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
     """mlx-lm's LoRA and DoRA."""
-    return read_mlx(folder) if folder.layout == MLX else None
+    return read_mlx(folder) if folder.layout == MLX.name else None
 
 
 @hookimpl(hookspecs.write_foreign)
 def write_foreign(request: ForeignRequest) -> ForeignStep | None:
     """For mlx-lm."""
-    if request.layout != MLX or not isinstance(request.config, LoraConfig):
+    if request.layout != MLX.name or not isinstance(request.config, LoraConfig):
         return None
     return write_mlx(request, request.config)

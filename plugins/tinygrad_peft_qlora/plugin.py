@@ -11,6 +11,7 @@ from tinygrad_peft.peft import (
     ParameterCount,
     PeftConfig,
     Site,
+    WeightFormat,
     capture_seams,
     hookimpl,
     hookspecs,
@@ -20,7 +21,14 @@ from tinygrad_peft_qlora.config import QLoraConfig, QuantizeConfig
 from tinygrad_peft_qlora.layer import QuantizedLinear
 from tinygrad_peft_qlora.quantization import fits_in_float32, quantize
 
-__all__ = ["adapt_module", "check_recipe", "count_parameters", "merge_module", "peft_methods"]
+__all__ = [
+    "adapt_module",
+    "check_recipe",
+    "count_parameters",
+    "merge_module",
+    "peft_methods",
+    "weight_formats",
+]
 
 
 @hookimpl(hookspecs.peft_methods)
@@ -61,6 +69,12 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     """Nothing is trained, and nothing is added: a weight counts as one, whatever it takes."""
     del shape
     return ParameterCount(trainable=0, added=0) if isinstance(config, QuantizeConfig) else None
+
+
+@hookimpl(hookspecs.weight_formats)
+def weight_formats() -> Sequence[WeightFormat]:
+    """NF4 in blocks of 64, with scales of 8 bits that share a float32 scale in blocks of 256."""
+    return [WeightFormat("nf4", 4 + 8 / 64 + 32 / (64 * 256))]
 
 
 @hookimpl(hookspecs.check_recipe)

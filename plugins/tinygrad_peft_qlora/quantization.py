@@ -14,7 +14,7 @@ In int4, zero is exact, and so is a block of one value v: its s is |v|.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -103,10 +103,8 @@ class QuantizedWeight:
 
 
 def setting_problems(quant_type: str, block_size: int, *, double_quant: bool) -> list[str]:
-    """What cannot be quantised with."""
+    """List what is wrong with settings of a known `quant_type`."""
     found = []
-    if quant_type not in ("nf4", "int4"):
-        found.append(f"quant_type={quant_type!r} must be 'nf4' or 'int4'")
     if block_size not in BLOCK_SIZES:
         found.append(f"block_size={block_size} must be one of {', '.join(map(str, BLOCK_SIZES))}")
     if double_quant and quant_type == "int4":
@@ -132,6 +130,8 @@ def quantize(
         PeftError: it holds NaN, infinity, or a number too large for float32.
     """
     problems = setting_problems(quant_type, block_size, double_quant=double_quant)
+    if quant_type not in get_args(QuantType):
+        problems.append(f"quant_type={quant_type!r} must be 'nf4' or 'int4'")
     if problems:
         raise ConfigError(f"a weight cannot be quantised with:\n{listed(problems)}")
     if weight.ndim != 2:

@@ -1,13 +1,13 @@
 """VeRA's settings, with the names and meanings that Hugging Face PEFT gives them on disk."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tinygrad_peft.arrays import Shape
+from tinygrad_peft.errors import failures
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft import TargetedConfig
+from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig
 
 __all__ = ["VeraConfig"]
 
@@ -16,6 +16,13 @@ A, B = "base_model.vera_A", "base_model.vera_B"  # what a file calls them: they 
 HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
 # What a generator of PyTorch may be seeded with: from the first to below the second.
 KEYS = -(2**63), 2**64
+
+
+def _tensor_key(path: str, name: str) -> str:
+    """Return PEFT's name: the matrices belong to the model, and not to a module."""
+    if name.startswith(PROJECTION):
+        return f"base_model.{name.removeprefix(PROJECTION)}"
+    return f"{PREFIX}.{path}.{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +45,6 @@ class VeraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine,)
-    exclusions_in_file: ClassVar[bool] = False
-    # How a base stores its weights is the base's business; where a loaded weight began is past.
-    passed_over: ClassVar[Mapping[str, object]] = {"fan_in_fan_out": True, "init_weights": True}
 
     r: int = 256
     projection_prng_key: int = 0
@@ -54,37 +58,22 @@ class VeraConfig(TargetedConfig):
         key = self.projection_prng_key
         rules = {
             f"the rank r={self.r} must be at least 1": self.r < 1,
-            f"projection_prng_key={key!r} must be an integer from -2⁶³ to below 2⁶⁴": (
-                not isinstance(key, int) or not KEYS[0] <= key < KEYS[1]
+            f"projection_prng_key={key} must be an integer from -2⁶³ to below 2⁶⁴": (
+                not KEYS[0] <= key < KEYS[1]
             ),
             f"vera_dropout={self.vera_dropout} must be at least 0 and below 1": (
                 not 0 <= self.vera_dropout < 1
             ),
-            f"d_initial={self.d_initial} must be a number, and not 0": (
-                not math.isfinite(self.d_initial) or not self.d_initial
-            ),
-            f"bias={self.bias!r} must be 'none', 'all' or 'vera_only'": (
-                self.bias not in ("none", "all", "vera_only")
-            ),
+            f"d_initial={self.d_initial} must be a number other than 0": not self.d_initial,
             "layers_to_transform needs target_modules as a list (or None), not as one expression": (
                 isinstance(self.target_modules, str) and self.layers_to_transform is not None
             ),
         }
-        return [*super().problems(), *(problem for problem, broken in rules.items() if broken)]
+        return [*super().problems(), *failures(rules)]
 
-    def rank(self, path: str) -> int:  # noqa: ARG002 - the same for every path
-        """The rank at a path."""
-        return self.r
-
-    def stored_name(self, path: str, name: str) -> str:
-        """PEFT's name: the matrices are the model's, and no module's."""
-        if name.startswith(PROJECTION):
-            return f"base_model.{name.removeprefix(PROJECTION)}"
-        return super().stored_name(path, name)
-
-    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
-        """Matrices that are there or not against the settings, and shapes that do not fit them."""
-        found = super().stored_problems(shapes)
+    def contradictions(self, shapes: Shapes) -> list[str]:
+        """List matrices that are there or not against the settings, and shapes that do not fit."""
+        found: list[str] = []
         for name in (A, B):
             if (name in shapes) is not self.save_projection:
                 there = "is there" if name in shapes else "is missing"
@@ -100,6 +89,15 @@ class VeraConfig(TargetedConfig):
             if field in HALVES and other not in shapes:
                 found.append(f"{name} is there without {other}")
         return found
+
+    file_format: ClassVar[FileFormat["VeraConfig"]] = FileFormat(
+        # How the base stores its weights, and where a loaded weight started.
+        ignored_settings={"fan_in_fan_out": True, "init_weights": True},
+        exclusions=False,
+        tensor_key=_tensor_key,
+        checks=contradictions,
+        ranks=lambda config, _path: config.r,
+    )
 
 
 def _expected(name: str, shape: Shape, r: int) -> Shape | None:

@@ -55,7 +55,7 @@ def test_a_model_is_named_where_the_adapter_tells_of_none(
     commands.ok("convert", "--adapter", adapter, "--layout", "mlx-lm", "--out", tmp_path / "there")
     to_peft = ("convert", "--adapter", tmp_path / "there", "--layout", "peft")
     told = commands.fails(*to_peft, "--out", tmp_path / "again")
-    assert "does not tell the model it is for: name the --model" in told
+    assert "does not describe its model: name the --model" in told
     told = commands.fails(*to_peft, "--out", tmp_path / "there")
     assert "there is an adapter in it" in told
 

@@ -15,8 +15,6 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="needs the text extra")
 
-from tinygrad_peft.cli import demo as program
-from tinygrad_peft.cli import demo_offline
 from tinygrad_peft.cli.demo import main, run_demo
 from tinygrad_peft.cli.demo_job import PROBE, Merged, Outcome, run_job
 from tinygrad_peft.cli.demo_offline import (
@@ -27,6 +25,7 @@ from tinygrad_peft.cli.demo_offline import (
     reviews,
     word_tokenizer,
 )
+from tinygrad_peft.cli.demo_recipes import demo_recipes
 from tinygrad_peft.cli.demo_report import print_outcome
 from tinygrad_peft.cli.recipes import parse_contenders
 from tinygrad_peft.errors import FetchError, PeftError
@@ -118,7 +117,7 @@ def test_the_job_tries_every_method_on_the_same_test_set(
     assert (out / "comparison.png").exists() == PLOT
 
 
-@pytest.mark.parametrize("specs", [program.RECIPES, demo_offline.RECIPES])
+@pytest.mark.parametrize("specs", [demo_recipes("real"), demo_recipes("offline")])
 def test_the_recipes_are_the_five_methods_and_a_composition(specs: Sequence[str]) -> None:
     contenders = parse_contenders(specs, Host.installed().methods())
     names = [tuple(c.peft_type.lower() for c in contender.recipe) for contender in contenders]

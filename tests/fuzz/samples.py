@@ -14,8 +14,8 @@ from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config, load_model, save_model
 from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import Host, Layout, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
@@ -196,7 +196,7 @@ def _host() -> Host:
 
 
 def _save(
-    folder: Path, steps: PeftConfig | Sequence[PeftConfig], layout: Layout = "Hugging Face PEFT"
+    folder: Path, steps: PeftConfig | Sequence[PeftConfig], layout: str = "Hugging Face PEFT"
 ) -> None:
     get_peft_model(small(LLAMA), steps).save_pretrained(folder, layout=layout)
 

@@ -3,7 +3,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         LoraConfig(r=0, lora_dropout=1.0, target_modules="(", rank_pattern={"[": 3, "q": -1})
     message = str(caught.value)
-    assert message.startswith("LoraConfig cannot be:")
+    assert message.startswith("invalid LoraConfig:")
     for problem in (
         "the rank r=0 must be at least 1",
         "the rank q=-1 must be at least 1",
@@ -82,19 +82,22 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"lora_alpha": math.nan}, "lora_alpha=nan must be a number"),
+        ({"lora_alpha": math.nan}, "lora_alpha: expected a finite number, got nan"),
         ({"lora_alpha": 0}, "lora_alpha=0.0 must be a number other than 0"),
-        ({"lora_alpha": math.inf}, "lora_alpha=inf must be a number"),
-        ({"alpha_pattern": {"q": math.nan}}, "q=nan must be a number"),
-        ({"lora_dropout": math.nan}, "lora_dropout=nan"),
-        ({"bias": "some"}, "bias='some' must be 'none', 'all' or 'lora_only'"),
+        ({"lora_alpha": math.inf}, "lora_alpha: expected a finite number, got inf"),
+        (
+            {"alpha_pattern": {"q": math.nan}},
+            "alpha_pattern['q']: expected a finite number, got nan",
+        ),
+        ({"lora_dropout": math.nan}, "lora_dropout: expected a finite number, got nan"),
+        ({"bias": "some"}, "bias: expected one of none, all, lora_only, got 'some'"),
         (
             {"init_lora_weights": "pisa"},
             "'pissa', 'pissa_niter_N', 'olora' or 'orthogonal'; did you mean 'pissa'",
         ),
         ({"init_lora_weights": "eva"}, "init_lora_weights='eva' must be"),
         ({"init_lora_weights": "pissa_niter_"}, "did you mean 'pissa_niter_4'"),
-        ({"init_lora_weights": 2}, "init_lora_weights=2 must be"),
+        ({"init_lora_weights": 2}, "init_lora_weights: expected bool or str, got 2"),
         ({"init_lora_weights": "orthogonal", "r": 3}, "r=3 must be even for 'orthogonal'"),
         (
             {"init_lora_weights": "orthogonal", "rank_pattern": {"q": 5}},
@@ -127,7 +130,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         ({"target_modules": ""}, "target_modules is empty"),
         ({"layers_to_transform": []}, "layers_to_transform is empty"),
         ({"exclude_modules": "*"}, "exclude_modules='*' is no regular expression"),
-        ({"modules_to_save": "classifier"}, "modules_to_save is a list of names"),
+        ({"modules_to_save": "classifier"}, "modules_to_save: expected list, got 'classifier'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(settings: dict[str, Any], problem: str) -> None:
@@ -258,21 +261,25 @@ def test_an_unknown_key_comes_with_the_nearest_one_and_with_the_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "place"),
+    ("values", "problem"),
     [
-        ({"r": "8"}, r"\$\.r"),
-        ({"r": 8.5}, r"\$\.r"),
-        ({"r": True}, r"\$\.r"),
-        ({"use_rslora": 1}, r"\$\.use_rslora"),
-        ({"target_modules": ["q", 3]}, r"\$\.target_modules\[1\]"),
-        ({"rank_pattern": {"q": "4"}}, r"\$\.rank_pattern\[\.\.\.\]"),
+        ({"r": "8"}, "r: expected int, got '8'"),
+        ({"r": 8.5}, "r: expected int, got 8.5"),
+        ({"r": True}, "r: expected int, got True"),
+        ({"use_rslora": 1}, "use_rslora: expected bool, got 1"),
+        ({"target_modules": ["q", 3]}, "target_modules[1]: expected str, got int"),
+        ({"rank_pattern": {"q": "4"}}, "rank_pattern[...]: expected int, got str"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_an_error_with_its_path(
-    values: dict[str, object], place: str
+    values: dict[str, object], problem: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"here.json: .*{place}"):
+    with pytest.raises(ConfigError) as caught:
         config_from_dict(LoraConfig, values, "here.json: ")
+    assert str(caught.value) == f"here.json: invalid LoraConfig:\n  - {problem}"
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(**cast("dict[str, Any]", values))
+    assert str(caught.value) == f"invalid LoraConfig:\n  - {problem}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,9 +293,10 @@ def test_a_choice_that_there_is_not_comes_with_those_that_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(ChoosingConfig, {"placement": "pfeifer", "size": "smal"}, "here.json: ")
     assert str(caught.value) == (
-        "here.json: ChoosingConfig cannot be:\n"
-        "  - placement='pfeifer' is none of houlsby, pfeiffer; did you mean 'pfeiffer'?\n"
-        "  - size='smal' is none of small, large; did you mean 'small'?"
+        "here.json: invalid ChoosingConfig:\n"
+        "  - placement: expected one of houlsby, pfeiffer, got 'pfeifer'; "
+        "did you mean 'pfeiffer'?\n"
+        "  - size: expected one of small, large, got 'smal'; did you mean 'small'?"
     )
     with pytest.raises(ConfigError, match=r"(?s)choosing: .*did you mean 'pfeiffer'"):
         parse_method("choosing:placement=pfeifer", {"choosing": ChoosingConfig})
@@ -297,12 +305,12 @@ def test_a_choice_that_there_is_not_comes_with_those_that_there_are() -> None:
 
 
 def test_a_choice_of_another_type_is_an_error_with_its_path() -> None:
-    with pytest.raises(ConfigError, match=r"here.json: .*\$\.placement"):
+    with pytest.raises(ConfigError, match=r"here.json: (?s:.*)placement: .*3"):
         config_from_dict(ChoosingConfig, {"placement": 3}, "here.json: ")
 
 
 def test_a_value_that_cannot_be_is_an_error_with_the_place() -> None:
-    with pytest.raises(ConfigError, match=r"here\.json: LoraConfig cannot be:\n  - the rank r=0"):
+    with pytest.raises(ConfigError, match=r"here\.json: invalid LoraConfig:\n  - the rank r=0"):
         config_from_dict(LoraConfig, {"r": 0}, "here.json: ")
 
 
@@ -355,13 +363,16 @@ def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -
         ("lora:lora_alhpa=4,usersl=1", "lora_alhpa; did you mean 'lora_alpha' or"),
         (
             "lora:bias=lora",
-            "lora: LoraConfig cannot be:\n  - bias='lora' is none of none, all, lora_only",
+            "lora: invalid LoraConfig:\n  - bias: expected one of none, all, lora_only, got 'lora'",
         ),
-        ("lora:bias=lora_onyl", "bias='lora_onyl' is none of none, all, lora_only; did you mean"),
-        ("lora:r=four", "lora: Expected `int`, got `str` - at `$.r`"),
-        ("lora:r=true", "`$.r`"),
-        ("lora:r=", "`$.r`"),
-        ("lora:r=0", "lora: LoraConfig cannot be:\n  - the rank r=0"),
+        (
+            "lora:bias=lora_onyl",
+            "of none, all, lora_only, got 'lora_onyl'; did you mean",
+        ),
+        ("lora:r=four", "lora: invalid LoraConfig:\n  - r: expected int, got 'four'"),
+        ("lora:r=true", "r: expected int, got True"),
+        ("lora:r=", "r: expected int, got ''"),
+        ("lora:r=0", "lora: invalid LoraConfig:\n  - the rank r=0"),
         ("lora:r=4,r=8", "lora: r is set twice"),
         ("lora:{r=4}", "lora: not JSON: "),
         ("lora:{} 3", "lora: not JSON: "),

@@ -126,3 +126,9 @@ def test_a_weight_in_nf4_takes_just_over_four_bits() -> None:
     quantized = 3 * (4 * 128 * 128 + 3 * 128 * 256)
     bits = 8 * (memory.weights - 4 * (2**30 - quantized)) / quantized
     assert bits == pytest.approx(4.127, abs=5e-4)
+
+
+def test_formats_come_from_plugins() -> None:
+    config = WIDE["llama"]
+    assert set(estimate_memory(config, 0, 2**20, lora_host())) == {"float32", "float16"}
+    assert set(estimate_memory(config, 0, 2**20)) >= {"nf4", "nf4_float16"}

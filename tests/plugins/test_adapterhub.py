@@ -17,8 +17,9 @@ from tinygrad_peft.models import load_model
 from tinygrad_peft.models.inspection import Report
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.foreign import foreign_places, read_foreign
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft.storage.folder import AdapterFolder
+from tinygrad_peft.peft.storage.foreign import foreign_places, read_foreign
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
@@ -117,8 +118,8 @@ def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
 
 def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
     peft = read(base(folder), folder, is_trainable=True)
-    foreign = read_foreign(folder, host(), peft.config)
-    assert foreign is not None
+    (step,) = AdapterFolder.read(folder, host()).steps
+    foreign = read_foreign(step, host(), peft.config)
     with np.load(folder / "expected.npz") as wanted:
         output = peft(wanted["input_ids"], wanted["attention_mask"])
         output.backward(np.cos(output.data))

@@ -24,7 +24,7 @@ from tinygrad_peft.peft import (
     count_recipe,
     get_peft_model,
 )
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_ia3 import IA3Config, IA3Linear
 from tinygrad_peft_lora import LoraConfig

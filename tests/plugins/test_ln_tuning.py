@@ -10,7 +10,7 @@ from tinygrad_peft.errors import PeftError, TargetError
 from tinygrad_peft.nn import LayerNorm, Module, RMSNorm, Transformer, TransformerConfig
 from tinygrad_peft.nn.seams import Layer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, Site, count_recipe, get_peft_model
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
@@ -206,7 +206,7 @@ def test_a_file_has_pefts_names(family: str, tmp_path: Path) -> None:
 
 def test_inspect_says_what_names_and_shapes_tell() -> None:
     path = "transformer.ln_f.ln_tuning_layers"
-    problems = LNTuningConfig().stored_problems
+    problems = LNTuningConfig().contradictions
     assert not problems({f"{path}.weight": (8,), f"{path}.bias": (8,), "score.weight": (3, 8)})
     assert problems({f"{path}.weight": (8, 8)}) == [
         f"{path}.weight is (8, 8), and a norm's weight is a vector"

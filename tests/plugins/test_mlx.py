@@ -17,7 +17,7 @@ from tinygrad_peft.models import load_model
 from tinygrad_peft.models.inspection import Report
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig

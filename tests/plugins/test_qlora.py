@@ -110,8 +110,8 @@ def test_impossible_settings_are_refused_together(
     with pytest.raises(ConfigError) as caught:
         kind(quant_type="fp4", block_size=16)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        f"{kind.__name__} cannot be:\n"
-        "  - quant_type='fp4' must be 'nf4' or 'int4'\n"
+        f"invalid {kind.__name__}:\n"
+        "  - quant_type: expected one of nf4, int4, got 'fp4'; did you mean 'nf4'?\n"
         "  - block_size=16 must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096"
     )
     with pytest.raises(ConfigError, match="double_quant=True is for quant_type='nf4'"):

@@ -14,7 +14,7 @@ from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, ShapeE
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import Init, Linear, TransformerConfig
 from tinygrad_peft.peft import Host, PeftModel, count_recipe, get_peft_model
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_qlora import QuantizeConfig
@@ -392,7 +392,7 @@ def test_inspect_says_what_names_and_shapes_tell() -> None:
         f"{path}_b": (6,),
         f"{path}_d": (2,),
     }
-    problems = VeraConfig(r=2).stored_problems
+    problems = VeraConfig(r=2).contradictions
     assert not problems({**good, "score.weight": (3, 8)})
     assert problems({**good, f"{path}_b": (7,)}) == [
         f"{path}_b (7,) is longer than base_model.vera_B has rows"
@@ -405,5 +405,5 @@ def test_inspect_says_what_names_and_shapes_tell() -> None:
     assert problems(without) == [f"{path}_b is there without {path}_d"]
     odd = problems({**good, "base_model.vera_B": (), f"{path}_d": ()})
     assert odd[0] == "base_model.vera_B is (), and with r=2 (1, 2) is expected"
-    drawn = VeraConfig(r=2, save_projection=False).stored_problems
+    drawn = VeraConfig(r=2, save_projection=False).contradictions
     assert drawn(good)[0] == "base_model.vera_A is there, with save_projection=False"

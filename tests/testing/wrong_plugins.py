@@ -5,7 +5,7 @@
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.peft import (
     Draft,
+    FileFormat,
     ModelShape,
     Site,
 )
@@ -384,7 +385,7 @@ class TestHalvesASetting(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class CarelessConfig(RankOneConfig):
-    passed_over: ClassVar[Mapping[str, object]] = {"no_such_setting": 1}
+    file_format: ClassVar = FileFormat(ignored_settings={"no_such_setting": 1})
 
 
 class TestTakesAnySetting(Method):
@@ -394,8 +395,7 @@ class TestTakesAnySetting(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class OneNameConfig(RankOneConfig):
-    def stored_name(self, path: str, name: str) -> str:
-        return name
+    file_format: ClassVar = FileFormat(tensor_key=lambda _path, name: name)
 
 
 class TestStoresAllLayersUnderOneName(Method):

@@ -154,7 +154,7 @@ def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine, init:
     get_peft_model(peft, LoraConfig())  # type: ignore[arg-type]
     peft.recipe[0].r  # type: ignore[attr-defined]
     peft.add_weighted_adapter(["a"], [1.0], "b", combination_type="svd")  # type: ignore[arg-type]
-    peft.save_pretrained("folder", layout="adapter-hub")  # type: ignore[arg-type]
+    peft.save_pretrained("folder", layout=None)  # type: ignore[arg-type]
     peft.merge_and_unload().unload()  # type: ignore[attr-defined]
     peft([[1, 2, 3]])  # type: ignore[arg-type]
     peft(np.zeros((1, 3)))  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ def compare(*, baseline: bool, as_json: bool, quiet: bool, **settings: Any) -> i
     """Train several recipes, each from the same model, and compare them.
 
     A recipe is a method or several joined by " + ", each with its settings. After " @ " may stand a
-    learning rate and a label of its own: "lora:r=8 + prompt_tuning @ lr=2e-3, label=both".
+    learning rate and a label of its own: "FIRST:r=8 + SECOND @ lr=2e-3, label=both".
 
     The folder gets comparison.json, comparison.png, and each recipe's adapter in a folder of its
     own.
@@ -289,16 +289,16 @@ def combine(
 @options.out
 @click.option(
     "--layout",
-    type=click.Choice(["peft", "adapterhub", "mlx-lm"], case_sensitive=False),
     required=True,
-    help="Whose library shall read it.",
+    help="The library that shall read it: peft, or one that a plugin writes for (adapterhub, "
+    "mlx-lm).",
 )
 @click.option("--model", help="The model; needed if the adapter does not tell which it is.")
 @options.as_json
 def convert(*, adapter: Path, out: Path, layout: str, model: str | None, as_json: bool) -> None:
     """Write an adapter as Hugging Face PEFT, AdapterHub or mlx-lm has it.
 
-    Whose it is now is told from what is in it.
+    Its present layout is recognised by its files.
     """
     from tinygrad_peft.cli.converting import convert_adapter
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from tinygrad_peft.cli.fetching import adapter_path
 from tinygrad_peft.cli.folders import check_output
-from tinygrad_peft.cli.loading import load_told
+from tinygrad_peft.cli.loading import load_told, read_folder
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.peft import CombinationType, PeftModel
-from tinygrad_peft.peft.layout import step_folders
 from tinygrad_peft.peft.model import DEFAULT
 
 __all__ = ["How", "combine_adapters"]
@@ -69,9 +68,7 @@ def _numbers(text: str) -> list[float]:
 
 def _loaded(adapters: Sequence[Path], model: str | None) -> PeftModel:
     """A model, or its shapes alone, with the adapters."""
-    first, *others = map(adapter_path, adapters)
-    for folder in (first, *others):
-        step_folders(folder)  # which says what is wrong with one that is no adapter's
+    first, *others = [read_folder(adapter_path(adapter)) for adapter in adapters]
     peft = load_told(first, model, name="adapter_1")
     for number, folder in enumerate(others, 2):
         peft.load_adapter(folder, f"adapter_{number}")

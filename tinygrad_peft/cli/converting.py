@@ -1,21 +1,15 @@
 """`tinygrad-peft convert`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from tinygrad_peft.cli.fetching import adapter_path
 from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.loading import load_told
 from tinygrad_peft.cli.output import emit
-from tinygrad_peft.peft import Layout
+from tinygrad_peft.peft import HUGGING_FACE
+from tinygrad_peft.peft.storage.layout import known_layouts
 
 __all__ = ["convert_adapter"]
-
-LAYOUTS: Mapping[str, Layout] = {
-    "peft": "Hugging Face PEFT",
-    "adapterhub": "AdapterHub",
-    "mlx-lm": "mlx-lm",
-}
 
 
 def convert_adapter(
@@ -23,7 +17,9 @@ def convert_adapter(
 ) -> None:
     """Write the adapter into `out` in that layout, whatever its own is."""
     check_output(out, refused=("config.json", "adapter_config.json", "recipe.json"))
-    wanted = LAYOUTS[layout]
-    load_told(adapter_path(adapter), model).save_pretrained(out, layout=wanted)
+    peft = load_told(adapter_path(adapter), model)
+    known = {each.name.lower(): each.name for each in known_layouts(peft.host)}
+    wanted = (known | {"peft": HUGGING_FACE.name}).get(layout.lower(), layout)
+    peft.save_pretrained(out, layout=wanted)
     values = {"out": str(out), "layout": wanted}
     emit(values, [f"wrote the adapter into {out} in {wanted}'s layout"], as_json=as_json)

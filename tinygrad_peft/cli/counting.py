@@ -20,12 +20,6 @@ from tinygrad_peft.peft import (
 __all__ = ["count_parameters"]
 
 FULL = "full"  # no plugin's method: the whole model is trained
-STORED = {
-    "float32": "float32",
-    "float16": "float16",
-    "nf4": "NF4, rest in float32",
-    "nf4_float16": "NF4, rest in float16",
-}
 
 
 def count_parameters(
@@ -74,16 +68,24 @@ def _counted(
     host = Host.installed()
     recipe = [parse_method(spec, host.methods()) for spec in specs]
     trainable, total = count_recipe(model, recipe, host)
-    return trainable, total, estimate_memory(model, trainable, total)
+    return trainable, total, estimate_memory(model, trainable, total, host)
 
 
 def _table(memory: Mapping[str, Memory]) -> list[tuple[str, ...]]:
     """A row for each way of storing the weights, in megabytes."""
     rows = [
-        (STORED[name], *map(_mb, (m.weights, m.gradients, m.optimizer, m.training)))
+        (_stored(name), *map(_mb, (m.weights, m.gradients, m.optimizer, m.training)))
         for name, m in memory.items()
     ]
     return [("memory to train", "weights", "gradients", "AdamW", "in all"), *rows]
+
+
+def _stored(name: str) -> str:
+    """Return `NF4, rest in float16` for "nf4_float16"."""
+    if name in ("float32", "float16"):
+        return name
+    packed = name.removesuffix("_float16")
+    return f"{packed.upper()}, rest in {'float32' if name == packed else 'float16'}"
 
 
 def _mb(size: int) -> str:

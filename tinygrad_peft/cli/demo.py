@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinygrad_peft.cli.demo_recipes import demo_recipes
 from tinygrad_peft.errors import FetchError, NetworkError, TinygradPeftError
 
 if TYPE_CHECKING:
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["main", "run_demo"]
 
 TRAIN, TEST = 1_500, 600
-# One short epoch takes higher rates than the methods' own, which are for longer runs.
-RECIPES = (
-    "lora:r=8,lora_alpha=16,target_modules=query+value @ lr=3e-3",
-    "adapter:bottleneck_dim=32 @ lr=3e-3",
-    "prefix_tuning:num_virtual_tokens=20 @ lr=1e-2",
-    "prompt_tuning:num_virtual_tokens=20 @ lr=1e-2",
-    "qlora:r=8,lora_alpha=16,target_modules=query+value @ lr=3e-3",
-    "lora:r=8,lora_alpha=16,target_modules=query+value + adapter:bottleneck_dim=32 @ lr=3e-3",
-)
 
 
 def main(arguments: Sequence[str], *, sizes: "OfflineSizes | None" = None) -> int:
@@ -93,7 +85,7 @@ def _online_job() -> "Job":
         train_set=read_examples(reviews / "train.jsonl", "sequence-classification")[:TRAIN],
         test_set=read_examples(reviews / "test.jsonl", "sequence-classification")[:TEST],
         config=TrainConfig(epochs=1, batch_size=16, max_length=64),
-        recipes=RECIPES,
+        recipes=demo_recipes("real"),
     )
 
 

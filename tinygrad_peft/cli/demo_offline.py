@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 
 from tinygrad_peft.cli.demo_job import Job, Say
+from tinygrad_peft.cli.demo_recipes import demo_recipes
 from tinygrad_peft.errors import MissingExtraError
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Init, Transformer, TransformerConfig
@@ -37,14 +38,6 @@ ASIDES = (
 )
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_LENGTH = 32
-RECIPES = (
-    "lora:r=8,lora_alpha=16,target_modules=query+value @ lr=8e-3",
-    "adapter:bottleneck_dim=16 @ lr=8e-3",
-    "prefix_tuning:num_virtual_tokens=8 @ lr=1e-2",
-    "prompt_tuning:num_virtual_tokens=8 @ lr=1e-2",
-    "qlora:r=8,lora_alpha=16,target_modules=query+value @ lr=8e-3",
-    "lora:r=8,lora_alpha=16,target_modules=query+value + adapter:bottleneck_dim=16 @ lr=8e-3",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +70,7 @@ def offline_job(sizes: OfflineSizes, say: Say) -> Job:
         train_set=made[: sizes.train],
         test_set=made[sizes.train :],
         config=TrainConfig(epochs=sizes.epochs, batch_size=16, max_length=MAX_LENGTH),
-        recipes=RECIPES,
+        recipes=demo_recipes("offline"),
     )
 
 

@@ -8,7 +8,7 @@ from tinygrad_peft.cli.output import columns, emit, printable
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config
 from tinygrad_peft.models.inspection import Report, Tensors
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft import inspect_path
 
 __all__ = ["inspect_files"]
 

@@ -9,13 +9,21 @@ from tinygrad_peft.errors import CheckpointError, ConfigError, DataError, TokenE
 from tinygrad_peft.models import load_model
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftModel
-from tinygrad_peft.peft.layout import step_folders
-from tinygrad_peft.peft.made_for import Head, read_base, read_head
+from tinygrad_peft.peft import AdapterFolder, Host, PeftModel
 from tinygrad_peft.peft.model import DEFAULT
+from tinygrad_peft.peft.storage.base_model import Head
+from tinygrad_peft.peft.storage.problems import raise_problems
 from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
 
-__all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "load_told", "task_of"]
+__all__ = [
+    "Examples",
+    "check_tokens",
+    "load_adapted",
+    "load_base",
+    "load_told",
+    "read_folder",
+    "task_of",
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,11 @@ def load_base(model: str | Path) -> Transformer:
 
 
 def load_adapted(
-    model: str | Path, adapter: Path | None, host: Host | None = None, *, name: str = DEFAULT
+    model: str | Path,
+    adapter: Path | AdapterFolder | None,
+    host: Host | None = None,
+    *,
+    name: str = DEFAULT,
 ) -> Transformer | PeftModel:
     """The model with an adapter applied, and with the head that it was trained with.
 
@@ -86,30 +98,41 @@ def load_adapted(
     base = load_base(model)
     if adapter is None:
         return base
-    adapter = adapter_path(adapter)
-    head = read_head(adapter)
+    folder = adapter
+    if not isinstance(folder, AdapterFolder):
+        folder = AdapterFolder.read(adapter_path(folder), host)
+    head = folder.head()
     if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
-    peft = PeftModel.from_pretrained(base, adapter, adapter_name=name, host=host)
+    peft = PeftModel.from_pretrained(base, folder, adapter_name=name)
     peft.release_base()
     return peft
 
 
-def load_told(adapter: Path, model: str | None, *, name: str = DEFAULT) -> PeftModel:
-    """An adapter in its model, or in the shapes alone of that which its folder tells of.
+def load_told(
+    adapter: Path | AdapterFolder, model: str | None, *, name: str = DEFAULT
+) -> PeftModel:
+    """Load an adapter in its model, or in the shapes alone of the one that its folder describes.
 
-    Raises CheckpointError where no model is named and the folder tells of none.
+    Raises CheckpointError where no model is named and the folder describes none.
     """
     if model is not None:
         adapted = load_adapted(model, adapter, name=name)
         assert isinstance(adapted, PeftModel)
         return adapted
-    step_folders(adapter)  # which says what is wrong with one that is no adapter's
-    try:
-        shapes = Transformer(read_base(adapter), Skeleton())
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}: name the --model") from None
-    return PeftModel.from_pretrained(shapes, adapter, adapter_name=name)
+    folder = adapter if isinstance(adapter, AdapterFolder) else read_folder(adapter)
+    if folder.base is None:
+        raise CheckpointError(f"{folder.path} does not describe its model: name the --model")
+    return PeftModel.from_pretrained(
+        Transformer(folder.base, Skeleton()), folder, adapter_name=name
+    )
+
+
+def read_folder(adapter: Path) -> AdapterFolder:
+    """Return an adapter's folder. Raises CheckpointError for one that is not an adapter's."""
+    folder = AdapterFolder.read(adapter)
+    raise_problems(adapter, folder.problems)
+    return folder
 
 
 def _head_of(model: Transformer) -> Head | None:

@@ -40,8 +40,8 @@ class _Folder(click.Path):
 
 
 METHOD_HELP = (
-    "A method and its settings: lora:r=8,lora_alpha=16,target_modules=query+value; lists are "
-    "joined by +, and lora:{...} takes JSON. Several are applied in their order."
+    "A method of `methods` and its settings: NAME:r=8,target_modules=query+value; lists are "
+    "joined by +, and NAME:{...} takes JSON. Several are applied in their order."
 )
 
 

@@ -171,11 +171,11 @@ def inspect_gguf(path: Path) -> Report:
     )
 
 
-def inspect_tensors(path: Path) -> Report:
-    """A report on a safetensors file by itself."""
+def inspect_tensors(path: Path, others: Mapping[str, str]) -> Report:
+    """Report on a safetensors file by itself; `others` as in `likeness`."""
     problems: list[str] = []
     stored = collected(problems, lambda: read_header(path))
-    facts = {"format": "safetensors", "like": None if stored is None else likeness(stored)}
+    facts = {"format": "safetensors", "like": None if stored is None else likeness(stored, others)}
     tensors = None if stored is None else Tensors.of(stored)
     return Report(path=path, kind="tensors", facts=facts, tensors=tensors, problems=problems)
 
@@ -203,15 +203,13 @@ def _pattern(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
 
 
-def likeness(names: Iterable[str]) -> str | None:
-    """What the tensors' names are known from."""
-    rules = {
-        "an adapter of Hugging Face PEFT": r"base_model\.model\..*|prompt_embeddings",
-        "an adapter of AdapterHub": r".*\.(adapters|loras|prefix_tunings|prompt_tunings)\..*",
-        "an adapter of mlx-lm": r".*\.lora_[ab]",
-    }
+def likeness(names: Iterable[str], others: Mapping[str, str]) -> str | None:
+    """Return what tensors' names are known from: one of `others`, or a family of models.
+
+    `others` has a regular expression for each, of which one name must be a full match.
+    """
     known = list(names)
-    for what, pattern in rules.items():
+    for what, pattern in others.items():
         if any(re.fullmatch(pattern, name) for name in known):
             return what
     for family in FAMILIES.values():

@@ -8,7 +8,9 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -60,11 +62,14 @@ class StoredTensor:
         """How many bytes it takes in the file."""
         return self.size * _BITS[self.dtype] // 8
 
-    def read(self, dtype: np.dtype[np.floating]) -> Array:
-        """The array, a new one in that dtype. Raises CheckpointError where the file has changed."""
+    def read(self, dtype: np.dtype[np.floating], opened: BufferedReader | None = None) -> Array:
+        """The array, a new one in that dtype; `opened` is its file, where that is open already.
+
+        Raises CheckpointError where the file has changed.
+        """
         raw = np.empty(self.shape, FLOATS[self.dtype])
         try:
-            with self.file.open("rb") as file:
+            with self.file.open("rb") if opened is None else nullcontext(opened) as file:
                 file.seek(self.start)
                 count = file.readinto(raw.reshape(-1).view(np.uint8).data)
         except OSError as error:

@@ -27,9 +27,11 @@ from tinygrad_peft.peft.events import (
     ParameterCount,
     Source,
     StepEnded,
+    WeightFormat,
 )
+from tinygrad_peft.peft.file_format import PREFIX, FileFormat, Shapes
+from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
-from tinygrad_peft.peft.layout import Layout
 from tinygrad_peft.peft.memory import Memory, estimate_full_memory, estimate_memory
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
@@ -40,10 +42,15 @@ from tinygrad_peft.peft.settings import (
     unknown_settings,
 )
 from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
+from tinygrad_peft.peft.storage.folder import AdapterFolder
+from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.peft.targets import matches
 from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
 
 __all__ = [
+    "HUGGING_FACE",
+    "PREFIX",
+    "AdapterFolder",
     "AffineShape",
     "Applied",
     "Combination",
@@ -52,12 +59,13 @@ __all__ = [
     "Common",
     "Draft",
     "EmbeddingShape",
+    "FileFormat",
+    "FolderLayout",
     "ForeignFolder",
     "ForeignName",
     "ForeignRequest",
     "ForeignStep",
     "Host",
-    "Layout",
     "Memory",
     "ModelShape",
     "NamedTargetsConfig",
@@ -70,11 +78,13 @@ __all__ = [
     "Reparameterized",
     "Rewrite",
     "Seam",
+    "Shapes",
     "Site",
     "Source",
     "StepEnded",
     "TargetedConfig",
     "VirtualConfig",
+    "WeightFormat",
     "apply_recipe",
     "bias_elements",
     "bias_objections",
@@ -88,6 +98,7 @@ __all__ = [
     "get_peft_model",
     "hookimpl",
     "hookspecs",
+    "inspect_path",
     "matches",
     "parse_method",
     "trained_copy",

@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.errors import PeftError, listed
+from tinygrad_peft.errors import PeftError, failures, listed
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import PeftConfig
@@ -98,18 +98,18 @@ def _wrong_settings(
 ) -> list[str]:
     names = ", ".join(map(repr, records))
     rules = {
-        "at least one adapter is expected": bool(records),
+        "at least one adapter is expected": not records,
         f"{len(records)} adapters ({names}) and {len(weights)} weights": (
-            len(records) == len(weights)
+            len(records) != len(weights)
         ),
-        f"weights {list(weights)}: numbers are expected": all(map(_is_finite, weights)),
+        f"weights {list(weights)}: numbers are expected": not all(map(_is_finite, weights)),
         f"combination_type {combination_type!r}: expected one of {', '.join(COMBINATION_TYPES)}": (
-            combination_type in COMBINATION_TYPES
+            combination_type not in COMBINATION_TYPES
         ),
-        f"rank {rank}: at least 1 is expected": rank is None or rank >= 1,
-        f"density {density}: above 0 and at most 1 is expected": 0 < density <= 1,
+        f"rank {rank}: at least 1 is expected": rank is not None and rank < 1,
+        f"density {density}: above 0 and at most 1 is expected": not 0 < density <= 1,
     }
-    return [problem for problem, holds in rules.items() if not holds]
+    return failures(rules)
 
 
 def _different_recipes(records: Mapping[str, Record]) -> list[str]:

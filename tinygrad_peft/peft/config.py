@@ -4,12 +4,13 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Never, get_args
 
 import numpy as np
 
-from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import ConfigError, PeftError, listed, shortened
+from tinygrad_peft.peft.file_format import FileFormat
+from tinygrad_peft.peft.setting_types import wrong_choices, wrong_types
 
 __all__ = [
     "NamedTargetsConfig",
@@ -28,18 +29,19 @@ class PeftConfig:
     `peft_type` is the method's name in upper case, as Hugging Face PEFT writes it.
     `modules_to_save` names modules to be trained whole and saved beside the method, by whole
     segments of their paths.
-    `passed_over` holds what PEFT writes for features that no model here has, where that is neither
-    null nor false nor empty. `not_mergeable` says why the method cannot be merged, if it cannot.
-    `stored_root` is what PEFT writes before the paths of the model's modules.
+    `not_mergeable` is the reason why the method cannot be merged, if it cannot.
     `learning_rate` is the peak that suits the method as a rule, at which what it added is trained
     where a run names no other. None, the base's, says nothing.
+    `file_format` describes the method's files, if they differ from the usual ones.
+
+    Making a config raises ConfigError with all that is wrong: types of settings that JSON cannot
+    hold, values of wrong types, numbers that are not finite, and whatever `problems` finds.
     """
 
     peft_type: ClassVar[str]
     learning_rate: ClassVar[float | None] = None
-    passed_over: ClassVar[Mapping[str, object]] = {}
     not_mergeable: ClassVar[str] = ""
-    stored_root: ClassVar[str] = "base_model.model"
+    file_format: ClassVar[FileFormat[Never]] = FileFormat()
     modules_to_save: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -48,43 +50,30 @@ class PeftConfig:
             whole = float not in kinds or int in kinds
             value = _settled(getattr(self, field.name), keep_integers=whole)
             object.__setattr__(self, field.name, value)
-        if isinstance(self.modules_to_save, str):
-            raise ConfigError("modules_to_save is a list of names, and not one string")
-        problems = list(self.problems())
+        # `problems` may rely on the types, but not on the choices.
+        problems = [*wrong_types(self)]
+        problems = [*problems, *wrong_choices(self), *([] if problems else self.problems())]
         if problems:
-            raise ConfigError(f"{type(self).__name__} cannot be:\n{listed(problems)}")
+            raise ConfigError(f"invalid {type(self).__name__}:\n{listed(problems)}")
 
     def problems(self) -> list[str]:
-        """What is wrong with the settings: a subclass adds its own to super().problems()."""
+        """List what is wrong with the settings. A subclass adds to super().problems()."""
         return []
 
-    @classmethod
-    def as_meant(cls, values: Mapping[str, object]) -> Mapping[str, object]:
-        """A file's settings as they are meant, where PEFT writes what it would not read again."""
-        return values
-
     def steps(self) -> tuple["PeftConfig", ...]:
-        """The steps that these settings stand for, the innermost first: themselves, as a rule."""
+        """Return the steps that these settings stand for, the innermost first: usually themselves.
+
+        A config that stands for several steps is never in a record: its steps are.
+        """
         return (self,)
 
     def flattened(self) -> "PeftConfig":
-        """The settings of what `Reparameterized.flattened` gives: themselves, as a rule.
+        """Return the settings of what `Reparameterized.flattened` gives: usually themselves.
 
-        Where they are others, a file for other programs has those, and one with these has the
+        Where they differ, a file for other programs has those, and a file with these has the
         weights as they are trained.
         """
         return self
-
-    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:  # noqa: ARG002
-        """What is wrong with a file's tensors, as far as the names and shapes alone can tell.
-
-        `shapes` are by the names in the file, without "base_model.model.".
-        """
-        return []
-
-    def stored_name(self, path: str, name: str) -> str:
-        """What a file calls the parameter `name` of the module that the method put at `path`."""
-        return f"{self.stored_root}.{path}.{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +87,6 @@ class NamedTargetsConfig(PeftConfig):
 
     `adapts` holds the kinds of modules that the method can adapt, if the class says: then an entry
     of which it can adapt nothing is refused before anything is applied, and is not counted.
-    `exclusions_in_file` says whether Hugging Face PEFT knows of `exclude_modules` for the method;
-    where it does not, the targets that are left are written by their paths.
     """
 
     target_modules: str | Sequence[str] | None = None
@@ -107,7 +94,6 @@ class NamedTargetsConfig(PeftConfig):
 
     usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
     adapts: ClassVar[tuple[type, ...]] = ()
-    exclusions_in_file: ClassVar[bool] = True
 
     def problems(self) -> list[str]:
         """Regular expressions that do not compile, and a list that is empty."""
@@ -181,6 +167,12 @@ def steps_of(recipe: PeftConfig | Sequence[PeftConfig]) -> tuple[PeftConfig, ...
     return tuple(step for config in configs for step in config.steps())
 
 
+def _order(value: object) -> tuple[bool, object]:
+    """Order numbers by value and all else by its text: what cannot be compared is refused later."""
+    number = isinstance(value, int | float)
+    return (not number, value if number else str(value))
+
+
 def _settled(value: object, *, keep_integers: bool) -> object:
     """The value as one that does not change with what it was made of, and has one order.
 
@@ -189,8 +181,8 @@ def _settled(value: object, *, keep_integers: bool) -> object:
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, list | set | frozenset):
-        ordered = value if isinstance(value, list) else sorted(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        ordered = value if isinstance(value, list | tuple) else sorted(value, key=_order)
         return tuple(_settled(v, keep_integers=keep_integers) for v in ordered)
     if isinstance(value, Mapping):
         return {k: _settled(v, keep_integers=keep_integers) for k, v in value.items()}

@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.nn import Module, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.layout import Layout
 
 __all__ = [
     "AffineShape",
@@ -26,6 +25,7 @@ __all__ = [
     "ParameterCount",
     "Source",
     "StepEnded",
+    "WeightFormat",
 ]
 
 CombinationType: TypeAlias = Literal["linear", "ties", "dare_linear", "dare_ties"]
@@ -94,6 +94,14 @@ class ParameterCount:
 
     trainable: int
     added: int
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """A format in which affine layers keep their weights: its name, and the bits per weight."""
+
+    name: str
+    bits: float
 
 
 @dataclass(frozen=True)
@@ -179,13 +187,13 @@ class ForeignFolder:
     """An adapter that another library wrote.
 
     Attributes:
-        layout: whose it is.
+        layout: the name of its layout.
         settings: what its adapter_config.json holds.
         shapes: those of its tensors, by their names in the file.
         base: the model that it is to be put into, where that is known.
     """
 
-    layout: Layout
+    layout: str
     settings: Mapping[str, object] = field(repr=False)
     shapes: Mapping[str, Shape] = field(repr=False)
     base: TransformerConfig | None = None
@@ -196,7 +204,7 @@ class ForeignRequest:
     """A step that is to be written for another library.
 
     Attributes:
-        layout: whose it shall be.
+        layout: the name of the layout to write.
         adapter: what the adapter is called.
         config: the step's settings, as `flattened` gives them.
         paths: the places that it adapted, in the checkpoint's names.
@@ -204,7 +212,7 @@ class ForeignRequest:
         base_name: what that is called, if it has a name.
     """
 
-    layout: Layout
+    layout: str
     adapter: str
     config: PeftConfig
     paths: Sequence[str]

@@ -17,7 +17,9 @@ from tinygrad_peft.peft.events import (
     ModelShape,
     ParameterCount,
     StepEnded,
+    WeightFormat,
 )
+from tinygrad_peft.peft.folder_layout import FolderLayout
 from tinygrad_peft.peft.sites import Site
 
 __all__ = [
@@ -25,11 +27,13 @@ __all__ = [
     "check_recipe",
     "combine_adapters",
     "count_parameters",
+    "foreign_layouts",
     "merge_module",
     "peft_methods",
     "read_foreign",
     "recipe_applied",
     "step_ended",
+    "weight_formats",
     "write_foreign",
 ]
 
@@ -82,6 +86,21 @@ def combine_adapters(combination: Combination) -> Combined | None:
 @_spec
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Why this recipe should not be applied to this model; nothing if it may."""
+    raise NotImplementedError
+
+
+@_spec
+def weight_formats() -> Sequence[WeightFormat]:
+    """Return the formats that this plugin can store affine layers in, for estimates of memory."""
+    raise NotImplementedError
+
+
+@_spec
+def foreign_layouts() -> Sequence[FolderLayout]:
+    """Return the layouts of other libraries that this plugin reads or writes.
+
+    Several plugins may give the same one, each for its own methods.
+    """
     raise NotImplementedError
 
 

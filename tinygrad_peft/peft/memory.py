@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinygrad_peft.nn import Affine, Skeleton, Transformer, TransformerConfig
+from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import capture_seams
 
 __all__ = ["Memory", "estimate_full_memory", "estimate_memory"]
-
-# A 4-bit code, the 8-bit scale of each block of 64, the float32 scale of each 256 of those scales.
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
 @dataclass(frozen=True)
@@ -35,22 +34,24 @@ class Memory:
         return self.weights + self.gradients + self.optimizer
 
 
-def estimate_memory(model: TransformerConfig, trainable: int, total: int) -> Mapping[str, Memory]:
-    """The memory of a model of that shape, by how the frozen weights are stored.
+def estimate_memory(
+    model: TransformerConfig, trainable: int, total: int, host: Host | None = None
+) -> Mapping[str, Memory]:
+    """Estimate the memory of a model of that shape, by how the frozen weights are stored.
 
-    In "float32", in "float16", and in "nf4", where the matrices of all affine layers but the head
-    take 4.127 bits a weight and the rest is float32; "nf4_float16" has the rest in float16. The
-    parameters are those that `count_recipe` counts; the trained ones are not among the matrices.
+    In "float32", in "float16", and in each format F of the hook `weight_formats`, which takes the
+    matrices of all affine layers but the head: F has the rest in float32, and F_float16 has it in
+    float16. The plugins of `host` are asked, by default all that are installed. The parameters are
+    those that `count_recipe` counts; the trained ones are float32, and not among the matrices.
     """
-    quantized = _quantizable(model)
-    frozen, codes = total - trainable, quantized * NF4_BITS / 8
-    rest = frozen - quantized
-    stored = {
-        "float32": 4 * frozen,
-        "float16": 2 * frozen,
-        "nf4": round(codes + 4 * rest),
-        "nf4_float16": round(codes + 2 * rest),
-    }
+    frozen = total - trainable
+    packable = _packable(model)
+    stored = {"float32": 4 * frozen, "float16": 2 * frozen}
+    answers = (Host.installed() if host is None else host).each(hookspecs.weight_formats)
+    for form in (form for answer in answers for form in answer):
+        packed, rest = packable * form.bits / 8, frozen - packable
+        stored[form.name] = round(packed + 4 * rest)
+        stored[f"{form.name}_float16"] = round(packed + 2 * rest)
     return {
         name: Memory(size + 4 * trainable, gradients=4 * trainable, optimizer=2 * 4 * trainable)
         for name, size in stored.items()
@@ -58,7 +59,7 @@ def estimate_memory(model: TransformerConfig, trainable: int, total: int) -> Map
 
 
 def estimate_full_memory(total: int) -> Mapping[str, Memory]:
-    """The memory of training all parameters, with everything in "float32" or in "float16".
+    """Estimate the memory of training all parameters, all in "float32" or all in "float16".
 
     float16 is the least that it can take: moments and updates are too small for it. With float32
     copies of the weights and float32 moments beside float16 weights and gradients, a parameter
@@ -70,8 +71,8 @@ def estimate_full_memory(total: int) -> Mapping[str, Memory]:
     }
 
 
-def _quantizable(model: TransformerConfig) -> int:
-    """The sizes of the matrices of all affine layers but the head."""
+def _packable(model: TransformerConfig) -> int:
+    """Return the sizes of the matrices of all affine layers but the head, together."""
     seams = capture_seams(Transformer(model, Skeleton()))
     layers = [s.module for s in seams if isinstance(s.module, Affine) and not s.is_head]
     return sum(layer.in_features * layer.out_features for layer in layers)

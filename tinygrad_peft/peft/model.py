@@ -10,17 +10,19 @@ from tinygrad_peft.nn import Parameter, Transformer
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.adapters import check_name
-from tinygrad_peft.peft.checkpoint import load_adapter, read_recipe, save_adapter
 from tinygrad_peft.peft.combining import combine_records, fill_record
 from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Applied, CombinationType
-from tinygrad_peft.peft.foreign import check_layout, save_foreign
+from tinygrad_peft.peft.folder_layout import HUGGING_FACE
 from tinygrad_peft.peft.host import Host
-from tinygrad_peft.peft.layout import PEFTS, Layout
-from tinygrad_peft.peft.made_for import check_base, warn_of_another_name
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.running import AdaptedTransformer
+from tinygrad_peft.peft.storage.folder import AdapterFolder
+from tinygrad_peft.peft.storage.foreign import save_foreign
+from tinygrad_peft.peft.storage.layout import known_layouts, layout_called
+from tinygrad_peft.peft.storage.load import load_record, warn_of_another_name
+from tinygrad_peft.peft.storage.save import save_adapter
 
 __all__ = ["DEFAULT", "PeftModel", "get_peft_model"]
 
@@ -74,20 +76,22 @@ class PeftModel(AdaptedTransformer):
         Raises what `get_peft_model` does, and PeftError for a name that is taken or cannot be a
         folder's. On any error nothing has changed.
         """
-        self._add(name, recipe, seed=seed)
+        self._add(name, lambda: self._applied(recipe, seed=seed))
 
-    def load_adapter(self, directory: str | Path, name: str, *, is_trainable: bool = False) -> None:
+    def load_adapter(
+        self, directory: str | Path | AdapterFolder, name: str, *, is_trainable: bool = False
+    ) -> None:
         """Read a further adapter for the same base from a folder; `set_adapter` makes it act.
 
         Raises what `from_pretrained` does, and PeftError for a name that is taken or cannot be a
         folder's. On any error nothing has changed.
         """
-        folder = Path(directory)
-        recipe = read_recipe(folder, self.host, self.base_model.config)
-        check_base(self.base_model, folder)
+        folder = directory
+        if not isinstance(folder, AdapterFolder):
+            folder = AdapterFolder.read(folder, self.host)
         warn_of_another_name(self.base_model, folder)
-        ask = partial(load_adapter, model=self.base_model, host=self.host, directory=folder)
-        self._add(name, recipe, fill=ask)
+        apply = partial(self._applied, loading=True)
+        self._add(name, partial(load_record, folder, self.base_model, apply))
         if not is_trainable:
             for parameter in self._adapters.records[name].parameters():
                 parameter.requires_grad = False
@@ -95,7 +99,7 @@ class PeftModel(AdaptedTransformer):
     def set_adapter(self, names: str | Sequence[str]) -> None:
         """Let one adapter act, or several at once, one around the other, the first innermost.
 
-        Those of LoRA add up. Raises PeftError, and changes nothing, for unknown names, for none,
+        Raises PeftError, and changes nothing, for unknown names, for none,
         where two would replace the same module, and while one is merged.
         """
         chosen = (names,) if isinstance(names, str) else tuple(names)
@@ -118,9 +122,10 @@ class PeftModel(AdaptedTransformer):
     ) -> dict[str, float]:
         """Make a further adapter whose update is Σ wᵢ ΔWᵢ of others; `set_adapter` makes it act.
 
-        "linear" is that sum exactly, of LoRAs of any ranks and scalings: its rank is the sum of
-        theirs. With `rank`, what is nearest of that rank. "ties" (Yadav et al. 2023) keeps the
-        largest elements of each update, a share `density`, and averages those whose sign agrees;
+        "linear" is that sum exactly, also of low-rank updates of different ranks and scalings: its
+        rank is the sum of theirs. With `rank`, what is nearest of that rank. "ties" (Yadav et al.
+        2023) keeps the largest elements of each update, a share `density`, and averages those whose
+        sign agrees;
         "dare_linear" and "dare_ties" (Yu et al. 2023) keep a share at random, drawn from `seed`.
 
         Returns for each path the share of the wanted update, in the Frobenius norm, that the rank
@@ -142,7 +147,13 @@ class PeftModel(AdaptedTransformer):
             density=density,
             seed=seed,
         )
-        self._add(adapter_name, combined.recipe, fill=partial(fill_record, combined=combined))
+
+        def combined_record() -> Record:
+            record = self._applied(combined.recipe, loading=True)
+            fill_record(record, combined)
+            return record
+
+        self._add(adapter_name, combined_record)
         return dict(combined.lost)
 
     def delete_adapter(self, name: str) -> None:
@@ -154,31 +165,14 @@ class PeftModel(AdaptedTransformer):
         self._refuse_merged("deleting")
         self._adapters.remove(name)
 
-    def _add(
-        self,
-        name: str,
-        recipe: PeftConfig | Sequence[PeftConfig],
-        *,
-        seed: int = 0,
-        fill: Callable[[Record], None] | None = None,
-    ) -> None:
+    def _add(self, name: str, make: Callable[[], Record]) -> None:
+        """Keep the record that `make` gives, which stands nowhere in the model."""
         if self._adapters.gone:
             raise PeftError("the adapter was unloaded: get_peft_model adapts the model anew")
         check_name(name, self._adapters.records)
         self._refuse_merged("adding")
-        with self._adapters.bare():
-            record = apply_recipe(
-                self.base_model,
-                recipe,
-                self.host,
-                seed=seed,
-                loading=fill is not None,
-                seams=self._adapters.seams,
-            )
-            record.take_off()
+        record = make()
         try:
-            if fill is not None:
-                fill(record)
             paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
             applied = Applied(self.base_model, record.recipe, paths, name)
             self.host.each(hookspecs.recipe_applied, applied)
@@ -188,6 +182,22 @@ class PeftModel(AdaptedTransformer):
         self._unfrozen += record.unfrozen
         record.unfrozen = []
         self._adapters.add(name, record)
+
+    def _applied(
+        self, recipe: PeftConfig | Sequence[PeftConfig], *, seed: int = 0, loading: bool = False
+    ) -> Record:
+        """Apply a recipe to the bare base and take it off again."""
+        with self._adapters.bare():
+            record = apply_recipe(
+                self.base_model,
+                recipe,
+                self.host,
+                seed=seed,
+                loading=loading,
+                seams=self._adapters.seams,
+            )
+            record.take_off()
+        return record
 
     def _refuse_merged(self, doing: str) -> None:
         if self._adapters.merged:
@@ -306,29 +316,29 @@ class PeftModel(AdaptedTransformer):
         *,
         adapters: Sequence[str] | None = None,
         flatten: bool = False,
-        layout: Layout = PEFTS,
+        layout: str = HUGGING_FACE.name,
     ) -> None:
         """Write recipe.json, and adapter_config.json with adapter_model.safetensors for each step.
 
         The adapter "default" goes into the folder itself, others into folders of their names in it.
-        `adapters` names those to be saved, all by default. Weights that come out of others (a
-        prefix's projection, say) are written with those, for further training, unless `flatten`.
-        With `layout`, adapters of one step are written as AdapterHub's or mlx-lm's library reads
-        them. Each file is complete or not there.
+        `adapters` names those to be saved, all by default. Weights that are computed from others
+        (by a prefix's projection, say) are written with those, for further training, unless
+        `flatten`. With `layout`, adapters of one step are written as another library reads them,
+        such as "AdapterHub" or "mlx-lm". Each file is complete or not there.
 
         Raises PeftError after `unload` and for unknown names; ConfigError, and writes nothing, with
         all that a layout cannot hold, and for an unknown layout; CheckpointError where a file or
         folder cannot be written.
         """
-        check_layout(layout)
+        wanted = layout_called(layout, known_layouts(self.host))
         self._require_adapter()
         names = list(self._adapters.records) if adapters is None else list(adapters)
         self._adapters.require(names)
         root = Path(directory)
         folders = {name: root if name == DEFAULT else root / name for name in names}
         records = {name: self._adapters.records[name] for name in names}
-        if layout != PEFTS:
-            save_foreign(records, folders, self.base_model, self.host, layout)
+        if wanted != HUGGING_FACE:
+            save_foreign(records, folders, self.base_model, self.host, wanted)
             return
         for name, record in records.items():
             save_adapter(record, self.base_model, self.host, folders[name], flatten=flatten)
@@ -337,7 +347,7 @@ class PeftModel(AdaptedTransformer):
     def from_pretrained(
         cls,
         model: Transformer,
-        directory: str | Path,
+        directory: str | Path | AdapterFolder,
         *,
         adapter_name: str = DEFAULT,
         is_trainable: bool = False,
@@ -345,19 +355,22 @@ class PeftModel(AdaptedTransformer):
     ) -> "PeftModel":
         """Apply the recipe of a folder to `model`, with the folder's weights.
 
-        The folder may be one that Hugging Face PEFT, AdapterHub or mlx-lm wrote. The weights are
-        frozen, as in Hugging Face PEFT, unless `is_trainable`.
+        Hugging Face PEFT, AdapterHub or mlx-lm may have written it. The weights are frozen, as in
+        Hugging Face PEFT, unless `is_trainable`.
 
-        Raises:
+        Raises, with all problems at once, the kind of error that the first one is:
             CheckpointError: the folder was made for another kind of model or head; or every tensor
                 that is missing, unexpected or of another shape.
             ConfigError: settings that the method does not have.
             PluginError: no plugin provides a step's method.
             TargetError: the model does not have the targets.
+
         On any of them the model is what it was.
         """
         _refuse_adapted(model)
-        peft = cls(model, host or Host.installed())
+        if host is None:
+            host = directory.host if isinstance(directory, AdapterFolder) else Host.installed()
+        peft = cls(model, host)
         peft.load_adapter(directory, adapter_name, is_trainable=is_trainable)
         peft.set_adapter(adapter_name)
         model.adapted = True
@@ -388,16 +401,6 @@ def get_peft_model(
         TargetError: targets that the model does not have; all of them, with the nearest names.
         PeftError: plugins object, a method has nothing to do, or the model is adapted already.
     On any error the model is what it was.
-
-    >>> from tinygrad_peft.nn import Transformer, TransformerConfig
-    >>> from tinygrad_peft_lora import LoraConfig
-    >>> config = TransformerConfig(
-    ...     vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-    ...     intermediate_size=64, max_position_embeddings=16,
-    ... )
-    >>> peft = get_peft_model(Transformer(config), LoraConfig(r=4, target_modules=["q_proj"]))
-    >>> peft.get_nb_trainable_parameters()
-    (512, 20800)
     """
     _refuse_adapted(model)
     peft = PeftModel(model, host or Host.installed())

@@ -167,7 +167,7 @@ class Record:
     def transposed(self, step: int) -> frozenset[str]:
         """What of one step a file holds transposed: whole weights that a checkpoint keeps so."""
         return frozenset(
-            PeftConfig.stored_name(rewrite.config, rewrite.seam.path, "weight")
+            rewrite.config.file_format.plain_key(rewrite.seam.path, "weight")
             for rewrite in self._own(step)
             if rewrite.saved and rewrite.seam.transposed
         )
@@ -182,11 +182,10 @@ class Record:
     def _stored(self, rewrites: Iterable[Rewrite]) -> dict[str, Parameter]:
         named: dict[str, Parameter] = {}
         for rewrite in rewrites:
-            config, path = rewrite.config, rewrite.seam.path
-            # What is saved whole has the checkpoint's names, whatever the method's are.
-            stored = PeftConfig.stored_name if rewrite.saved else type(config).stored_name
+            form, path = rewrite.config.file_format, rewrite.seam.path
             for name, parameter in rewrite.added.items():
-                key = stored(config, path, name)
+                # What is saved whole has the checkpoint's names, whatever the method's are.
+                key = form.plain_key(path, name) if rewrite.saved else form.key(path, name)
                 if key in named:
                     raise PluginError(f"{rewrite.method} calls two weights {key!r} in a file")
                 named[key] = parameter

@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-import typing
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
 from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.setting_types import convert_setting, setting_types
 
 __all__ = ["config_from_dict", "config_to_dict", "parse_method", "unknown_settings"]
 
@@ -34,15 +34,16 @@ def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "
     """Settings of a class from JSON values, strictly.
 
     A key that the class does not have is an error, unless its value asks for nothing (null, false,
-    an empty list or object, or what the class passes over), as is written for features that are
-    off. Null stands for an empty list.
+    an empty list or object, or one of the `ignored_settings` of the class's file format), as is
+    written for features that are off. Null stands for an empty list.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type (with its path) or impossible.
     """
     known = {field.name: field.default for field in dataclasses.fields(kind)}
-    over = {key for key, value in kind.passed_over.items() if values.get(key) == value}
-    others = {key: value for key, value in values.items() if key not in _BOOKKEEPING | over}
+    usual = kind.file_format.ignored_settings.items()
+    ignored = _BOOKKEEPING | {key for key, value in usual if values.get(key) == value}
+    others = {key: value for key, value in values.items() if key not in ignored}
     if unknown := unknown_settings(others, known):
         raise ConfigError(f"{where}{kind.__name__} does not know:\n{listed(unknown)}")
     own = {k: v for k, v in values.items() if k in known and not (v is None and known[k] == ())}
@@ -59,7 +60,7 @@ def unknown_settings(values: Mapping[str, object], known: Collection[str]) -> li
 
 
 def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConfig:
-    """A config from the command line: `lora:r=8,target_modules=query+value`, or `lora:{JSON}`.
+    """A config from the command line: `NAME:r=8,target_modules=query+value`, or `NAME:{JSON}`.
 
     Lists are joined by `+`; the method's name is that of `methods`, in any case.
 
@@ -97,34 +98,24 @@ def _asks_nothing(value: object) -> bool:
 
 
 def _convert(kind: type[C], values: Mapping[str, object], where: str, *, strict: bool) -> C:
+    types = setting_types(kind)
+    missing = [f"{name}: missing" for name in _required(kind) if name not in values]
+    if missing:
+        raise ConfigError(f"{where}invalid {kind.__name__}:\n{listed(missing)}")
+    own: dict[str, Any] = {
+        name: convert_setting(value, types[name], strict=strict) for name, value in values.items()
+    }
     try:
-        return msgspec.convert(values, kind, strict=strict)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise ConfigError(f"{where}{error.__cause__}") from None
-        unknown = _unknown_choices(kind, values)
-        what = f"{kind.__name__} cannot be:\n{listed(unknown)}" if unknown else str(error)
-        raise ConfigError(f"{where}{what}") from None
+        return kind(**own)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
 
 
-def _unknown_choices(kind: type[PeftConfig], values: Mapping[str, object]) -> list[str]:
-    """The values that are none of those that their settings allow, with the nearest of these."""
-    hints = typing.get_type_hints(kind)
-    found = []
-    for name, value in values.items():
-        allowed = _choices(hints[name])
-        if isinstance(value, str) and allowed and value not in allowed:
-            known = ", ".join(allowed)
-            found.append(f"{name}={value!r} is none of {known}{nearest(value, allowed)}")
-    return found
-
-
-def _choices(hint: object) -> tuple[str, ...]:
-    """The texts that an annotation allows; none where it names no texts."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return tuple(a for a in arguments if isinstance(a, str))
-    return tuple(choice for argument in arguments for choice in _choices(argument))
+def _required(kind: type[PeftConfig]) -> list[str]:
+    """Return the settings without a default."""
+    unset = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return [f.name for f in fields if f.default is unset and f.default_factory is unset and f.init]
 
 
 def _text_value(kind: type[PeftConfig], key: str, value: str) -> object:

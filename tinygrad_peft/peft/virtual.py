@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Never
 
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Draft
+from tinygrad_peft.peft.file_format import FileFormat
 
 __all__ = ["VirtualConfig", "virtual_objections"]
 
@@ -22,8 +23,10 @@ class VirtualConfig(PeftConfig):
     """
 
     not_mergeable: ClassVar[str] = "virtual tokens are no weights of the model"
-    # PEFT wraps the model once less for these methods than for others.
-    stored_root: ClassVar[str] = "base_model"
+    # PEFT wraps the model once less for these methods, and gives the one module no path.
+    file_format: ClassVar[FileFormat[Never]] = FileFormat(
+        prefix="base_model", tensor_key=lambda _path, name: name
+    )
 
     num_virtual_tokens: int = 20
     token_dim: int | None = None
@@ -37,10 +40,6 @@ class VirtualConfig(PeftConfig):
         if self.num_virtual_tokens < 1:
             found.append(f"num_virtual_tokens={self.num_virtual_tokens} must be at least 1")
         return found
-
-    def stored_name(self, path: str, name: str) -> str:  # noqa: ARG002 - there is but one place
-        """The parameter's own name: `prompt_embeddings` for what PEFT writes."""
-        return name
 
     def sizes(self, model: TransformerConfig) -> Mapping[str, int]:
         """What PEFT notes of such a model."""

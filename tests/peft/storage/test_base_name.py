@@ -9,7 +9,7 @@ import pytest
 from tests.peft.small import lora_host, small
 from tinygrad_peft.errors import BaseModelWarning
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import Layout, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.peft import PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
 
@@ -94,7 +94,7 @@ def test_another_model_is_a_warning_that_tells_both_names(
     assert Path(caught[0].filename).name == Path(__file__).name  # the caller's line is shown
 
 
-FOREIGN: list[tuple[Layout, PeftConfig, str]] = [
+FOREIGN: list[tuple[str, PeftConfig, str]] = [
     ("mlx-lm", LORA, "model"),
     ("AdapterHub", BottleneckAdapterConfig(reads="residual", bottleneck_dim=4), "model_name"),
 ]
@@ -102,7 +102,7 @@ FOREIGN: list[tuple[Layout, PeftConfig, str]] = [
 
 @pytest.mark.parametrize(("layout", "config", "key"), FOREIGN)
 def test_in_other_libraries_layouts_it_is_written_and_compared_too(
-    layout: Layout, config: PeftConfig, key: str, tmp_path: Path
+    layout: str, config: PeftConfig, key: str, tmp_path: Path
 ) -> None:
     peft = get_peft_model(named("org/llama"), config)
     peft.save_pretrained(tmp_path, layout=layout)
@@ -116,7 +116,7 @@ def test_in_other_libraries_layouts_it_is_written_and_compared_too(
 
 @pytest.mark.parametrize(("layout", "config", "key"), FOREIGN)
 def test_a_model_without_a_name_leaves_it_open_there_too(
-    layout: Layout, config: PeftConfig, key: str, tmp_path: Path
+    layout: str, config: PeftConfig, key: str, tmp_path: Path
 ) -> None:
     get_peft_model(named(None), config).save_pretrained(tmp_path, layout=layout)
     assert not json.loads((tmp_path / "adapter_config.json").read_text()).get(key)

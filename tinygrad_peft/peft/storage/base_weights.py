@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tinygrad_peft.arrays import Array
 from tinygrad_peft.models.tensors import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.peft.record import Record
@@ -20,7 +21,10 @@ TOLERANCE = 1e-6  # of the largest weight
 def without_base(
     record: Record, step: int, found: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """What was found less what the base has as well, and where the base has something else."""
+    """Return the tensors that the base does not have, and how the others differ from its own.
+
+    A base without values, as `Skeleton` makes it, is compared by shapes alone.
+    """
     left, problems = dict(found), []
     for key, weight in _base_weights(record, step).items():
         if key in found and _is_other(left.pop(key), weight):
@@ -29,9 +33,9 @@ def without_base(
 
 
 def _base_weights(record: Record, step: int) -> dict[str, Parameter]:
-    """The weights of what a step adapted, by the names that PEFT gives them."""
+    """Return the weights of the modules that a step adapted, by the names that PEFT gives them."""
     return {
-        f"{rewrite.config.stored_root}.{rewrite.seam.path}.base_layer.weight": parameter
+        rewrite.config.file_format.plain_key(rewrite.seam.path, "base_layer.weight"): parameter
         for rewrite in record.rewrites
         if rewrite.step == step
         for name, parameter in rewrite.before.own_parameters()
@@ -42,5 +46,12 @@ def _base_weights(record: Record, step: int) -> dict[str, Parameter]:
 def _is_other(stored: StoredTensor, weight: Parameter) -> bool:
     if stored.shape != weight.shape or stored.dtype not in FLOATS:
         return True
+    if _is_hollow(weight.data):
+        return False
     apart = np.abs(stored.read(weight.dtype) - weight.data).max(initial=0)
     return not apart <= TOLERANCE * np.abs(weight.data).max(initial=0)
+
+
+def _is_hollow(array: Array) -> bool:
+    """Return True for one read-only number in the shape of an array."""
+    return not array.flags.writeable and not any(array.strides)

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,9 +15,18 @@ from tests.peft.small import LLAMA, ShiftConfig, lora_host, plugin, shift, small
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import save_model
 from tinygrad_peft.models.inspection import Report
-from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, get_peft_model
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.nn import Module, TransformerConfig
+from tinygrad_peft.peft import (
+    FolderLayout,
+    Host,
+    PeftConfig,
+    Site,
+    get_peft_model,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft_adapter.adapterhub import ADAPTERHUB
 from tinygrad_peft_lora import LoraConfig
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
@@ -22,9 +34,15 @@ LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], rank_pattern={"v_pro
 PLACE = "model.layers.{}.self_attn.{}"
 
 
+@hookimpl(hookspecs.foreign_layouts)
+def foreign_layouts() -> Sequence[FolderLayout]:
+    return [ADAPTERHUB]
+
+
 def host() -> Host:
     made = lora_host()
     made.register(plugin(ShiftConfig, adapt=shift), "shift")
+    made.register(plugin(foreign_layouts=foreign_layouts), "another")
     return made
 
 
@@ -176,6 +194,46 @@ def test_a_layout_that_no_plugin_reads_is_told(tmp_path: Path) -> None:
     assert "is a pickle, which can run any code" in problems(folder)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "Hugging Face PEFT"),
+        ("prompt_embeddings", "Hugging Face PEFT"),
+        ("transformer.h.0.adapters.task.adapter_up.weight", "AdapterHub"),
+        ("model.layers.0.self_attn.q_proj.lora_a", "mlx-lm"),
+    ],
+)
+def test_a_file_of_tensors_by_itself_is_known_by_their_names(
+    name: str, like: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({name: np.zeros((2, 3), np.float32)}, file)
+    assert inspect(file).facts["like"] == f"an adapter of {like}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedConfig(ShiftConfig):
+    """Settings from elsewhere with names that other methods give to functions."""
+
+    peft_type: ClassVar[str] = "RANKED"
+    rank: int = 3
+    gguf_problems: str = "none"
+
+
+def test_settings_called_as_a_methods_functions_are_settings(tmp_path: Path) -> None:
+    def adapt(site: Site, config: PeftConfig) -> Module | None:
+        return shift(site, config) if isinstance(config, RankedConfig) else None
+
+    made = lora_host()
+    made.register(plugin(RankedConfig, adapt=adapt), "ranked")
+    get_peft_model(small(), RankedConfig(rank=5), host=made).save_pretrained(tmp_path)
+    for base in (None, LLAMA):
+        report = inspect_path(tmp_path, made, base=base)
+        assert report.sound, report.problems
+        assert report.facts["settings"] == {"rank": 5}
+        assert not {"ranks", "llama.cpp"} & report.facts.keys()
+
+
 # ---------- what is wrong with it ----------
 
 
@@ -203,7 +261,7 @@ def test_without_its_base_names_and_ranks_are_checked(tmp_path: Path) -> None:
     del tensors["base_model.model." + PLACE.format(2, "v_proj.lora_B.weight")]
     save_file(tensors, folder / WEIGHTS)
     found = problems(folder)
-    assert found[0] == "target_modules: no tensor is of 'v_porj'; did you mean 'v_proj'?"
+    assert found[0] == "target_modules: no tensor belongs to 'v_porj'; did you mean 'v_proj'?"
     half = PLACE.format(2, "v_proj.lora_A.weight")
     assert f"{half} is there without {half.replace('lora_A', 'lora_B')}" in found
     name = PLACE.format(0, "q_proj.lora_B.weight")
@@ -233,14 +291,14 @@ def test_a_step_that_is_broken_is_named(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "0-lora" / CONFIG, tmp_path / "1-shift" / CONFIG)
     report = inspect(tmp_path)
     assert not report.sound
-    assert f"{tmp_path / '0-lora' / WEIGHTS} does not exist" in report.problems
-    assert any(problem.startswith("1-shift: missing: ") for problem in report.problems)
+    assert report.parts[0].problems == [f"{tmp_path / '0-lora' / WEIGHTS} does not exist"]
+    assert report.parts[1].problems[0].startswith("1-shift: missing: ")
 
 
 def test_settings_that_are_wrong_are_told_with_the_weights(tmp_path: Path) -> None:
     folder = from_elsewhere(tmp_path, lora_alhpa=3)
     (folder / WEIGHTS).write_bytes(b"no tensors")
-    first, second = problems(folder)
+    second, first = problems(folder)
     assert "lora_alhpa = 3; did you mean 'lora_alpha'" in first
     assert "is truncated or no safetensors file" in second
 
@@ -270,7 +328,7 @@ def test_weights_without_settings_are_an_adapter_that_lacks_them(tmp_path: Path)
     ("name", "told"),
     [
         ("none", "none does not exist, or is no regular file"),
-        ("notes.txt", "is no folder, and no .safetensors or .gguf file"),
+        ("notes.txt", "expected a folder, or a .safetensors or .gguf file"),
         ("pytorch_model.bin", "is a pickle, which can run any code"),
         ("empty", "empty holds neither a model nor an adapter: it is empty"),
         ("notes", "notes holds neither a model nor an adapter: there is a.txt, b.txt"),

@@ -1,4 +1,4 @@
-"""An adapter's files: each written whole or not at all, and removed where it means nothing more."""
+"""Files that are written whole or not at all, and removed without a trace."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,40 +17,40 @@ __all__ = ["make_folder", "remove_files", "remove_if_empty", "write_json", "writ
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises CheckpointError where that is not possible."""
-    with _told(folder, "made"):
+    with _errors_named(folder, "made"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write a safetensors file. Raises CheckpointError where that is not possible."""
     tensors = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
-    with _told(path, "written"), replacing(path) as file:
+    with _errors_named(path, "written"), replacing(path) as file:
         file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON object. Raises CheckpointError where that is not possible."""
-    with _told(path, "written"), replacing(path) as file:
+    with _errors_named(path, "written"), replacing(path) as file:
         file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def remove_files(paths: Iterable[Path]) -> None:
     """Remove those that are there. Raises CheckpointError where that is not possible."""
     for path in paths:
-        with _told(path, "removed"):
+        with _errors_named(path, "removed"):
             path.unlink(missing_ok=True)
 
 
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder that nothing is in. Raises CheckpointError where that is not possible."""
-    with _told(folder, "removed"):
+    with _errors_named(folder, "removed"):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
 @contextmanager
-def _told(path: Path, done: str) -> Iterator[None]:
-    """Whatever the system has against it as a CheckpointError with the path."""
+def _errors_named(path: Path, done: str) -> Iterator[None]:
+    """Raise the system's errors as CheckpointError, with the path."""
     try:
         yield
     except OSError as error:

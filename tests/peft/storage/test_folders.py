@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import tinygrad_peft_adapter.plugin
 from tests.peft.small import (
     BERT,
     BERT_CLASSIFIER,
@@ -32,10 +33,10 @@ from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError, Targ
 from tinygrad_peft.nn import Linear, Transformer, TransformerConfig
 from tinygrad_peft.nn.attention import PackedAttention
 from tinygrad_peft.nn.block import FeedForward
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.checkpoint import read_recipe
-from tinygrad_peft.peft.made_for import read_base, read_head
+from tinygrad_peft.peft import AdapterFolder, Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.storage.base_model import Head
+from tinygrad_peft.peft.storage.examination import Examination
 from tinygrad_peft_lora import LoraConfig
 
 CONFIG, WEIGHTS, RECIPE = "adapter_config.json", "adapter_model.safetensors", "recipe.json"
@@ -46,6 +47,7 @@ STACK: list[PeftConfig] = [LORA, ShiftConfig(target_modules=["q_proj"]), replace
 def host() -> Host:
     made = lora_host()
     made.register(plugin(ShiftConfig, adapt=shift), "shift")
+    made.register(tinygrad_peft_adapter.plugin, "adapter")
     return made
 
 
@@ -75,6 +77,10 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         name.removeprefix("base_model.model."): array.shape
         for name, array in load_file(path / WEIGHTS).items()
     }
+
+
+def read_head(path: Path) -> Head | None:
+    return AdapterFolder.read(path, host()).head()
 
 
 def edit_json(path: Path, **values: object) -> None:
@@ -640,7 +646,7 @@ def test_steps_that_are_no_folders_of_the_folder_are_refused(steps: object, tmp_
 @pytest.mark.parametrize("number", [None, 0, 2, "1"])
 def test_another_format_is_refused(number: object, tmp_path: Path) -> None:
     edit_json(saved(tmp_path) / RECIPE, format=number)
-    refused(tmp_path, f"format {number!r} is not 1")
+    refused(tmp_path, f"expected format 1, got {number!r}")
 
 
 @pytest.mark.parametrize("base", [None, [], "llama", {}])
@@ -663,7 +669,7 @@ def test_a_head_that_is_broken_is_an_error(base: dict[str, object], tmp_path: Pa
 
 def test_a_recipe_is_read_without_a_model(tmp_path: Path) -> None:
     saved(tmp_path, LLAMA, STACK)
-    assert read_recipe(tmp_path, host()) == tuple(STACK)
+    assert Examination(AdapterFolder.read(tmp_path, host()), None).recipe == tuple(STACK)
 
 
 # ---------- settings that ask for too much, and other layouts ----------
@@ -729,7 +735,7 @@ def test_another_layout_is_told_from_pefts(
 def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
     for name in ("fr", "de"):
         saved(tmp_path / name)
-    refused(tmp_path, "there are adapters in it, of which one can be named: de, fr")
+    refused(tmp_path, "name one of the adapters in it: de, fr")
 
 
 def test_a_models_folder_is_told_from_an_adapters(tmp_path: Path) -> None:
@@ -739,9 +745,9 @@ def test_a_models_folder_is_told_from_an_adapters(tmp_path: Path) -> None:
 
 def test_a_recipe_tells_all_settings_of_its_base_when_it_was_read_itself(tmp_path: Path) -> None:
     saved(tmp_path / "a")
-    again = PeftModel.from_pretrained(
-        Transformer(read_base(tmp_path / "a")), tmp_path / "a", host=host()
-    )
+    folder = AdapterFolder.read(tmp_path / "a", host())
+    assert folder.base is not None
+    again = PeftModel.from_pretrained(Transformer(folder.base), folder)
     again.save_pretrained(tmp_path / "b")
     one, other = (json.loads((tmp_path / name / RECIPE).read_text()) for name in "ab")
     assert other == one

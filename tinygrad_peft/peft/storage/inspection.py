@@ -1,29 +1,21 @@
-"""What any folder or file of a model or adapter is, and what is wrong with it, by its headers."""
+"""Reports on any folder or file of a model or an adapter, from headers alone."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.files import PICKLES, refuse_pickle
-from tinygrad_peft.models.inspection import (
-    Report,
-    collected,
-    inspect_gguf,
-    inspect_model,
-    inspect_tensors,
-)
+from tinygrad_peft.models.inspection import Report, inspect_gguf, inspect_model, inspect_tensors
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft.adapter_report import inspect_recipe
 from tinygrad_peft.peft.host import Host
-from tinygrad_peft.peft.layout import (
+from tinygrad_peft.peft.storage.folder import AdapterFolder
+from tinygrad_peft.peft.storage.layout import (
     CONFIG,
-    LAYOUTS,
     RECIPE,
     adapter_folders,
-    layout_of,
-    step_folders,
-    weights_path,
+    holds_adapter,
+    known_layouts,
 )
+from tinygrad_peft.peft.storage.report import report_on
 
 __all__ = ["inspect_path"]
 
@@ -34,9 +26,9 @@ _SETTINGS = ("config.json", CONFIG, RECIPE, _MODEL_FILES[1])
 def inspect_path(
     path: Path, host: Host | None = None, *, base: TransformerConfig | None = None
 ) -> Report:
-    """A report on a model or an adapter, whatever wrote it; no weight is read.
+    """Report on a model or an adapter, whatever wrote it. Reads no weight.
 
-    An adapter is held against `base`, else against the model that its recipe.json tells of, and
+    An adapter is held against `base`, else against the model that its recipe.json describes, and
     else against its own settings only.
 
     Raises CheckpointError where there is nothing, or neither a model nor an adapter; PluginError
@@ -52,37 +44,31 @@ def inspect_path(
     if path.suffix.lower() == ".gguf":
         return inspect_gguf(path)
     if path.suffix.lower() == ".safetensors":
-        return inspect_tensors(path)
-    raise CheckpointError(f"{path} is no folder, and no .safetensors or .gguf file")
+        layouts = known_layouts(host or Host.installed())
+        return inspect_tensors(
+            path, {f"an adapter of {layout.name}": layout.tensor_names for layout in layouts}
+        )
+    raise CheckpointError(f"{path}: expected a folder, or a .safetensors or .gguf file")
 
 
 def _inspect_folder(folder: Path, host: Host, base: TransformerConfig | None) -> Report:
-    """A report on all that is in a folder: on its one part alone where it has no more."""
+    """Report on all that is in a folder: on its one part alone where it has no more."""
     parts = [inspect_gguf(file) for file in sorted(folder.glob("*.gguf"))]
     if (folder / "config.json").is_file() or any((folder / n).is_file() for n in _MODEL_FILES):
         parts.append(inspect_model(folder))
-    weights = (weights_path(folder, layout) for layout in LAYOUTS)
-    if any(path.is_file() for path in (folder / CONFIG, folder / RECIPE, *weights)):
-        parts.append(_inspect_adapter(folder, host, base))
-    parts += [_inspect_adapter(folder / name, host, base) for name in _own_adapters(folder)]
+    steps: list[str] = []
+    if holds_adapter(folder, known_layouts(host)):
+        adapter = AdapterFolder.read(folder, host)
+        steps = [step.name for step in adapter.steps]
+        parts.append(report_on(adapter, base))
+    parts += [
+        report_on(AdapterFolder.read(folder / name, host), base)
+        for name in adapter_folders(folder)
+        if name not in steps
+    ]
     if not parts:
         raise CheckpointError(f"{folder} holds neither a model nor an adapter{_held(folder)}")
     return parts[0] if len(parts) == 1 else Report(path=folder, kind="folder", parts=parts)
-
-
-def _inspect_adapter(folder: Path, host: Host, base: TransformerConfig | None) -> Report:
-    problems: list[str] = []
-    collected(problems, lambda: layout_of(folder))
-    if problems:
-        return Report(path=folder, kind="adapter", problems=problems)
-    return inspect_recipe(folder, host, base)
-
-
-def _own_adapters(folder: Path) -> Sequence[str]:
-    """The adapters with folders of their own, but for the steps of the one that is here."""
-    problems: list[str] = []
-    steps = collected(problems, lambda: step_folders(folder)) or []
-    return [name for name in adapter_folders(folder) if name not in steps]
 
 
 def _held(folder: Path) -> str:

@@ -1,8 +1,8 @@
-"""Targets by name in an adapter's settings, where what was given stands for others.
+"""Targets by name in an adapter's settings, where they were given as "all-linear" or not at all.
 
-Hugging Face PEFT writes the names that a method's usual targets or "all-linear" come to, and what
-reads adapters elsewhere expects them. For some methods it knows of no exclusions: then the paths
-that are left are written. recipe.json keeps what was given, and for which names.
+Hugging Face PEFT writes the resolved names, and programs that read adapters expect them. For some
+methods it knows no exclusions: then the remaining paths are written. recipe.json keeps the targets
+as they were given, and the names that they stood for.
 """
 
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
 from tinygrad_peft.peft.settings import config_from_dict, config_to_dict
 from tinygrad_peft.peft.targets import ALL_LINEAR, Targets
 
-__all__ = ["as_given", "given_targets", "spelt_out"]
+__all__ = ["as_given", "given_targets", "with_names"]
 
 
-def spelt_out(config: PeftConfig, found: Targets) -> PeftConfig:
-    """The config with the names of its targets, if it leaves them to others.
+def with_names(config: PeftConfig, found: Targets) -> PeftConfig:
+    """Return the config with its targets resolved to names.
 
     It stays as it is where other settings name some of the targets as they were given.
     """
     if not isinstance(config, NamedTargetsConfig):
         return config
     try:
-        if config.exclude_modules and not config.exclusions_in_file:
+        if config.exclude_modules and not config.file_format.exclusions:
             return replace(config, target_modules=sorted(found.paths), exclude_modules=None)
         if config.target_modules is None:
             return replace(config, target_modules=sorted(found.by_entry))
@@ -36,7 +36,7 @@ def spelt_out(config: PeftConfig, found: Targets) -> PeftConfig:
 
 
 def given_targets(config: PeftConfig, written: PeftConfig) -> dict[str, object] | None:
-    """What recipe.json notes of a step whose targets were spelt out; None if they were not."""
+    """Return the note for recipe.json of a step whose targets were resolved; None if not."""
     if not isinstance(config, NamedTargetsConfig) or not isinstance(written, NamedTargetsConfig):
         return None
     if config == written:
@@ -49,7 +49,7 @@ def given_targets(config: PeftConfig, written: PeftConfig) -> dict[str, object] 
 
 
 def as_given(config: PeftConfig, note: object) -> PeftConfig:
-    """A config that was read with the targets that were given, unless its names are others now."""
+    """Return a config with its targets as they were given, unless the names have changed since."""
     if not isinstance(config, NamedTargetsConfig) or not isinstance(note, Mapping):
         return config
     if list(config.target_modules or ()) != note.get("names"):

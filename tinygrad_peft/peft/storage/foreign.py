@@ -1,0 +1,132 @@
+"""Adapters in other libraries' layouts.
+
+The folder is recognised and written here, whatever the method. The meaning of its settings and
+tensors belongs to the plugins, which answer the hooks `read_foreign` and `write_foreign`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened, told
+from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
+from tinygrad_peft.peft import hookspecs
+from tinygrad_peft.peft.events import ForeignFolder, ForeignName, ForeignRequest, ForeignStep
+from tinygrad_peft.peft.folder_layout import FolderLayout
+from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.storage.atomic import (
+    make_folder,
+    remove_files,
+    write_json,
+    write_tensors,
+)
+from tinygrad_peft.peft.storage.folder import StepFolder, steps_in
+from tinygrad_peft.peft.storage.layout import (
+    CONFIG,
+    RECIPE,
+    Layouts,
+    known_layouts,
+    remove_step,
+    stale_files,
+)
+
+__all__ = ["foreign_places", "read_foreign", "save_foreign"]
+
+
+def read_foreign(step: StepFolder, host: Host, base: TransformerConfig | None) -> ForeignStep:
+    """Return the step in a folder of another library's layout, for a model `base` if it is known.
+
+    Raises:
+        CheckpointError: weights that are missing, an adapter of another model, tensors of another
+            layout, or one that no plugin reads.
+        ConfigError: settings without an equal here, all of them.
+    """
+    place, layout = step.path / CONFIG, step.layout
+    shapes = {name: tensor.shape for name, tensor in step.weights().items()}
+    settings = step.settings or {}
+    try:
+        found = host.one(hookspecs.read_foreign, ForeignFolder(layout.name, settings, shapes, base))
+    except (CheckpointError, ConfigError) as error:
+        problems = str(error).splitlines()
+        raise type(error)(f"{place}, which is {layout.name}'s:{told(problems)}") from None
+    if found is None:
+        kind = shortened(repr(layout.kind_of(settings)), 100)
+        raise CheckpointError(
+            f"{place}: no installed plugin reads {kind} in {layout.name}'s layout"
+        )
+    return found
+
+
+def foreign_places(record: Record, step: int, of: ForeignStep) -> dict[ForeignName, Parameter]:
+    """Return the parameters of a record's step by their names in the other library's file."""
+    return {of.naming(path, name): p for path, name, p in record.placed_parameters(step)}
+
+
+def save_foreign(
+    records: Mapping[str, Record],
+    folders: Mapping[str, Path],
+    model: Transformer,
+    host: Host,
+    layout: FolderLayout,
+) -> None:
+    """Write adapters by their names, each into its folder, in another library's layout.
+
+    Raises ConfigError, and writes nothing, with all that the layout cannot hold; CheckpointError
+    where a file or folder cannot be written.
+    """
+    steps = {name: _expressed(r, model, host, layout, name) for name, r in records.items()}
+    for name, step in steps.items():
+        places = foreign_places(records[name], 0, step)
+        _write(folders[name], layout, step, places, known_layouts(host))
+
+
+def _write(
+    folder: Path,
+    layout: FolderLayout,
+    step: ForeignStep,
+    places: Mapping[ForeignName, Parameter],
+    layouts: Layouts,
+) -> None:
+    """Write an adapter, and remove what another layout has left in the folder."""
+    arrays = {place.name: p.data.T if place.transposed else p.data for place, p in places.items()}
+    left = [name for name in steps_in(folder) if name != "."]
+    make_folder(folder)
+    write_tensors(folder / layout.weights, arrays)
+    write_json(folder / CONFIG, dict(sorted(step.settings.items())))
+    remove_files((folder / RECIPE, *stale_files(folder, layout, layouts)))
+    for name in left:
+        remove_step(folder / name, layouts)
+
+
+def _expressed(
+    record: Record, model: Transformer, host: Host, layout: FolderLayout, adapter: str
+) -> ForeignStep:
+    """Return the record's one step as the other library has it."""
+    steps: list[ForeignStep] = []
+    problems: list[str] = []
+    for number, config in enumerate(record.recipe):
+        where = f"step {number}: " if len(record.recipe) > 1 else ""
+        places = dict.fromkeys(path for path, _, _ in record.placed_parameters(number))
+        request = ForeignRequest(
+            layout.name,
+            adapter,
+            config.flattened(),
+            tuple(places),
+            model.config,
+            model.name_or_path,
+        )
+        try:
+            step = host.one(hookspecs.write_foreign, request)
+        except ConfigError as error:
+            problems += [f"{where}{line}" for line in str(error).splitlines()]
+            continue
+        if step is None:
+            method = config.peft_type.lower()
+            problems.append(f"{where}no installed plugin writes {method} in it")
+        else:
+            steps.append(step)
+    if len(record.recipe) > 1:
+        problems.insert(0, f"{len(record.recipe)} steps: it holds one")
+    if problems:
+        raise ConfigError(f"{layout.name}'s layout cannot hold {adapter!r}:\n{listed(problems)}")
+    return steps[0]

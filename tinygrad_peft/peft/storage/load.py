@@ -1,0 +1,66 @@
+"""Loading an adapter: a folder's recipe applied to a model, with the folder's weights."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from tinygrad_peft.errors import BaseModelWarning, CheckpointError
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.storage.base_model import BaseName
+from tinygrad_peft.peft.storage.examination import Examination
+from tinygrad_peft.peft.storage.folder import AdapterFolder
+from tinygrad_peft.peft.storage.problems import raise_problems
+
+__all__ = ["load_record", "warn_of_another_name"]
+
+
+def load_record(
+    folder: AdapterFolder, model: Transformer, apply: Callable[[Sequence[PeftConfig]], Record]
+) -> Record:
+    """Return the record of a folder's recipe on `model`, with the folder's weights.
+
+    `apply` applies the recipe.
+
+    Raises, with all problems at once, the kind of error that the first one is:
+        CheckpointError: files that are missing or broken; another model or head; every tensor that
+            is missing, unexpected, of another shape or not of floats.
+        ConfigError: settings that a method does not have.
+        PluginError: no plugin provides a step's method.
+        TargetError, PeftError: the recipe cannot be applied to the model.
+    """
+    applied: list[Record] = []
+
+    def apply_and_keep(recipe: Sequence[PeftConfig]) -> Record:
+        applied.append(apply(recipe))
+        return applied[-1]
+
+    try:
+        examined = Examination(folder, model.config)
+        examined.compare(model, apply_and_keep)
+        raise_problems(folder.path, examined.problems)
+        # All arrays are read before any is put in place.
+        found = [pair for step in examined.steps if step.match for pair in step.match.arrays()]
+        for parameter, array in found:
+            parameter.data = array
+    except BaseException as error:
+        for record in applied:
+            record.thaw()
+        if isinstance(error, MemoryError):
+            raise CheckpointError(f"{folder.path} asks for more memory than there is") from None
+        raise
+    return applied[0]
+
+
+def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:
+    """Warn, with BaseModelWarning, where the folder names another base than this one.
+
+    The warning belongs to the line that called the caller's caller.
+    """
+    own = BaseName.of(model.name_or_path, model.revision)
+    for step in folder.steps:
+        other = BaseName.of(*step.base_name)
+        if own and other and own.differs(other):
+            told = f"{folder.path} was trained on {other}, and this is {own}"
+            warnings.warn(told, BaseModelWarning, stacklevel=4)
+            return

@@ -1,0 +1,121 @@
+"""What a step of a recipe needs from its folder, and what is there."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygrad_peft.arrays import Array
+from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.models.tensors import FLOATS, StoredTensor
+from tinygrad_peft.nn import Parameter
+from tinygrad_peft.nn.module import mismatches
+from tinygrad_peft.peft.events import ForeignStep
+from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.storage.base_weights import without_base
+from tinygrad_peft.peft.storage.folder import StepFolder
+from tinygrad_peft.peft.storage.foreign import foreign_places
+from tinygrad_peft.peft.storage.layout import named_otherwise
+
+__all__ = ["Match", "match_step", "own_tensors", "wrong_dtypes"]
+
+# With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
+_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
+
+
+@dataclass(frozen=True)
+class Match:
+    """The parameters of a step by their names in its file, and the tensors found there.
+
+    `more` are problems beside their differences; `transposed` names what is stored transposed.
+    """
+
+    wanted: Mapping[str, Parameter]
+    found: Mapping[str, StoredTensor]
+    more: Sequence[str] = ()
+    transposed: frozenset[str] = frozenset()
+
+    def problems(self) -> list[str]:
+        """List all that does not fit. Reads no weight."""
+        differences = _differences(self.wanted, self.found, self.transposed)
+        return list(dict.fromkeys([*self.more, *differences]))
+
+    def arrays(self) -> Iterator[tuple[Parameter, Array]]:
+        """Yield each parameter with its array, where there are no problems; opens each file once.
+
+        Raises CheckpointError where a file has changed.
+        """
+        with ExitStack() as stack:
+            try:
+                files = {
+                    path: stack.enter_context(path.open("rb"))
+                    for path in {self.found[key].file for key in self.wanted}
+                }
+            except OSError as error:
+                where = f"{error.filename} cannot be read"
+                raise CheckpointError(f"{where}: {error.strerror}") from error
+            for key, parameter in self.wanted.items():
+                stored = self.found[key]
+                array = stored.read(parameter.dtype, files[stored.file])
+                transposed = key in self.transposed
+                yield parameter, np.ascontiguousarray(array.T) if transposed else array
+
+
+def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignStep | None) -> Match:
+    """Return what a record's step needs, and what its folder holds.
+
+    `foreign` is the step as another library wrote it, if one did. Raises CheckpointError where
+    weights are missing.
+    """
+    if foreign is not None:
+        return _match_foreign(record, number, step, foreign)
+    stored, transposed = record.stored_parameters(number), record.transposed(number)
+    # A step that adds nothing has no file; one that is there all the same is one too many.
+    there = bool(stored) or step.tensors is not None
+    found, problems = without_base(record, number, own_tensors(step) if there else {})
+    problems += named_otherwise(found, step.layout, step.layouts)
+    if step.beside is not None and (wanted := record.reparameterization(number)):
+        problems += _differences(stored, found, transposed)
+        beside = record.stored_beside(number)
+        more = {key: tensor for key, tensor in found.items() if key in beside}
+        return Match(wanted | beside, {**step.beside, **more}, problems, transposed)
+    if record.recipe[number].flattened() != record.recipe[number]:
+        return Match(record.trained_parameters(number), found, problems, transposed)
+    record.flatten(number)
+    return Match(record.stored_parameters(number), found, problems, transposed)
+
+
+def _match_foreign(record: Record, number: int, step: StepFolder, foreign: ForeignStep) -> Match:
+    places, found = foreign_places(record, number, foreign), step.weights()
+    return Match(
+        {place.name: parameter for place, parameter in places.items()},
+        found,
+        named_otherwise(found, step.layout, step.layouts),
+        frozenset(place.name for place in places if place.transposed),
+    )
+
+
+def own_tensors(step: StepFolder) -> dict[str, StoredTensor]:
+    """Return a step's tensors without PEFT's copies. Raises CheckpointError without a file."""
+    return {k: v for k, v in step.weights().items() if not _WRAPPED.search(k)}
+
+
+def wrong_dtypes(found: Mapping[str, StoredTensor]) -> list[str]:
+    """List the tensors that are not of floats."""
+    return [
+        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
+        for key, tensor in found.items()
+        if tensor.dtype not in FLOATS
+    ]
+
+
+def _differences(
+    wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], transposed: Collection[str]
+) -> list[str]:
+    shapes = {key: p.shape[::-1] if key in transposed else p.shape for key, p in wanted.items()}
+    return [
+        *mismatches(shapes, {key: tensor.shape for key, tensor in found.items()}),
+        *wrong_dtypes({key: tensor for key, tensor in found.items() if key in wanted}),
+    ]

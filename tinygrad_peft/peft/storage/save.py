@@ -1,0 +1,126 @@
+"""Saving an adapter: a record's steps into a folder."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from tinygrad_peft.nn import Parameter, Transformer
+from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.folder_layout import HUGGING_FACE
+from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.settings import config_to_dict
+from tinygrad_peft.peft.storage.atomic import (
+    make_folder,
+    remove_files,
+    write_json,
+    write_tensors,
+)
+from tinygrad_peft.peft.storage.base_model import base_of
+from tinygrad_peft.peft.storage.folder import steps_in
+from tinygrad_peft.peft.storage.layout import (
+    CONFIG,
+    FORMAT,
+    ORIGIN,
+    RECIPE,
+    REPARAMETERIZATION,
+    known_layouts,
+    remove_step,
+    stale_files,
+)
+from tinygrad_peft.peft.storage.target_names import given_targets, with_names
+
+__all__ = ["save_adapter"]
+
+
+def save_adapter(
+    record: Record, model: Transformer, host: Host, directory: Path, *, flatten: bool = False
+) -> None:
+    """Write all steps of a record, and the recipe last, when the rest is there.
+
+    Weights that are computed from others are written with those unless `flatten`. What another
+    recipe has left in the folder is removed.
+
+    Raises CheckpointError where a file or folder cannot be written.
+    """
+    folders, left = _folders(record.recipe), steps_in(directory)
+    layouts = known_layouts(host)
+    notes: dict[str, object] = {}
+    for step, (given, name) in enumerate(zip(record.recipe, folders, strict=True)):
+        folder = directory / name
+        config = with_names(given, record.targets[step])
+        if note := given_targets(given, config):
+            notes[name] = note
+        make_folder(folder)
+        _write_tensors(
+            folder / HUGGING_FACE.weights, record.stored_parameters(step), record.transposed(step)
+        )
+        origin = {} if flatten else record.reparameterization(step)
+        _write_tensors(folder / REPARAMETERIZATION, origin)
+        differs = bool(origin) and config.flattened() != config
+        _write_config(folder / ORIGIN, config if differs else None, model)
+        _write_config(folder / CONFIG, config.flattened(), model)
+        remove_files(stale_files(folder, HUGGING_FACE, layouts))
+    about = {
+        "targets": notes,
+        "plugins": _distributions(record.recipe, host),
+        "base": base_of(model),
+    }
+    write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
+    for name in left:
+        if name not in folders:
+            remove_step(directory / name, layouts)
+
+
+def _task_type(model: Transformer, config: PeftConfig) -> str:
+    """Return PEFT's kind of task: for a classifier it demands the head's weights as well."""
+    if model.classifier is not None and "classifier" in config.modules_to_save:
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if model.lm_head is not None else "FEATURE_EXTRACTION"
+
+
+def _folders(recipe: Sequence[PeftConfig]) -> list[str]:
+    if len(recipe) == 1:
+        return ["."]
+    return [f"{step}-{config.peft_type.lower()}" for step, config in enumerate(recipe)]
+
+
+def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
+    """Return the distribution of each method of a recipe, unless it was registered by hand."""
+    return {
+        kind.peft_type.lower(): info.distribution
+        for info in host.plugins()
+        for kind in info.methods
+        if info.distribution and kind in {type(config) for config in recipe}
+    }
+
+
+def _write_tensors(
+    path: Path, parameters: Mapping[str, Parameter], transposed: Collection[str] = ()
+) -> None:
+    """Write the file, or remove it where there are no parameters."""
+    if not parameters:
+        remove_files([path])
+        return
+    write_tensors(path, {n: p.data.T if n in transposed else p.data for n, p in parameters.items()})
+
+
+def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> None:
+    """Write a step's settings, or remove the file where there are none."""
+    if config is None:
+        remove_files([path])
+        return
+    settings = _written(config) | {
+        "base_model_name_or_path": model.name_or_path,
+        "inference_mode": True,
+        "revision": model.revision,
+        "task_type": _task_type(model, config),
+    }
+    write_json(path, dict(sorted(settings.items())))
+
+
+def _written(config: PeftConfig) -> dict[str, object]:
+    """Return the settings without nulls by default, which PEFT may not have for a method."""
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    values = config_to_dict(config).items()
+    return {k: v for k, v in values if v is not None or usual.get(k) is not None}

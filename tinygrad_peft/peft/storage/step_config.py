@@ -1,0 +1,82 @@
+"""The config of a step, from the settings in its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tinygrad_peft.errors import CheckpointError, PluginError, nearest
+from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.events import ForeignStep
+from tinygrad_peft.peft.settings import config_from_dict
+from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
+from tinygrad_peft.peft.storage.foreign import read_foreign
+from tinygrad_peft.peft.storage.layout import CONFIG, ORIGIN, RECIPE
+from tinygrad_peft.peft.storage.target_names import as_given
+
+__all__ = ["step_config"]
+
+_HEADS = ("classifier", "score")  # PEFT's
+
+
+def step_config(
+    adapter: AdapterFolder, step: StepFolder, base: TransformerConfig | None
+) -> tuple[PeftConfig, ForeignStep | None]:
+    """Return a step's config, and the step as another library wrote it, if one did.
+
+    Raises:
+        CheckpointError: settings of no known kind, or what `read_foreign` raises.
+        PluginError: no plugin provides the method.
+        ConfigError: settings that the method does not have.
+    """
+    if step.is_foreign:
+        foreign = read_foreign(step, adapter.host, base)
+        config = foreign.config
+    else:
+        foreign, config = None, _own_config(adapter, step)
+    return as_given(config, adapter.note("targets").get(step.name)), foreign
+
+
+def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
+    name, values = (CONFIG, step.settings) if step.origin is None else (ORIGIN, step.origin)
+    path = step.path / name
+    assert values is not None
+    if not isinstance(values.get("peft_type"), str):
+        raise CheckpointError(f"{path} names no method: it has no peft_type")
+    method, methods = str(values["peft_type"]).lower(), adapter.host.methods()
+    if method not in methods:
+        hint = _to_install(adapter, method) or nearest(method, methods)
+        there = ", ".join(methods) or "none"
+        raise PluginError(
+            f"{path}: no installed plugin provides the method {method!r}{hint} (there are: {there})"
+        )
+    kind = methods[method]
+    settings = kind.file_format.repairs(_without_absent_heads(values, step))
+    return config_from_dict(kind, settings, f"{path}: ")
+
+
+def _to_install(adapter: AdapterFolder, method: str) -> str:
+    """Name the distribution for a method, as the recipe notes it that the folder belongs to."""
+    plugins: object = adapter.note("plugins")
+    if not adapter.recipe and (above := adapter.path.parent / RECIPE).is_file():
+        plugins = read_json_object(Path(above)).get("plugins")
+    if isinstance(plugins, Mapping) and isinstance(plugins.get(method), str):
+        return f"; the distribution {plugins[method]!r} does: install it"
+    return ""
+
+
+def _without_absent_heads(values: Mapping[str, object], step: StepFolder) -> Mapping[str, object]:
+    """Return the settings without the heads that PEFT names for every classifier.
+
+    (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has, and for some
+    methods twice.)
+    """
+    names = values.get("modules_to_save")
+    if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+        return values
+    if not isinstance(names, list) or not names:
+        return values
+    stored = step.weights()
+    there = [h for h in _HEADS if h in names and any(f".{h}." in key for key in stored)]
+    own = [name for name in names if name not in _HEADS]
+    return {**values, "modules_to_save": [*own, *there]}
