@@ -42,6 +42,7 @@ __all__ = [
     "TinygradPeftError",
     "TokenError",
     "TrainingError",
+    "explained",
     "failures",
     "listed",
     "nearest",
@@ -157,6 +158,11 @@ def told(problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return " " + "\n".join(map(shortened, problems[0].splitlines()))
     return f"\n{listed(problems)}"
+
+
+def explained(error: Exception) -> str:
+    """Return an error's message, and below it the notes that were added on its way."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:

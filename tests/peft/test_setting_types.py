@@ -142,8 +142,9 @@ def test_settings_without_a_default_are_missed_by_name() -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_dict(NeededConfig, {"peft_type": "NEEDED"}, "here: ")
     assert str(caught.value) == "here: invalid NeededConfig:\n  - size: missing\n  - name: missing"
-    made = parse_method("needed:size=3,name=a", {"needed": NeededConfig})
-    assert made == NeededConfig(size=3, name="a")
+    host = lora_host()
+    host.register(plugin(NeededConfig), "needed")
+    assert parse_method("needed:size=3,name=a", host) == NeededConfig(size=3, name="a")
 
 
 def test_what_can_be_made_can_be_saved_and_read(tmp_path: Path) -> None:
@@ -155,6 +156,6 @@ def test_what_can_be_made_can_be_saved_and_read(tmp_path: Path) -> None:
 def test_a_class_of_alien_settings_is_no_reason_to_lose_other_plugins() -> None:
     host = lora_host()
     host.register(plugin(AlienConfig), "alien")
-    assert parse_method("lora", host.methods()) == LoraConfig()
+    assert parse_method("lora", host) == LoraConfig()
     with pytest.raises(ConfigError, match="AlienConfig"):
-        parse_method("alien", host.methods())
+        parse_method("alien", host)

@@ -64,7 +64,7 @@ def raising(error: BaseException) -> Host:
     """A host with LoRA, and with a method whose plugin raises when it is applied."""
     host = Host.installed()
 
-    def fail(site: Site, config: object) -> Module | None:
+    def fail(config: object, site: Site) -> Module | None:
         if isinstance(config, ShiftConfig):
             raise error
         return None
@@ -278,12 +278,15 @@ def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: 
     assert (first.loss, first.folder) == (None, None)
 
 
+FAILING = "plugin 'failing', hook adapt_module"
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("boom"), "RuntimeError: boom"),
+        (RuntimeError("boom"), f"{FAILING}: RuntimeError: boom"),
         (MemoryError(), "out of memory"),
-        (PeftError("not this one"), "not this one"),
+        (PeftError("not this one"), f"not this one\n({FAILING})"),
     ],
 )
 def test_a_plugin_that_fails_costs_its_own_row_alone(error: Exception, told: str) -> None:

@@ -66,7 +66,7 @@ def _counted(
         total = count_model(model)
         return total, total, estimate_full_memory(total)
     host = Host.installed()
-    recipe = [parse_method(spec, host.methods()) for spec in specs]
+    recipe = [parse_method(spec, host) for spec in specs]
     trainable, total = count_recipe(model, recipe, host)
     return trainable, total, estimate_memory(model, trainable, total, host)
 

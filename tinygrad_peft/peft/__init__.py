@@ -1,5 +1,6 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
+from tinygrad_peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
 from tinygrad_peft.peft.composition import apply_recipe
@@ -31,8 +32,8 @@ from tinygrad_peft.peft.events import (
 )
 from tinygrad_peft.peft.file_format import PREFIX, FileFormat, Shapes
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
-from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.memory import Memory, estimate_full_memory, estimate_memory
+from tinygrad_peft.peft.methods import methods_of
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.settings import (
@@ -100,6 +101,7 @@ __all__ = [
     "hookspecs",
     "inspect_path",
     "matches",
+    "methods_of",
     "parse_method",
     "trained_copy",
     "unknown_settings",

@@ -7,9 +7,9 @@ AdamW's moments, however the frozen weights are stored.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Affine, Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import capture_seams
 
 __all__ = ["Memory", "estimate_full_memory", "estimate_memory"]

@@ -221,8 +221,8 @@ class RankedConfig(ShiftConfig):
 
 
 def test_settings_called_as_a_methods_functions_are_settings(tmp_path: Path) -> None:
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
-        return shift(site, config) if isinstance(config, RankedConfig) else None
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
+        return shift(config, site) if isinstance(config, RankedConfig) else None
 
     made = lora_host()
     made.register(plugin(RankedConfig, adapt=adapt), "ranked")

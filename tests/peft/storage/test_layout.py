@@ -17,6 +17,7 @@ from tinygrad_peft.peft import (
     ForeignRequest,
     ForeignStep,
     Host,
+    PeftConfig,
     PeftModel,
     get_peft_model,
     hookimpl,
@@ -56,10 +57,10 @@ def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
 
 
 @hookimpl(hookspecs.write_foreign)
-def write_foreign(request: ForeignRequest) -> ForeignStep | None:
+def write_foreign(config: PeftConfig, request: ForeignRequest) -> ForeignStep | None:
     if request.layout != ELSEWHERE.name:
         return None
-    return ForeignStep(request.config, {"elsewhere": "low rank", "base": "org/llama"}, naming)
+    return ForeignStep(config, {"elsewhere": "low rank", "base": "org/llama"}, naming)
 
 
 def host() -> Host:

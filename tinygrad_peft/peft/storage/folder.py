@@ -6,11 +6,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.host import Host
 from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.tensors import StoredTensor, read_header
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.storage.base_model import Head, base_in, head_in
 from tinygrad_peft.peft.storage.layout import (
     CONFIG,

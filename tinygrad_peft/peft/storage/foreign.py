@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened, told
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.events import ForeignFolder, ForeignName, ForeignRequest, ForeignStep
 from tinygrad_peft.peft.folder_layout import FolderLayout
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.storage.atomic import (
     make_folder,
@@ -110,13 +110,12 @@ def _expressed(
         request = ForeignRequest(
             layout.name,
             adapter,
-            config.flattened(),
             tuple(places),
             model.config,
             model.name_or_path,
         )
         try:
-            step = host.one(hookspecs.write_foreign, request)
+            step = host.one(hookspecs.write_foreign, config.flattened(), request)
         except ConfigError as error:
             problems += [f"{where}{line}" for line in str(error).splitlines()]
             continue

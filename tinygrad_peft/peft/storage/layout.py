@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError, nearest
+from tinygrad_peft.host import Host
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.storage.atomic import remove_files, remove_if_empty
 
 __all__ = [

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tinygrad_peft.host import Host
 from tinygrad_peft.models.inspection import Report, Tensors, describe_config
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft.composition import apply_recipe, checked_targets
 from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
 from tinygrad_peft.peft.counting import count_recipe
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.settings import config_to_dict
 from tinygrad_peft.peft.sites import capture_seams

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer
+from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.settings import config_to_dict
 from tinygrad_peft.peft.storage.atomic import (
@@ -88,10 +89,10 @@ def _folders(recipe: Sequence[PeftConfig]) -> list[str]:
 def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
     """Return the distribution of each method of a recipe, unless it was registered by hand."""
     return {
-        kind.peft_type.lower(): info.distribution
-        for info in host.plugins()
-        for kind in info.methods
-        if info.distribution and kind in {type(config) for config in recipe}
+        kind.peft_type.lower(): answer.plugin.distribution
+        for answer in host.answers(hookspecs.peft_methods)
+        for kind in answer.value
+        if answer.plugin.distribution and kind in {type(config) for config in recipe}
     }
 
 

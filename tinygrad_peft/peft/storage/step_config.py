@@ -8,6 +8,7 @@ from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import ForeignStep
+from tinygrad_peft.peft.methods import broken_plugins, methods_of
 from tinygrad_peft.peft.settings import config_from_dict
 from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
 from tinygrad_peft.peft.storage.foreign import read_foreign
@@ -43,12 +44,13 @@ def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
     assert values is not None
     if not isinstance(values.get("peft_type"), str):
         raise CheckpointError(f"{path} names no method: it has no peft_type")
-    method, methods = str(values["peft_type"]).lower(), adapter.host.methods()
+    method, methods = str(values["peft_type"]).lower(), methods_of(adapter.host)
     if method not in methods:
         hint = _to_install(adapter, method) or nearest(method, methods)
         there = ", ".join(methods) or "none"
         raise PluginError(
-            f"{path}: no installed plugin provides the method {method!r}{hint} (there are: {there})"
+            f"{path}: no installed plugin provides the method {method!r}{hint} "
+            f"(there are: {there}){broken_plugins(adapter.host)}"
         )
     kind = methods[method]
     settings = kind.file_format.repairs(_without_absent_heads(values, step))
