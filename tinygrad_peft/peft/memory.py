@@ -1,4 +1,4 @@
-"""How much memory the weights and the training of a recipe take, from sizes alone.
+"""The memory that weights and training take, from sizes alone.
 
 Each trained parameter takes 16 bytes in float32, 4 for itself, 4 for its gradient and 2 x 4 for
 AdamW's moments, however the frozen weights are stored.
@@ -71,7 +71,7 @@ def estimate_full_memory(total: int) -> Mapping[str, Memory]:
 
 
 def _quantizable(model: TransformerConfig) -> int:
-    """The sizes of the matrices of all affine layers but the head."""
+    """Add up the sizes of all affine layers' matrices, without the head."""
     seams = capture_seams(Transformer(model, Skeleton()))
     layers = [s.module for s in seams if isinstance(s.module, Affine) and not s.is_head]
     return sum(layer.in_features * layer.out_features for layer in layers)
