@@ -1,4 +1,4 @@
-"""How much memory the weights and the training of a recipe take, from sizes alone.
+"""The memory that weights and training take, from sizes alone.
 
 Each trained parameter takes 16 bytes in float32, 4 for itself, 4 for its gradient and 2 x 4 for
 AdamW's moments, however the frozen weights are stored.
