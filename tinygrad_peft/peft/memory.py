@@ -1,4 +1,8 @@
-"""How much memory the weights and the training of a recipe take, from sizes alone."""
+"""How much memory the weights and the training of a recipe take, from sizes alone.
+
+Each trained parameter takes 16 bytes in float32, 4 for itself, 4 for its gradient and 2 x 4 for
+AdamW's moments, however the frozen weights are stored.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,46 +12,62 @@ from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import capture_seams
 
-__all__ = ["Memory", "estimate_memory"]
+__all__ = ["Memory", "estimate_full_memory", "estimate_memory"]
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes, without activations.
 
-    weights: of all parameters, by how they are stored: in "float32", in "float16", and in each
-        format F of the hook `weight_formats`, which takes the matrices of all affine layers but the
-        head: F has the rest in float32, and F_float16 has it in float16.
-    gradients: 4 for each trained parameter.
-    optimizer: AdamW's two moments, 2 x 4 for each trained parameter.
+    weights: of all parameters, frozen and trained.
+    gradients: of the trained ones.
+    optimizer: AdamW's two moments for each trained one.
     """
 
-    weights: Mapping[str, int]
+    weights: int
     gradients: int
     optimizer: int
 
     @property
-    def training(self) -> dict[str, int]:
-        """Weights, gradients and optimiser together, by how the weights are stored."""
-        return {k: v + self.gradients + self.optimizer for k, v in self.weights.items()}
+    def training(self) -> int:
+        """Weights, gradients and optimiser together."""
+        return self.weights + self.gradients + self.optimizer
 
 
 def estimate_memory(
     model: TransformerConfig, trainable: int, total: int, host: Host | None = None
-) -> Memory:
-    """Estimate the memory of a model of that shape.
+) -> Mapping[str, Memory]:
+    """Estimate the memory of a model of that shape, by how the frozen weights are stored.
 
-    `trainable` and `total` are parameters as `count_recipe` counts them. The plugins of `host`, by
-    default all that are installed, say what formats there are beside floats.
+    In "float32", in "float16", and in each format F that a plugin of `host` describes
+    (`weight_formats`; all installed ones by default): F takes the matrices of all affine layers but
+    the head, and the rest is float32; F_float16 has the rest in float16. The parameters are those
+    that `count_recipe` counts; the trained ones are not among the matrices.
     """
-    weights = {"float32": 4 * total, "float16": 2 * total}
-    packable = _packable(model)
+    packable, frozen = _packable(model), total - trainable
+    stored = {"float32": 4 * frozen, "float16": 2 * frozen}
     answers = (Host.installed() if host is None else host).each(hookspecs.weight_formats)
     for form in (form for answer in answers for form in answer):
-        packed, rest = packable * form.bits / 8, total - packable
-        weights[form.name] = round(packed + 4 * rest)
-        weights[f"{form.name}_float16"] = round(packed + 2 * rest)
-    return Memory(weights, gradients=4 * trainable, optimizer=2 * 4 * trainable)
+        packed, rest = packable * form.bits / 8, frozen - packable
+        stored[form.name] = round(packed + 4 * rest)
+        stored[f"{form.name}_float16"] = round(packed + 2 * rest)
+    return {
+        name: Memory(size + 4 * trainable, gradients=4 * trainable, optimizer=2 * 4 * trainable)
+        for name, size in stored.items()
+    }
+
+
+def estimate_full_memory(total: int) -> Mapping[str, Memory]:
+    """The memory of training all parameters, with everything in "float32" or in "float16".
+
+    float16 is the least that it can take: moments and updates are too small for it. With float32
+    copies of the weights and float32 moments beside float16 weights and gradients, a parameter
+    takes 16 bytes, as in float32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1).
+    """
+    return {
+        name: Memory(size * total, gradients=size * total, optimizer=2 * size * total)
+        for name, size in (("float32", 4), ("float16", 2))
+    }
 
 
 def _packable(model: TransformerConfig) -> int:
