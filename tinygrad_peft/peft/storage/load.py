@@ -55,7 +55,8 @@ def load_record(
 def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:
     """Warn, with BaseModelWarning, where the folder names another base than this one.
 
-    A base of another kind is an error of loading, and no reason to warn as well. The warning belongs to the line that called the caller's caller.
+    A base of another kind is an error of loading, and no reason to warn as well. The warning
+    belongs to the line that called the caller's caller.
     """
     if differing_base(model, folder.recipe):
         return
