@@ -370,4 +370,4 @@ def test_what_cannot_be_is_refused_all_at_once() -> None:
         )
     assert "encoder_hidden_size=0 must be at least 1" in str(caught.value)
     assert "encoder_dropout=1.0 must be at least 0 and below 1" in str(caught.value)
-    assert "encoder_reparameterization_type='GRU' must be 'MLP' or 'LSTM'" in str(caught.value)
+    assert "expected one of MLP, LSTM, got 'GRU'" in str(caught.value)
