@@ -87,7 +87,7 @@ def test_a_wrong_command_line_is_told_with_the_help_to_read(
 
 METHOD_ERRORS = [
     ("lorra", "no method is called 'lorra'; did you mean 'lora' or"),
-    ("lora:r=four", "Expected `int`, got `str` - at `$.r`"),
+    ("lora:r=four", "r: expected int, got 'four'"),
     ("lora:lora_alhpa=4", "lora_alhpa; did you mean 'lora_alpha'"),
     ("lora:r", "'r' is no setting: write KEY=VALUE"),
     ("lora:r=4,r=8", "r is set twice"),

@@ -353,7 +353,7 @@ def test_what_peft_fills_in_is_read_though_peft_does_not(
 def test_a_list_of_anything_but_names_is_refused(setting: str, tmp_path: Path) -> None:
     stored(tmp_path, IA3Config(target_modules=["k_proj"], feedforward_modules=["k_proj"]))
     edit(tmp_path, **{setting: ["v_proj", 1, None]})
-    with pytest.raises(ConfigError, match=rf"`int`.*\$\.{setting}"):
+    with pytest.raises(ConfigError, match=rf"{setting}\[1\]: expected str, got int"):
         PeftModel.from_pretrained(small(), tmp_path, host=host())
 
 

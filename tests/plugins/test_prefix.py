@@ -204,6 +204,6 @@ def test_what_cannot_be_is_refused_all_at_once() -> None:
     for said in (
         "num_virtual_tokens=0 must be at least 1",
         "encoder_hidden_size=0 must be at least 1",
-        "init_weights='one' must be None or 'zero'",
+        "init_weights: expected one of zero, got 'one'",
     ):
         assert said in str(caught.value)

@@ -357,7 +357,7 @@ def test_what_cannot_be_is_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(num_virtual_tokens=0, prompt_tuning_init="WORDS")  # type: ignore[arg-type]
     assert "num_virtual_tokens=0 must be at least 1" in str(caught.value)
-    assert "must be one of 'RANDOM', 'SAMPLE_VOCAB', 'TEXT'" in str(caught.value)
+    assert "expected one of RANDOM, SAMPLE_VOCAB, TEXT, got" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(prompt_tuning_init="TEXT")
     assert "prompt_tuning_init='TEXT' needs prompt_tuning_init_text" in str(caught.value)
@@ -370,4 +370,4 @@ def test_what_cannot_be_is_refused_all_at_once() -> None:
         )
     assert "encoder_hidden_size=0 must be at least 1" in str(caught.value)
     assert "encoder_dropout=1.0 must be at least 0 and below 1" in str(caught.value)
-    assert "encoder_reparameterization_type='GRU' must be 'MLP' or 'LSTM'" in str(caught.value)
+    assert "expected one of MLP, LSTM, got 'GRU'" in str(caught.value)

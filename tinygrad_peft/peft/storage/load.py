@@ -7,7 +7,7 @@ from tinygrad_peft.errors import BaseModelWarning, CheckpointError
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.record import Record
-from tinygrad_peft.peft.storage.base_model import BaseName
+from tinygrad_peft.peft.storage.base_model import BaseName, differing_base
 from tinygrad_peft.peft.storage.examination import Examination
 from tinygrad_peft.peft.storage.folder import AdapterFolder
 from tinygrad_peft.peft.storage.problems import raise_problems
@@ -55,8 +55,11 @@ def load_record(
 def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:
     """Warn, with BaseModelWarning, where the folder names another base than this one.
 
-    The warning belongs to the line that called the caller's caller.
+    A base of another kind is an error of loading, and no reason to warn as well. The warning
+    belongs to the line that called the caller's caller.
     """
+    if differing_base(model, folder.recipe):
+        return
     own = BaseName.of(model.name_or_path, model.revision)
     for step in folder.steps:
         other = BaseName.of(*step.base_name)

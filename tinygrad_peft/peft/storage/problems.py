@@ -30,7 +30,12 @@ def gathered(problems: list[Problem], ask: Callable[[], T]) -> T | None:
 
 
 def raise_problems(directory: Path, problems: Sequence[Problem]) -> None:
-    """Raise all problems of a folder as one error, of the first one's kind; nothing without any."""
-    if problems:
-        texts = [problem.text for problem in problems]
+    """Raise all problems of a folder as one error, of the first one's kind; nothing without any.
+
+    One that names the folder itself stands alone.
+    """
+    texts = [problem.text for problem in problems]
+    if len(texts) == 1 and texts[0].startswith(str(directory)):
+        raise problems[0].kind(texts[0])
+    if texts:
         raise problems[0].kind(f"{directory} cannot be loaded:{told(texts)}")
