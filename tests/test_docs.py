@@ -1,6 +1,7 @@
 """The documents say what the code says."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.testing import MethodConformance
 from tinygrad_peft.testing.settings import MethodSettings
+from tinygrad_peft.train import TrainConfig
 from tinygrad_peft.train import hookspecs as train_hookspecs
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +45,32 @@ def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> 
     ]
     settings = [*MethodSettings.__annotations__, "plugins"]
     assert sorted(listed) == sorted([*promises, *settings])
+
+
+def test_documented_defaults_of_training_are_those_of_the_code_and_of_the_help() -> None:
+    """The table in docs/cli.md, TrainConfig, and each command with such an option."""
+    click = pytest.importorskip("click")
+    from tinygrad_peft.cli.app import cli
+
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)` \| (\S+) \|", text, flags=re.MULTILINE)
+    documented = {name.replace("-", "_"): value for name, value in rows}
+    config = TrainConfig()
+    in_code = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert documented == {
+        name: "none" if value is None else str(value) for name, value in in_code.items()
+    }
+    for command, expected in {
+        "finetune": in_code,
+        "compare": in_code,
+        "evaluate": {name: in_code[name] for name in ("batch_size", "max_length")},
+    }.items():
+        options = {p.name: p for p in cli.commands[command].params if p.name in in_code}
+        assert {name: option.default for name, option in options.items()} == expected
+        shown = " ".join(cli.commands[command].get_help(click.Context(cli)).split())
+        for name, value in expected.items():
+            help_text = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
+            assert (f"[default: {value}]" in help_text) is (value is not None), (command, name)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

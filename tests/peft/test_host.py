@@ -309,6 +309,53 @@ def test_an_instance_with_marked_methods_is_a_plugin() -> None:
     assert observer.seen == ["default"]
 
 
+def test_answers_come_by_the_names_of_the_plugins_that_give_one() -> None:
+    host = Host()
+    for name in ("c", "a"):
+        host.register(objecting(name), name)
+    host.register(plugin(adapt=silent), "silent")
+    assert host.by_plugin(hookspecs.check_recipe, draft()) == {"c": ("c",), "a": ("a",)}
+    assert host.by_plugin(hookspecs.adapt_module, SITE, LoraConfig()) == {}
+
+
+def test_a_plugin_that_answers_twice_is_named() -> None:
+    def check_recipe(draft: Draft) -> Sequence[str]:
+        return ["no"]
+
+    mark = hookimpl(hookspecs.check_recipe)
+    host = Host()
+    host.register(SimpleNamespace(one=mark(check_recipe), two=mark(check_recipe)), "double")
+    with pytest.raises(PluginError, match="check_recipe: plugin 'double' answers twice"):
+        host.by_plugin(hookspecs.check_recipe, draft())
+
+
+def test_hooks_of_a_later_floor_are_known_to_hosts_made_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Host, "declarations", [*Host.declarations])
+    host = Host()
+    floor = ModuleType("floor")
+
+    def knock(event: Applied) -> None: ...
+
+    setattr(floor, "knock", pluggy.HookspecMarker("tinygrad_peft")(knock))  # noqa: B010
+    setattr(floor, "__all__", ["knock"])  # noqa: B010
+    heard: list[Applied] = []
+
+    def hear(event: Applied) -> None:
+        heard.append(event)
+
+    ear = SimpleNamespace(knock=hookimpl(knock)(hear))
+    with pytest.raises(PluginError, match="unknown hook 'knock'"):
+        host.register(ear, "ear")
+    Host.add_hookspecs(floor)
+    Host.add_hookspecs(floor)
+    host.register(ear, "ear")
+    event = Applied(Linear(2, 2), (), (), "default")
+    host.each(knock, event)
+    assert heard == [event]
+
+
 def test_an_observer_hears_of_a_recipe_that_was_applied() -> None:
     heard: list[Applied] = []
 

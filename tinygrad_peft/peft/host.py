@@ -66,7 +66,7 @@ class PluginInfo:
 class Host:
     """Plugins, and the calls to them. `Host()` is empty; `Host.installed()` has all there are."""
 
-    _declarations: ClassVar[list[ModuleType]] = [hookspecs]  # modules that declare hooks
+    declarations: ClassVar[list[ModuleType]] = [hookspecs]  # modules that declare hooks
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
@@ -105,13 +105,13 @@ class Host:
     @classmethod
     def add_hookspecs(cls, module: ModuleType) -> None:
         """Declare the hooks that a module lists in `__all__`, for all hosts."""
-        if module not in cls._declarations:
-            cls._declarations.append(module)
+        if module not in cls.declarations:
+            cls.declarations.append(module)
 
     @classmethod
     def hookspecs(cls) -> dict[str, Callable[..., object]]:
         """Return the declarations of all hooks by name."""
-        return {name: getattr(m, name) for m in cls._declarations for name in m.__all__}
+        return {name: getattr(m, name) for m in cls.declarations for name in m.__all__}
 
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin: a module, or an instance, with functions marked by `hookimpl`.
@@ -193,9 +193,9 @@ class Host:
         return tuple(info for _, info in sorted(self._infos.items()))
 
     def _hook(self, spec: Callable[..., object]) -> pluggy.HookCaller:
-        for module in self._declarations[self._declared :]:
+        for module in self.declarations[self._declared :]:
             self._manager.add_hookspecs(module)
-        self._declared = len(self._declarations)
+        self._declared = len(self.declarations)
         caller: pluggy.HookCaller = getattr(self._manager.hook, spec.__name__)
         return caller
 

@@ -24,7 +24,7 @@ RUNNING_STATE = "running_state.safetensors"
 
 
 def write_running_state(model: object, folder: Path) -> None:
-    """Write the running state of a model's plugins; without any there is no file."""
+    """Write the running state of a model's plugins; without any, write no file."""
     arrays = {
         f"{plugin}:{name}": array
         for plugin, state in _states(model).items()
@@ -39,8 +39,8 @@ def write_running_state(model: object, folder: Path) -> None:
 def read_running_state(model: PeftModel, folder: Path) -> None:
     """Restore the running state of a model's plugins from the folder of its weights.
 
-    Raises CheckpointError for a file that is missing or broken, for plugins that are in only one of
-    the file and the model, and for arrays that a plugin refuses.
+    Raises CheckpointError for a file that is missing or broken, for plugins in only one of the file
+    and the model, and for arrays that a plugin refuses.
     """
     path = folder / RUNNING_STATE
     read_header(path)  # checks more than the format's own library
