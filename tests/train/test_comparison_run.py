@@ -62,7 +62,7 @@ def raising(error: BaseException) -> Host:
     """A host with LoRA, and with a method whose plugin raises when it is applied."""
     host = Host.installed()
 
-    def fail(site: Site, config: object) -> Module | None:
+    def fail(config: object, site: Site) -> Module | None:
         if isinstance(config, ShiftConfig):
             raise error
         return None
@@ -274,12 +274,15 @@ def test_after_a_recipe_that_diverges_the_next_one_has_its_turn(tmp_path: Path) 
     assert (first.loss, first.folder) == (None, None)
 
 
+FAILING = "plugin 'failing', hook adapt_module"
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("boom"), "RuntimeError: boom"),
+        (RuntimeError("boom"), f"{FAILING}: RuntimeError: boom"),
         (MemoryError(), "out of memory"),
-        (PeftError("not this one"), "not this one"),
+        (PeftError("not this one"), f"not this one\n({FAILING})"),
     ],
 )
 def test_a_failing_plugin_costs_only_its_own_row(error: Exception, told: str) -> None:

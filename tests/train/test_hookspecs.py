@@ -194,12 +194,12 @@ def test_a_rank_that_shrinks_is_saved_counted_inspected_loaded_and_merged(tmp_pa
 def test_combining_and_other_layouts_get_the_sizes_as_trained(tmp_path: Path) -> None:
     configs: list[PeftConfig] = []
 
-    def combine_adapters(combination: Combination) -> Combined | None:
+    def combine_adapters(config: PeftConfig, combination: Combination) -> Combined | None:
         configs.extend(source.config for source in combination.sources)
         return None
 
-    def write_foreign(request: ForeignRequest) -> ForeignStep | None:
-        configs.append(request.config)
+    def write_foreign(config: PeftConfig, request: ForeignRequest) -> ForeignStep | None:
+        configs.append(config)
         return None
 
     host = shrinking_host()

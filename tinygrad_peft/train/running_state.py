@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from tinygrad_peft.arrays import AnyArray
-from tinygrad_peft.errors import CheckpointError, listed
+from tinygrad_peft.errors import CheckpointError, PluginError, listed
 from tinygrad_peft.models.files import replacing
 from tinygrad_peft.models.tensors import read_header
 from tinygrad_peft.peft import PeftModel
@@ -60,4 +60,9 @@ def read_running_state(model: PeftModel, folder: Path) -> None:
 def _states(model: object) -> Mapping[str, Stateful]:
     if not isinstance(model, PeftModel):
         return {}
-    return model.host.by_plugin(hookspecs.running_state, model)
+    states: dict[str, Stateful] = {}
+    for answer in model.host.answers(hookspecs.running_state, model):
+        if answer.plugin.name in states:
+            raise PluginError(f"{answer.plugin.title}: expected one running state, got two")
+        states[answer.plugin.name] = answer.value
+    return states
