@@ -1,6 +1,7 @@
 """The documents say what the code says."""
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from tinygrad_peft import Host, Module, Tensor, Transformer, peft
-from tinygrad_peft.nn import Affine, Init, Linear
+from tinygrad_peft.nn import AdamW, Affine, Init, Linear
 from tinygrad_peft.peft import (
     AffineShape,
     Applied,
@@ -24,15 +25,19 @@ from tinygrad_peft.peft import (
     ParameterCount,
     Site,
     Source,
-    StepEnded,
     TargetedConfig,
     hookimpl,
     hookspecs,
 )
 from tinygrad_peft.testing import SMALL_MODELS, MethodConformance
 from tinygrad_peft.testing.settings import MethodSettings
+from tinygrad_peft.train import StepEnded, TrainConfig, TrainingEnded
+from tinygrad_peft.train import hookspecs as train_hookspecs
 
 ROOT = Path(__file__).parent.parent
+HOOKS: dict[str, Callable[..., object]] = {
+    name: getattr(floor, name) for floor in (hookspecs, train_hookspecs) for name in floor.__all__
+}
 SOURCES = [*sorted(ROOT.glob("tinygrad_peft/**/*.py")), *sorted(ROOT.glob("plugins/**/*.py"))]
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -54,8 +59,7 @@ class HookRow:
 
     @property
     def spec(self) -> Callable[..., object]:
-        declared: Callable[..., object] = getattr(hookspecs, self.name)
-        return declared
+        return HOOKS[self.name]
 
 
 def hook_rows() -> list[HookRow]:
@@ -81,7 +85,7 @@ def written(function: Callable[..., object]) -> str:
 
 
 def test_the_table_of_hooks_has_every_hook_once() -> None:
-    assert sorted(row.name for row in hook_rows()) == sorted(hookspecs.__all__)
+    assert sorted(row.name for row in hook_rows()) == sorted(HOOKS)
 
 
 def test_the_table_of_hooks_has_the_signatures_of_the_code() -> None:
@@ -121,6 +125,32 @@ class MyLinear(Module):
         return Linear(self.in_features, self.out_features)
 
 
+def step_ended(model: Module) -> StepEnded:
+    return StepEnded(
+        model=model,
+        optimizer=AdamW(model.parameters()),
+        step=7,
+        total_steps=9,
+        epoch=1.0,
+        loss=0.5,
+        lrs=(1e-3,),
+        grad_norm=1.0,
+        tokens=10,
+        seconds=0.1,
+    )
+
+
+def training_ended(model: Module) -> TrainingEnded:
+    return TrainingEnded(
+        model=model,
+        outcome="finished",
+        step=9,
+        seconds=1.0,
+        tokens_per_second=10.0,
+        saved_to=None,
+    )
+
+
 def test_the_examples_in_the_table_of_hooks_are_answers_that_a_host_takes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -139,28 +169,30 @@ def test_the_examples_in_the_table_of_hooks_are_answers_that_a_host_takes(
         "read_foreign": (ForeignFolder("mlx-lm", {}, {}),),
         "write_foreign": (config, ForeignRequest("mlx-lm", "a", (), model.config)),
         "recipe_applied": (Applied(model, (config,), ("v",), "default"),),
-        "step_ended": (StepEnded(model, 7, 9, 1.0, 0.5, 1e-3, 1.0, 10, 0.1),),
+        "extra_loss": (model,),
+        "step_ended": (step_ended(model),),
+        "training_ended": (training_ended(model),),
+        "running_state": (model,),
     }
     host, mark = Host(), cast("Any", hookimpl)
-    names = {**vars(peft), "MyConfig": MyConfig, "MyLinear": MyLinear}
+    names = {**vars(peft), "Tensor": Tensor, "MyConfig": MyConfig, "MyLinear": MyLinear}
     for row in hook_rows():
         parameters = ", ".join(inspect.signature(row.spec).parameters)
         function = eval(f"lambda {parameters}: {row.example}", names)  # noqa: S307 - our own page
         host.register(SimpleNamespace(example=mark(row.spec)(function)), row.name)
-    answers = {
-        name: host.each(getattr(hookspecs, name), *given) for name, given in arguments.items()
-    }
-    silent = {"read_foreign", "write_foreign", "recipe_applied", "step_ended"}
+    answers = {name: host.each(HOOKS[name], *given) for name, given in arguments.items()}
+    silent = {"read_foreign", "write_foreign", "recipe_applied", "running_state"}
+    silent |= {"step_ended", "training_ended"}
     assert {name for name, found in answers.items() if not found} == silent
     assert answers["check_recipe"] == [["step 1: only once"]]
     assert answers["count_parameters"] == [ParameterCount(trainable=1, added=1)]
-    assert capsys.readouterr().out == "v\n7 0.5\n"
+    assert capsys.readouterr().out == "v\n7 0.5\nfinished\n"
 
 
 def test_the_files_on_the_plugins_page_are_those_that_are_installed_and_run() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
     shown = re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```\n", text, flags=re.DOTALL)
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert dict(shown) == {path: (ROOT / path).read_text("utf-8") for path, _ in shown}
 
 
@@ -173,6 +205,32 @@ def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> 
     ]
     settings = [*MethodSettings.__annotations__, "plugins"]
     assert sorted(listed) == sorted([*promises, *settings])
+
+
+def test_documented_defaults_of_training_are_those_of_the_code_and_of_the_help() -> None:
+    """The table in docs/cli.md, TrainConfig, and each command with such an option."""
+    click = pytest.importorskip("click")
+    from tinygrad_peft.cli.app import cli
+
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)` \| (\S+) \|", text, flags=re.MULTILINE)
+    documented = {name.replace("-", "_"): value for name, value in rows}
+    config = TrainConfig()
+    in_code = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert documented == {
+        name: "none" if value is None else str(value) for name, value in in_code.items()
+    }
+    for command, expected in {
+        "finetune": in_code,
+        "compare": in_code,
+        "evaluate": {name: in_code[name] for name in ("batch_size", "max_length")},
+    }.items():
+        options = {p.name: p for p in cli.commands[command].params if p.name in in_code}
+        assert {name: option.default for name, option in options.items()} == expected
+        shown = " ".join(cli.commands[command].get_help(click.Context(cli)).split())
+        for name, value in expected.items():
+            help_text = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
+            assert (f"[default: {value}]" in help_text) is (value is not None), (command, name)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -33,14 +33,13 @@ def run_interrupted(
         needles(16),
         None,
         TrainConfig(batch_size=4, epochs=2),
-        pad_id=0,
         out=out,
         save=saving(model) if out else None,
         observers=observers,
     )
 
 
-def test_an_interrupted_run_saves_its_weights_and_says_where(tmp_path: Path) -> None:
+def test_an_interrupted_run_saves_its_weights_and_names_the_folder(tmp_path: Path) -> None:
     model, events = classifier(), list[Event]()
     result = run_interrupted(model, 3, tmp_path, events)
     assert result.interrupted
@@ -75,7 +74,6 @@ def test_a_second_ctrl_c_within_a_step_saves_nothing(tmp_path: Path) -> None:
             needles(16),
             None,
             TrainConfig(batch_size=4),
-            pad_id=0,
             out=tmp_path,
             save=saving(model),
             observers=[at_step(3, press_twice)],
@@ -171,7 +169,7 @@ def test_training_works_in_a_thread() -> None:
 
     def work() -> None:
         config = TrainConfig(batch_size=4)
-        results.append(train(classifier(), needles(8), None, config, pad_id=0))
+        results.append(train(classifier(), needles(8), None, config))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -207,7 +205,7 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_ends_a_process_well(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_process_cleanly(tmp_path: Path) -> None:
     with training_process(tmp_path, "fast") as process:
         wait_for(process, "step 5")
         process.send_signal(signal.SIGINT)

@@ -13,7 +13,8 @@ from tinygrad_peft.peft import AdapterFolder, Host, PeftModel
 from tinygrad_peft.peft.model import DEFAULT
 from tinygrad_peft.peft.storage.base_model import Head
 from tinygrad_peft.peft.storage.problems import raise_problems
-from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
+from tinygrad_peft.train.encoding import EncodedData, encode_examples
+from tinygrad_peft.train.examples import Example, Task, read_examples
 
 __all__ = [
     "Examples",
@@ -41,7 +42,7 @@ class Examples:
 
     def encoded(
         self, tokenizer: Tokenizer, max_length: int, model: TransformerConfig
-    ) -> list[Encoded]:
+    ) -> EncodedData:
         """The examples as token ids and labels.
 
         Raises, with the file's path:
@@ -57,7 +58,7 @@ class Examples:
         check_tokens(tokens, tokenizer, model, where=f"{self.path}: ")
         return encoded
 
-    def _check_lengths(self, encoded: Sequence[Encoded], limit: int) -> None:
+    def _check_lengths(self, encoded: EncodedData, limit: int) -> None:
         long = sum(len(row.input_ids) > limit for row in encoded)
         if long:
             raise TokenError(

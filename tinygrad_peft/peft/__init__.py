@@ -27,7 +27,6 @@ from tinygrad_peft.peft.events import (
     NormShape,
     ParameterCount,
     Source,
-    StepEnded,
     WeightFormat,
 )
 from tinygrad_peft.peft.file_format import PREFIX, FileFormat, Shapes
@@ -82,7 +81,6 @@ __all__ = [
     "Shapes",
     "Site",
     "Source",
-    "StepEnded",
     "TargetedConfig",
     "VirtualConfig",
     "WeightFormat",

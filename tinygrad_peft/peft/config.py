@@ -9,6 +9,7 @@ from typing import ClassVar, Never, get_args
 import numpy as np
 
 from tinygrad_peft.errors import ConfigError, PeftError, listed, shortened
+from tinygrad_peft.nn import Module
 from tinygrad_peft.peft.file_format import FileFormat
 from tinygrad_peft.peft.setting_types import wrong_choices, wrong_types
 
@@ -72,6 +73,15 @@ class PeftConfig:
 
         Where they differ, a file for other programs has those, and a file with these has the
         weights as they are trained.
+        """
+        return self
+
+    def as_trained(self, modules: Mapping[str, Module]) -> "PeftConfig":  # noqa: ARG002
+        """Return the settings that make modules of the trained sizes: themselves, by default.
+
+        `modules` maps each path that the method adapted to its module there. A method that prunes
+        ranks in training, say, returns a copy with the ranks that are left: it is saved, counted
+        and loaded again.
         """
         return self
 

@@ -16,7 +16,6 @@ from tinygrad_peft.peft.events import (
     ForeignStep,
     ModelShape,
     ParameterCount,
-    StepEnded,
     WeightFormat,
 )
 from tinygrad_peft.peft.folder_layout import FolderLayout
@@ -32,7 +31,6 @@ __all__ = [
     "peft_methods",
     "read_foreign",
     "recipe_applied",
-    "step_ended",
     "weight_formats",
     "write_foreign",
 ]
@@ -150,8 +148,3 @@ def write_foreign(config: PeftConfig, request: ForeignRequest) -> ForeignStep | 
 @hookspec
 def recipe_applied(event: Applied) -> None:
     """Observe that a recipe was applied."""
-
-
-@hookspec
-def step_ended(event: StepEnded) -> None:
-    """Observe that the optimiser made a step."""

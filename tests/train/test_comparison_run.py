@@ -26,8 +26,7 @@ from tinygrad_peft.train import (
     compare,
     train,
 )
-from tinygrad_peft.train.compare import COMPARISON_FILE
-from tinygrad_peft.train.comparison import read_comparison
+from tinygrad_peft.train.comparison_result import COMPARISON_FILE, read_comparison
 from tinygrad_peft.train.heads import with_saved_head
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prompt import PromptTuningConfig
@@ -53,7 +52,6 @@ def compared(
         needles(16),
         needles(8, seed=1),
         config,
-        pad_id=0,
         host=host,
         out=out,
         watcher=watcher,
@@ -74,7 +72,7 @@ def raising(error: BaseException) -> Host:
 
 
 class Noting(Watcher):
-    """Notes what it is told."""
+    """Note the calls of a comparison."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
@@ -108,7 +106,7 @@ class Interrupting(Watcher):
 # ---------- rows ----------
 
 
-def test_each_recipe_has_the_row_that_it_has_alone() -> None:
+def test_each_recipe_gets_the_row_that_it_would_get_alone() -> None:
     both = compared(TWO)
     assert both.waiting == ()
     assert not both.interrupted
@@ -121,12 +119,12 @@ def test_each_recipe_has_the_row_that_it_has_alone() -> None:
         ]
 
 
-def test_a_row_says_what_training_alone_says() -> None:
+def test_a_row_has_the_figures_of_training_alone() -> None:
     [_, row] = compared(TWO).rows
     model = classifier()
     peft = get_peft_model(model, with_saved_head([BOTH], model), seed=3)
     config = replace(CONFIG, lr=5e-3)
-    result = train(peft, needles(16), needles(8, seed=1), config, pad_id=0)
+    result = train(peft, needles(16), needles(8, seed=1), config)
     best = result.best
     assert best is not None
     assert row.losses == result.losses
@@ -159,7 +157,6 @@ def test_a_language_model_has_its_loss_and_no_accuracy() -> None:
         countings(8),
         countings(4, seed=1),
         CONFIG,
-        pad_id=0,
     ).rows
     assert probe.accuracy is row.accuracy is None
     assert (probe.trainable, probe.rates, probe.losses) == (0, (), ())
@@ -180,7 +177,7 @@ def test_without_a_recipe_a_classifier_is_probed() -> None:
 # ---------- learning rates ----------
 
 
-def test_each_step_is_trained_at_the_rate_that_suits_its_method() -> None:
+def test_each_step_is_trained_at_the_rate_of_its_method() -> None:
     prompt = PromptTuningConfig(num_virtual_tokens=2)
     contenders = [
         Contender(label="one", recipe=[QUERY]),
@@ -191,7 +188,7 @@ def test_each_step_is_trained_at_the_rate_that_suits_its_method() -> None:
     assert two.rates == (1e-3, 1e-2)
 
 
-def test_a_rate_is_a_contenders_own_or_else_that_of_all() -> None:
+def test_a_contender_may_have_its_own_rate() -> None:
     contenders = [Contender(label="all", recipe=[QUERY]), replace(TWO[1], lr=5e-3)]
     rows = compared(contenders, config=replace(CONFIG, lr=2e-3)).rows
     assert [row.rates for row in rows] == [(2e-3,), (5e-3,)]
@@ -200,7 +197,7 @@ def test_a_rate_is_a_contenders_own_or_else_that_of_all() -> None:
 # ---------- files ----------
 
 
-def test_each_adapter_has_a_folder_that_it_can_be_loaded_from(tmp_path: Path) -> None:
+def test_each_adapter_can_be_loaded_from_its_folder(tmp_path: Path) -> None:
     comparison = compared(TWO, out=tmp_path / "out")
     assert [row.folder for row in comparison.rows] == ["1-query", "2-both"]
     for row in comparison.rows:
@@ -211,7 +208,7 @@ def test_each_adapter_has_a_folder_that_it_can_be_loaded_from(tmp_path: Path) ->
         PeftModel.from_pretrained(classifier(), folder)
 
 
-def test_the_adapter_is_the_one_that_training_alone_gives(tmp_path: Path) -> None:
+def test_the_adapter_is_the_same_as_from_training_alone(tmp_path: Path) -> None:
     compared(TWO, out=tmp_path / "two")
     compared(TWO[1:], out=tmp_path / "one")
     one, two = (
@@ -236,16 +233,16 @@ def test_the_file_is_written_as_each_recipe_ends(tmp_path: Path) -> None:
     assert found[-1] == comparison
 
 
-def test_labels_that_no_folder_can_have_are_made_fit(tmp_path: Path) -> None:
+def test_labels_become_valid_folder_names(tmp_path: Path) -> None:
     label = "LoRA: r=2 / q → 50 %?"
     compared([Contender(label=label, recipe=[QUERY])], out=tmp_path)
     assert (tmp_path / "1-lora-r-2-q-50" / "recipe.json").exists()
 
 
-# ---------- what is told ----------
+# ---------- watchers ----------
 
 
-def test_a_watcher_hears_whose_turn_it_is_and_of_each_step() -> None:
+def test_a_watcher_follows_turns_and_steps() -> None:
     watcher = Noting()
     compared(TWO, watcher=watcher)
     assert watcher.told[0] == ("query", 1, 2)
@@ -259,7 +256,7 @@ def test_a_watcher_hears_whose_turn_it_is_and_of_each_step() -> None:
 # ---------- recipes that fail ----------
 
 
-def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: Path) -> None:
+def test_after_a_recipe_that_diverges_the_next_one_has_its_turn(tmp_path: Path) -> None:
     wild = Contender(label="wild", recipe=[BOTH], lr=3e38)
     first, second = compare(
         language_model(),
@@ -267,12 +264,11 @@ def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: 
         countings(16),
         countings(4),
         CONFIG,
-        pad_id=0,
         out=tmp_path,
     ).rows
     assert (first.outcome, second.outcome) == ("failed", "finished")
     assert first.error is not None
-    assert first.error.startswith("training stopped: ")
+    assert first.error.startswith("training stopped in epoch 1, batch 3: the loss is nan")
     assert first.losses
     assert first.trainable == 512
     assert (first.loss, first.folder) == (None, None)
@@ -289,7 +285,7 @@ FAILING = "plugin 'failing', hook adapt_module"
         (PeftError("not this one"), f"not this one\n({FAILING})"),
     ],
 )
-def test_a_plugin_that_fails_costs_its_own_row_alone(error: Exception, told: str) -> None:
+def test_a_failing_plugin_costs_only_its_own_row(error: Exception, told: str) -> None:
     failing = Contender(label="failing", recipe=[ShiftConfig(target_modules=["q_proj"])])
     model = classifier()
     before = weights(model)
@@ -303,7 +299,7 @@ def test_a_plugin_that_fails_costs_its_own_row_alone(error: Exception, told: str
 # ---------- Ctrl-C ----------
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_part_that_it_broke_off(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_rows_and_the_interrupted_one(tmp_path: Path) -> None:
     model = classifier()
     three = [*TWO, Contender(label="third", recipe=[QUERY])]
     comparison = compared(three, model=model, out=tmp_path, watcher=Interrupting("both"))
@@ -331,9 +327,13 @@ def test_ctrl_c_between_two_recipes_leaves_the_second_without_a_row(tmp_path: Pa
 @pytest.mark.parametrize(
     ("contenders", "kind", "told"),
     [
-        ([], ConfigError, "nothing to compare: expected at least one recipe"),
-        ([TWO[0], TWO[0]], ConfigError, "each recipe needs a label of its own.*two 'query'"),
-        ([replace(TWO[0], label=" ")], ConfigError, "a recipe's label is empty"),
+        ([], ConfigError, "a comparison: expected at least one recipe, got none"),
+        ([TWO[0], TWO[0]], ConfigError, "labels of recipes: got 'query' more than once"),
+        (
+            [replace(TWO[0], label=" ")],
+            ConfigError,
+            "labels of recipes: expected text, got an empty one",
+        ),
         ([replace(TWO[0], lr=0.0)], ConfigError, "query: .*lr: expected a finite number above 0"),
         (
             [
@@ -342,11 +342,11 @@ def test_ctrl_c_between_two_recipes_leaves_the_second_without_a_row(tmp_path: Pa
                 Contender(label="two", recipe=[LoraConfig(target_modules=["v_prj"])]),
             ],
             PeftError,
-            "cannot be compared:\n  - one: .*'q_prj' matches no(.|\n)*  - two: .*'v_prj'",
+            "invalid recipes:\n  - one: .*'q_prj' matches no(.|\n)*  - two: .*'v_prj'",
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_invalid_contenders_are_refused(
     contenders: list[Contender], kind: type[Exception], told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=rf"(?s){told}"):
@@ -361,6 +361,6 @@ def test_an_adapted_model_is_refused() -> None:
         compared(TWO, model=model)
 
 
-def test_data_that_cannot_be_used_is_refused() -> None:
-    with pytest.raises(DataError, match="evaluation examples that cannot be used"):
-        compare(classifier(), TWO, needles(8), countings(4), CONFIG, pad_id=0)
+def test_invalid_data_is_refused() -> None:
+    with pytest.raises(DataError, match="invalid evaluation examples"):
+        compare(classifier(), TWO, needles(8), countings(4), CONFIG)
