@@ -31,14 +31,28 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
 
 
 def is_public(module: str, name: str | None) -> bool:
-    if any(part.startswith("_") for part in module.split(".")):
+    """Tell whether `module` is a package or stands alone, and offers `name`."""
+    if any(part.startswith("_") for part in module.split(".")) or is_inside_a_package(module):
         return False
     if name is None:
         return True
     names = getattr(importlib.import_module(module), "__all__", None)
     if names is not None and name in names:
         return True
-    return not name.startswith("_") and (names is None or is_module(f"{module}.{name}"))
+    if name.startswith("_"):
+        return False
+    inner = f"{module}.{name}"
+    return names is None or (is_module(inner) and not is_inside_a_package(inner))
+
+
+def is_inside_a_package(module: str) -> bool:
+    """Tell whether a package's `__init__` speaks for the module: ops.dense, models.fetch.hub."""
+    return module.count(".") > 1 and not is_package(module)
+
+
+def is_package(dotted: str) -> bool:
+    spec = find_spec(dotted)
+    return spec is not None and spec.submodule_search_locations is not None
 
 
 def is_module(dotted: str) -> bool:
@@ -56,6 +70,12 @@ def is_module(dotted: str) -> bool:
         ("from tinygrad_peft import __doc__", False),
         ("from tinygrad_peft._private import name", False),
         ("import tinygrad_peft._private", False),
+        ("from tinygrad_peft.models import load_model", True),
+        ("from tinygrad_peft.models.fetch import fetch", True),
+        ("from tinygrad_peft.models.fetch.cache import fetch", False),
+        ("from tinygrad_peft.models.checkpoint import load_model", False),
+        ("from tinygrad_peft.models import checkpoint", False),
+        ("from tinygrad_peft.errors import ConfigError", True),
     ],
 )
 def test_the_rule_tells_public_from_private(statement: str, *, public: bool) -> None:

@@ -8,8 +8,7 @@ from typing import ClassVar
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft import NamedTargetsConfig, matches
-from tinygrad_peft.peft.config import broken_expressions
+from tinygrad_peft.peft import NamedTargetsConfig, broken_expressions, matches
 
 __all__ = ["IA3Config"]
 

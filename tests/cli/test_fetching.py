@@ -10,10 +10,10 @@ from typing import TypeAlias
 import pytest
 
 from tests.cli.toys import Commands
-from tests.models.fake_hub import Repository, running
+from tests.models.fetch.fake_hub import Repository, running
 from tests.peft.small import LLAMA, small
 from tinygrad_peft.errors import CheckpointError, FetchError
-from tinygrad_peft.models.artifacts import ARTIFACTS
+from tinygrad_peft.models.fetch import ARTIFACTS
 from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft_lora import LoraConfig
 
@@ -143,7 +143,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
             raise FetchError(f"{name}: the hub has no such repository")
         return folders[name, revision, kind]
 
-    monkeypatch.setattr("tinygrad_peft.cli.fetching.download", download)
+    monkeypatch.setattr("tinygrad_peft.cli.fetching.download_from_hub", download)
     monkeypatch.chdir(tmp_path)
     return folders
 

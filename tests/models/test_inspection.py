@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tinygrad_peft.models import load_model
+from tinygrad_peft.models.hf.safetensors import read_header
 from tinygrad_peft.models.inspection import (
     Report,
     TensorGroup,
@@ -19,7 +20,6 @@ from tinygrad_peft.models.inspection import (
     inspect_model,
     inspect_tensors,
 )
-from tinygrad_peft.models.tensors import read_header
 
 Golden = Callable[[str], Path]
 FOLDERS = ("gpt2", "gpt2-sharded", "llama", "llama3-tied", "bert", "bert-classifier")
@@ -117,7 +117,7 @@ def test_no_weight_is_read(copy: Golden, monkeypatch: pytest.MonkeyPatch) -> Non
     def read(*arguments: object) -> None:
         raise AssertionError(arguments)
 
-    monkeypatch.setattr("tinygrad_peft.models.tensors.StoredTensor.read", read)
+    monkeypatch.setattr("tinygrad_peft.models.hf.safetensors.StoredTensor.read", read)
     assert inspect_model(copy("llama3-tied")).sound
 
 
@@ -162,7 +162,7 @@ def test_a_broken_gguf_file_is_told(tmp_path: Path) -> None:
 
 def test_a_gguf_model_is_described(golden: Golden, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs the gguf extra")
-    from tests.models.test_gguf import settings, tensors, write
+    from tests.models.gguf.test_model import settings, tensors, write
 
     model = load_model(golden("llama"))
     file = write(gguf, tmp_path / "m.gguf", settings(model.config), tensors(model))

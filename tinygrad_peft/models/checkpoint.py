@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.models.directory import read_config, read_model, write_model
 from tinygrad_peft.models.families import config_from_json, config_to_json
-from tinygrad_peft.models.files import refuse_pickle
+from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
-from tinygrad_peft.models.origin import origin_of
-from tinygrad_peft.models.tensors import SaveDtype
+from tinygrad_peft.models.hf import SaveDtype, read_config, read_model, write_model
+from tinygrad_peft.models.safe_files import refuse_pickle
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.transformer import Transformer
@@ -39,7 +38,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float3
     """
     place, wanted = _existing(path), _float_dtype(dtype)
     model = read_gguf(place, wanted) if place.is_file() else read_model(place, wanted)
-    model.name_or_path, model.revision = origin_of(path)
+    model.name_or_path, model.revision = name_and_revision(path)
     model.eval()
     return model
 

@@ -9,11 +9,9 @@ from typing import Protocol, TypeVar
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import TinygradPeftError
-from tinygrad_peft.models.directory import check_fit, read_config, read_tensors
 from tinygrad_peft.models.families import FAMILIES
-from tinygrad_peft.models.gguf import check_gguf_fit, gguf_config
-from tinygrad_peft.models.gguf_header import read_gguf_header
-from tinygrad_peft.models.tensors import read_header
+from tinygrad_peft.models.gguf import check_gguf_fit, gguf_config, read_gguf_header
+from tinygrad_peft.models.hf import check_fit, read_config, read_header, read_tensors
 from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = [
@@ -216,6 +214,6 @@ def likeness(names: Iterable[str]) -> str | None:
             return what
     for family in FAMILIES.values():
         bare = [family.bare_name(name) for name in known]
-        if any(name is not None and family.naming.ours(name) != name for name in bare):
+        if any(name is not None and family.paths.ours(name) != name for name in bare):
             return f"a model of the family {family.model_type}"
     return None

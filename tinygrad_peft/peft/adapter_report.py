@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tinygrad_peft.errors import nearest
-from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.models.hf import StoredTensor, read_header
 from tinygrad_peft.models.inspection import Report, Tensors, collected, describe_config
-from tinygrad_peft.models.tensors import StoredTensor, read_header
+from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft.checkpoint import read_step
 from tinygrad_peft.peft.composition import apply_recipe

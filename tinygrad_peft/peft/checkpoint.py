@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
-from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.foreign import read_foreign

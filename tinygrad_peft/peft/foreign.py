@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, nearest, shortened, told
-from tinygrad_peft.models.files import read_json_object
-from tinygrad_peft.models.tensors import read_header
+from tinygrad_peft.models.hf import read_header
+from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.events import ForeignFolder, ForeignName, ForeignRequest, ForeignStep

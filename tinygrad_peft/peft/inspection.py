@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.files import PICKLES, refuse_pickle
 from tinygrad_peft.models.inspection import (
     Report,
     collected,
@@ -12,6 +11,7 @@ from tinygrad_peft.models.inspection import (
     inspect_model,
     inspect_tensors,
 )
+from tinygrad_peft.models.safe_files import PICKLES, refuse_pickle
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.adapter_report import inspect_recipe
 from tinygrad_peft.peft.host import Host

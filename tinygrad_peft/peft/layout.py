@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.files import read_json_object
+from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.peft.writing import remove_files, remove_if_empty
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 
 from tinygrad_peft.errors import BaseModelWarning, CheckpointError, shortened
-from tinygrad_peft.models.files import read_json_object
-from tinygrad_peft.models.origin import origin_of
+from tinygrad_peft.models.fetch import name_and_revision
+from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.layout import CONFIG, RECIPE, base_name, step_folders
 
@@ -99,7 +99,7 @@ class _Name:
         """None where it has no name."""
         if not isinstance(name, str) or not name:
             return None
-        known, commit = origin_of(name)
+        known, commit = name_and_revision(name)
         return cls(known, revision if isinstance(revision, str) else commit)
 
     def differs(self, other: "_Name") -> bool:

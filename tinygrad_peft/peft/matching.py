@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tinygrad_peft.arrays import Array
+from tinygrad_peft.models.hf import FLOATS, StoredTensor, read_header
 from tinygrad_peft.models.inspection import likeness
-from tinygrad_peft.models.tensors import FLOATS, StoredTensor, read_header
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft.events import ForeignStep
