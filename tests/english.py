@@ -25,7 +25,7 @@ _PHRASES: Mapping[str, re.Pattern[str]] = {
         "is no": r"(?<!\bthere )\b(?:is|are|was|were) no\b(?! (?:longer|more|less|fewer)\b)",
         "is none": r"(?<!\bthere )\b(?:is|are|was|were) none\b",
         "of which": r"(?<!\beach )(?<!\ball )(?<!\bboth )(?<!\bnone )\bof (?:which|whom)\b",
-        "such": r"(?<!\bno )(?<!\bas )\bsuch\b(?! as\b)",
+        "such": r"(?<!\bno[ -])(?<!\bas )\bsuch\b(?! as\b)",
         "that of": r"\bthat of\b",
         "but for": r"\bbut for\b",
         "is told": r"\b(?:is|are|was|were|be|been) told\b",

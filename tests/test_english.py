@@ -9,10 +9,25 @@ from tests.english import ROOT, files, findings, package_of
 # Packages at zero. Add each one that gets there; with all of them here the list goes.
 CLEAN = (
     "README.md",
+    "tests/conftest.py",
+    "tests/ops",
+    "tests/test_arrays.py",
+    "tests/test_docs.py",
+    "tests/test_errors.py",
     "tests/test_gradcheck.py",
+    "tests/test_import_rules.py",
+    "tests/test_makefile.py",
+    "tests/test_memory.py",
+    "tests/test_packaging.py",
+    "tests/test_tensor.py",
     "tinygrad_peft/__init__.py",
     "tinygrad_peft/__main__.py",
+    "tinygrad_peft/arrays.py",
+    "tinygrad_peft/errors.py",
     "tinygrad_peft/gradcheck.py",
+    "tinygrad_peft/graph.py",
+    "tinygrad_peft/ops",
+    "tinygrad_peft/tensor.py",
 )
 
 in_checkout = pytest.mark.skipif(
@@ -63,7 +78,7 @@ def test_stilted_phrase_is_found_once(tmp_path: Path, source: str, phrase: str) 
         "Whatever the file says, read it.",
         "There is no cache, there is none here, and x is not y.",
         "It is no longer needed, and takes no more than is no less than one.",
-        "A method such as LoRA; no such file; float64 where given as such.",
+        "A method such as LoRA; no such file, no-such-python; float64 where given as such.",
         "Two matrices, each of which is square.",
         "The file cannot be read.",
         "Let it be when it comes to memory.",

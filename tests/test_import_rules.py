@@ -1,4 +1,4 @@
-"""What import-linter cannot say: which names may be imported, and not only from which module."""
+"""Rules beyond import-linter: names that may be imported, and not only modules."""
 
 import ast
 import importlib
@@ -22,7 +22,7 @@ def files_of(package: str) -> list[Path]:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
-    """(module, name) for each `from module import name`, (module, None) for `import module`."""
+    """Yield (module, name) per `from module import name`, (module, None) per `import module`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)

@@ -86,5 +86,5 @@ def test_no_examples_are_an_error() -> None:
 
 
 def test_a_class_that_the_model_does_not_have_is_an_error() -> None:
-    with pytest.raises(TokenError, match="target 5 is none of the 2 classes"):
+    with pytest.raises(TokenError, match="target 5 is outside the 2 classes"):
         evaluate(classifier(), [Encoded((1, 2), 5)], batch_size=2, pad_id=0)
