@@ -10,6 +10,7 @@ from tests.english import ROOT, files, findings, package_of
 CLEAN = (
     "README.md",
     "tests/conftest.py",
+    "tests/models",
     "tests/ops",
     "tests/test_arrays.py",
     "tests/test_docs.py",
@@ -26,6 +27,7 @@ CLEAN = (
     "tinygrad_peft/errors.py",
     "tinygrad_peft/gradcheck.py",
     "tinygrad_peft/graph.py",
+    "tinygrad_peft/models",
     "tinygrad_peft/ops",
     "tinygrad_peft/tensor.py",
 )

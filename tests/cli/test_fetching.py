@@ -43,7 +43,7 @@ def pretend_that_it_was_fetched(cache: Path, name: str) -> Path:
 def test_an_unknown_name_is_told_with_the_nearest(commands: Commands) -> None:
     message = commands.fails("fetch", "minilm")
     assert message.splitlines() == [
-        "tinygrad-peft: nothing to fetch is called 'minilm'; did you mean 'minilm-l6'?",
+        "tinygrad-peft: unknown artefact 'minilm'; did you mean 'minilm-l6'?",
         "known: minilm-l6, smollm2, movie-reviews, devils-dictionary",
     ]
 

@@ -5,7 +5,7 @@ from tinygrad_peft.models import SHAPES, named_shape
 from tinygrad_peft.models.families import config_from_json, config_to_json
 from tinygrad_peft.nn import Skeleton, Transformer
 
-# What the published checkpoints hold; those of the encoders with the pooler.
+# Parameters of the published checkpoints, of the encoders with their pooler.
 PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
@@ -31,18 +31,16 @@ def test_every_shape_has_a_published_count() -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
-def test_a_shape_has_as_many_parameters_as_the_published_model(name: str, count: int) -> None:
+def test_a_shape_has_the_published_number_of_parameters(name: str, count: int) -> None:
     model = Transformer(named_shape(name), Skeleton())
     assert sum(parameter.size for parameter in model.parameters()) == count
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_survives_being_written_as_config_json(name: str) -> None:
+def test_a_shape_reads_back_from_config_json(name: str) -> None:
     assert config_from_json(config_to_json(SHAPES[name])) == SHAPES[name]
 
 
 def test_an_unknown_shape_names_the_nearest_and_all() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'lama-7b'; did you mean 'llama-7b' or .* known are gpt2"
-    ):
+    with pytest.raises(ConfigError, match=r"'lama-7b'; did you mean 'llama-7b' or .* known: gpt2"):
         named_shape("lama-7b")

@@ -13,7 +13,7 @@ from tinygrad_peft.models.safe_files import (
 )
 
 
-def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
+def test_a_file_is_replaced_on_success(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     with replacing(tmp_path / "a") as temporary:
         temporary.write_text("new")
@@ -21,7 +21,7 @@ def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "new")]
 
 
-def test_a_file_stays_what_it_was_when_something_went_wrong(tmp_path: Path) -> None:
+def test_a_file_is_unchanged_after_a_failure(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as temporary:  # noqa: PT012
         temporary.write_text("half")
@@ -29,12 +29,12 @@ def test_a_file_stays_what_it_was_when_something_went_wrong(tmp_path: Path) -> N
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_a_folder_is_no_file_to_read(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read: it is no regular file"):
+def test_a_folder_is_not_read_as_a_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read: expected a regular file"):
         read_json_object(tmp_path)
 
 
-def test_bytes_that_are_no_text_are_no_json(tmp_path: Path) -> None:
+def test_bytes_outside_of_utf_8_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(CheckpointError, match="is not JSON"):
         read_json_object(tmp_path / "a")
@@ -49,21 +49,21 @@ def test_bytes_that_are_no_text_are_no_json(tmp_path: Path) -> None:
         (b'{"a": "\\ud800"}', "is not JSON: "),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: Integer value out of range"),
         (b'{"a":' * 100_000, "is not JSON: maximum recursion depth exceeded"),
-        (b"[1]", "holds a JSON list, expected an object"),
-        (b'{"a": 1, "a": 2}', "has keys that are there twice: 'a'"),
-        (b'{"a": [{"b": 1, "c": 1, "c": 2, "b": 3}]}', "keys that are there twice: 'b', 'c'"),
+        (b"[1]", ": expected a JSON object, got a list"),
+        (b'{"a": 1, "a": 2}', "has duplicate keys: 'a'"),
+        (b'{"a": [{"b": 1, "c": 1, "c": 2, "b": 3}]}', "duplicate keys: 'b', 'c'"),
     ],
 )
 def test_json_is_read_strictly(tmp_path: Path, text: bytes, told: str) -> None:
     (tmp_path / "a").write_bytes(text)
     with pytest.raises(CheckpointError) as caught:
         read_json_object(tmp_path / "a")
-    assert str(caught.value).startswith(f"{tmp_path / 'a'} ")
+    assert str(caught.value).startswith(f"{tmp_path / 'a'}")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
         file.truncate(LARGEST_JSON + 1)
     with pytest.raises(CheckpointError, match="has 100,000,001 bytes, expected at most"):
@@ -71,9 +71,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a")
-    with pytest.raises(CheckpointError, match="it is no regular file"):
+    with pytest.raises(CheckpointError, match="expected a regular file"):
         read_json_object(tmp_path / "a")
 
 

@@ -1,4 +1,4 @@
-"""The shapes of published models, for counting and for benchmarks: no weights."""
+"""Shapes of published models, without weights, for counting and benchmarks."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ __all__ = ["SHAPES", "named_shape"]
 
 
 def named_shape(name: str) -> TransformerConfig:
-    """The config of that name in `SHAPES`. Raises ConfigError with the nearest names."""
+    """Look up a config in `SHAPES`. Raises ConfigError with the nearest names."""
     if name not in SHAPES:
         raise ConfigError(
-            f"unknown shape {name!r}{nearest(name, SHAPES)}; known are {', '.join(SHAPES)}"
+            f"unknown shape {name!r}{nearest(name, SHAPES)}; known: {', '.join(SHAPES)}"
         )
     return SHAPES[name]
 
@@ -47,7 +47,7 @@ def _bert(hidden: int, layers: int, heads: int, **more: object) -> TransformerCo
 
 
 def _roberta(hidden: int, layers: int, heads: int) -> TransformerConfig:
-    """BERT but for the vocabulary, and positions that start at 2."""
+    """BERT with another vocabulary, and positions that start at 2."""
     return _bert(
         hidden,
         layers,

@@ -1,7 +1,7 @@
-"""Reading files strictly, and writing files that are either whole or not there.
+"""Read files strictly, and write them whole or not at all.
 
-Whatever a file holds, reading it ends with its content or a CheckpointError: no code in it runs,
-and no more memory is taken than a small multiple of the file's size.
+Reading any file ends with its content or a CheckpointError: no code in it runs, and memory stays
+within a small multiple of its size.
 """
 
 import json
@@ -29,18 +29,18 @@ __all__ = [
 ]
 
 PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
-LARGEST_JSON = 100_000_000  # bytes; the largest tokenizers have a third of it
+LARGEST_JSON = 100_000_000  # bytes; three times the size of the largest tokenizers
 
 
 def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
-    """What a file holds.
+    """Read a whole file.
 
-    Raises CheckpointError where it is missing, no regular file, or larger than `most` bytes.
+    Raises CheckpointError if it is missing, not a regular file, or larger than `most` bytes.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"{path} cannot be read: it is no regular file")
+            raise CheckpointError(f"{path} cannot be read: expected a regular file")
         if found.st_size > most:
             raise CheckpointError(f"{path} has {found.st_size:,} bytes, expected at most {most:,}")
         return path.read_bytes()
@@ -51,37 +51,37 @@ def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
 
 
 def read_json_object(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises CheckpointError where there is none."""
+    """Read the JSON object in a file. Raises CheckpointError for anything else."""
     return decode_json_object(read_bytes(path), str(path))
 
 
 def decode_json_object(text: bytes, where: str) -> dict[str, object]:
-    """The JSON object that `text` is, strictly: no key twice, no NaN, no number out of range.
+    """Decode a JSON object strictly: no duplicate key, no NaN, no number out of range.
 
     Raises CheckpointError, which begins with `where`.
     """
     twice: list[str] = []
     try:
         value: object = msgspec.json.decode(text)
-        # msgspec is the stricter of the two, but does not see keys that are there twice.
+        # msgspec is the stricter of the two, but does not notice duplicate keys.
         json.loads(text.decode(), object_pairs_hook=lambda pairs: twice.extend(_repeated(pairs)))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not JSON: {error}") from error
     if twice:
         names = shortened(", ".join(sorted(map(repr, set(twice)))))
-        raise CheckpointError(f"{where} has keys that are there twice: {names}")
+        raise CheckpointError(f"{where} has duplicate keys: {names}")
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} holds a JSON {type(value).__name__}, expected an object")
+        raise CheckpointError(f"{where}: expected a JSON object, got a {type(value).__name__}")
     return value
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file in some folder, on any system, and leads nowhere else."""
+    """Tell whether a name is a plain file name on any system, without a path to elsewhere."""
     return re.fullmatch(r"\w[\w.-]{0,199}", name, re.ASCII) is not None
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise CheckpointError for what is a pickle by its name."""
+    """Raise CheckpointError for a pickle, by its file name."""
     if path.suffix.lower() in PICKLES:
         raise CheckpointError(
             f"{path} is a pickle, which can run any code, and is never read: save it as "
@@ -91,7 +91,7 @@ def refuse_pickle(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends well."""
+    """Yield a path beside `path` to write to, and move it to `path` if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary

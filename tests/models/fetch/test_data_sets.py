@@ -1,4 +1,4 @@
-"""How the rows of the two data sets are made."""
+"""Parsing the two data sets."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ TEDIUM, n.  %s
 """
 
 
-def test_reviews_of_no_clear_opinion_and_repeated_texts_are_left_out() -> None:
+def test_reviews_without_a_clear_opinion_and_repeated_texts_are_left_out() -> None:
     rows = movie_reviews(REVIEWS.encode())
     assert {row["text"]: row["label"] for row in rows} == {
         "A splash.": "positive",

@@ -40,7 +40,7 @@ def names(folder: Path | None) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_models_files_are_downloaded_and_no_others(hub: FakeHub) -> None:
+def test_only_a_models_files_are_downloaded(hub: FakeHub) -> None:
     folder = hub.download("org/model").path
     assert names(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert folder is not None
@@ -49,7 +49,7 @@ def test_a_models_files_are_downloaded_and_no_others(hub: FakeHub) -> None:
     assert not any(".bin" in request for request in hub.requests)
 
 
-def test_an_adapters_files_are_downloaded_and_no_others(hub: FakeHub) -> None:
+def test_only_an_adapters_files_are_downloaded(hub: FakeHub) -> None:
     assert names(hub.download("org/adapter", kind="adapter").path) == sorted(STEP)
 
 
@@ -62,7 +62,7 @@ def test_the_steps_of_a_recipe_are_downloaded(hub: FakeHub) -> None:
     assert names(found) == sorted(["recipe.json", *files])
 
 
-def test_what_is_there_is_not_downloaded_again(hub: FakeHub) -> None:
+def test_cached_files_are_not_downloaded_again(hub: FakeHub) -> None:
     first = hub.download("org/model").path
     hub.requests.clear()
     assert hub.download("org/model").path == first
@@ -79,7 +79,7 @@ def test_a_revision_may_be_a_branch_a_tag_or_a_commit(hub: FakeHub) -> None:
     assert hub.download("org/model", revision="b" * 40).path == tagged
 
 
-def test_a_connection_that_is_cut_goes_on_where_it_stopped(hub: FakeHub) -> None:
+def test_an_interrupted_download_resumes(hub: FakeHub) -> None:
     large = save({"a": np.arange(6_000_000, dtype=np.float32)})  # more than two of its chunks
     hub.repositories["org/large"] = Repository({**MODEL, "model.safetensors": large})
     hub.cuts = 1
@@ -98,16 +98,16 @@ def test_without_a_network_the_cache_is_enough(hub: FakeHub) -> None:
     assert hub.requests == []
 
 
-def test_offline_mode_without_the_files(hub: FakeHub) -> None:
+def test_offline_mode_without_the_files_is_an_error(hub: FakeHub) -> None:
     told = hub.download("org/model", HF_HUB_OFFLINE="1")
     assert told.kind == "FetchError"
     assert told.message == (
-        "org/model: not all of it is in the cache, and HF_HUB_OFFLINE forbids to download it"
+        "org/model: the cache is incomplete, and HF_HUB_OFFLINE forbids downloads"
     )
     assert hub.requests == []
 
 
-def test_no_network_and_no_files(hub: FakeHub) -> None:
+def test_no_network_and_no_files_is_an_error(hub: FakeHub) -> None:
     told = hub.download("org/model", HF_ENDPOINT="http://127.0.0.1:9")
     assert told.kind == "FetchError"
     assert told.message.startswith("org/model: the download failed: ")
@@ -116,24 +116,24 @@ def test_no_network_and_no_files(hub: FakeHub) -> None:
 
 
 @pytest.mark.slow
-def test_a_hub_that_is_too_slow(hub: FakeHub) -> None:
+def test_a_slow_hub_is_an_error(hub: FakeHub) -> None:
     hub.delay = 3.0
     variables = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "NO_PAUSES": "between tries"}
     told = hub.download("org/model", **variables)
     assert told.kind == "FetchError"
-    assert "is too slow: try again, for what is there is kept, or set" in told.message
+    assert "is too slow: try again (what has arrived is kept), or set" in told.message
 
 
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("org/none", "", "org/none: the hub has no such repository, or it is a private one"),
+        ("org/none", "", "org/none: the hub has no such repository, or it is private: then"),
         ("org/model", "v9", "org/model@v9: the repository has no such revision"),
-        ("org/gated", "", "org/gated: its owners give access to it one by one: ask for it on"),
-        ("a/b/c", "", "a/b/c: this cannot be a repository's name: expected organisation/name"),
+        ("org/gated", "", "org/gated: the repository is gated: request access on its page"),
+        ("a/b/c", "", "a/b/c: invalid repository name: expected organisation/name"),
     ],
 )
-def test_what_cannot_be_had_is_told_in_a_line(
+def test_a_failed_download_is_reported_in_a_line(
     hub: FakeHub, name: str, revision: str, message: str
 ) -> None:
     hub.repositories["org/gated"] = Repository(MODEL, gated=True)
@@ -192,8 +192,8 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         download_from_hub("org/name")
 
 
-def test_the_fake_tells_what_it_has(hub: FakeHub) -> None:
-    """So that a change of the fake is not taken for one of the hub."""
+def test_the_fake_lists_its_repository(hub: FakeHub) -> None:
+    """Guard the fake itself, so that its faults are not taken for the hub's."""
     folder = hub.download("org/model").path
     assert folder is not None
     assert json.loads((folder / "config.json").read_text("utf-8")) == {}

@@ -1,4 +1,4 @@
-"""What a model is called where it came from."""
+"""Names of models by their source."""
 
 from pathlib import Path
 
@@ -11,20 +11,22 @@ from tinygrad_peft.models.fetch import name_and_revision
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_snapshot_in_the_hubs_cache_is_the_repository_at_a_commit() -> None:
+def test_a_snapshot_in_the_hubs_cache_is_named_by_repository_and_commit() -> None:
     for name in ("org/some.name", "gpt2"):
         folder = f"/anywhere/hub/models--{name.replace('/', '--')}/snapshots/{COMMIT}"
         assert name_and_revision(folder) == name_and_revision(f"{folder}/") == (name, COMMIT)
 
 
-def test_what_was_fetched_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetched_model_is_named_as_its_artefact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TINYGRAD_PEFT_CACHE", str(tmp_path))
     assert name_and_revision(tmp_path / "minilm-l6") == ("minilm-l6", None)
     assert name_and_revision(tmp_path / "smollm2" / "model.gguf") == ("smollm2", None)
     assert name_and_revision(tmp_path / "mine") == (str(tmp_path / "mine"), None)
 
 
-def test_a_path_is_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_path_is_kept_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my-model").mkdir()
     monkeypatch.chdir(tmp_path / "my-model")
     assert name_and_revision("models/mine") == ("models/mine", None)
@@ -32,7 +34,7 @@ def test_a_path_is_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert name_and_revision(".") == ("my-model", None)
 
 
-def test_a_loaded_model_knows_its_name_and_a_made_one_has_none(
+def test_a_loaded_model_has_its_name_and_a_new_one_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -55,7 +55,7 @@ def settings(config: TransformerConfig) -> dict[str, object]:
 
 
 def in_pairs(weight: Array, heads: int) -> Array:
-    """The order of llama.cpp: row i of a head's first half, then row i of its second."""
+    """Reorder as llama.cpp does: row i of a head's first half, then row i of its second."""
     rows = weight.reshape(heads, 2, -1, weight.shape[1])
     return np.stack([rows[:, 0], rows[:, 1]], axis=2).reshape(weight.shape)
 
@@ -80,7 +80,7 @@ def write(
     arrays: dict[str, AnyArray],
     quant: str = "F32",
 ) -> Path:
-    """A GGUF file; matrices are quantised, norms are not. None leaves a setting out."""
+    """Write a GGUF file; matrices are quantised, norms are not. None leaves a setting out."""
     writer = gguf.GGUFWriter(path, str(values["general.architecture"]))
     for key, value in values.items():
         if isinstance(value, bool | str) and key != "general.architecture":
@@ -108,7 +108,7 @@ def llama(golden: Golden) -> Transformer:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
-def test_a_gguf_file_gives_the_model_that_it_was_made_from(
+def test_a_gguf_file_gives_the_original_model(
     gguf: ModuleType, golden: Golden, tmp_path: Path, name: str
 ) -> None:
     model = load_model(golden("llama"))
@@ -135,7 +135,7 @@ def test_a_gguf_file_gives_the_model_that_it_was_made_from(
 
 
 def wide() -> Transformer:
-    """Rows of 64 numbers, which quantised blocks of 32 need."""
+    """Give rows 64 numbers, since quantised blocks have 32."""
     config = TransformerConfig(
         vocab_size=700,
         hidden_size=64,
@@ -156,7 +156,7 @@ def wide() -> Transformer:
 
 
 @pytest.mark.parametrize("quant", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_quantised_weights_are_what_the_gguf_package_makes_of_them(
+def test_quantised_weights_match_the_gguf_package(
     gguf: ModuleType, tmp_path: Path, quant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinygrad_peft.models.gguf.model.BLOCKS_AT_ONCE", 100)
@@ -171,7 +171,7 @@ def test_quantised_weights_are_what_the_gguf_package_makes_of_them(
         np.testing.assert_array_equal(expected, exact.reshape(expected.shape), err_msg=name)
 
 
-def test_settings_that_may_be_left_out(
+def test_optional_settings_may_be_left_out(
     gguf: ModuleType, llama: Transformer, tmp_path: Path
 ) -> None:
     values = settings(llama.config)
@@ -182,7 +182,9 @@ def test_settings_that_may_be_left_out(
     assert config.head_dim == 4
 
 
-def test_linear_scaling_of_positions(gguf: ModuleType, golden: Golden, tmp_path: Path) -> None:
+def test_linear_scaling_of_positions_is_read(
+    gguf: ModuleType, golden: Golden, tmp_path: Path
+) -> None:
     model = load_model(golden("llama"))
     values = settings(model.config)
     values |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
@@ -199,7 +201,7 @@ def test_a_model_from_gguf_is_saved_in_hugging_face_layout(
     np.testing.assert_array_equal(load_model(tmp_path / "saved")(IDS).data, llama(IDS).data)
 
 
-# ---------- what is wrong ----------
+# ---------- errors ----------
 
 
 def test_another_architecture_is_refused(
@@ -207,11 +209,11 @@ def test_another_architecture_is_refused(
 ) -> None:
     values = settings(llama.config) | {"general.architecture": "qwen2"}
     file = write(gguf, tmp_path / "m.gguf", values, {})
-    with pytest.raises(ConfigError, match="is of the architecture 'qwen2'; only 'llama' is"):
+    with pytest.raises(ConfigError, match=r"general\.architecture: expected 'llama', got 'qwen2'"):
         load_model(file)
 
 
-def test_all_that_is_wrong_with_the_metadata_is_in_one_error(
+def test_all_faults_of_the_metadata_are_in_one_error(
     gguf: ModuleType, llama: Transformer, tmp_path: Path
 ) -> None:
     values = settings(llama.config) | {
@@ -229,13 +231,13 @@ def test_all_that_is_wrong_with_the_metadata_is_in_one_error(
         load_model(file)
     assert str(caught.value).splitlines() == [
         f"{file} cannot be loaded:",
-        "  - rope_freqs.weight holds frequencies of its own: not supported",
+        "  - rope_freqs.weight: custom frequencies are not supported",
         "  - the tensor token_embd.weight is missing",
-        "  - llama.rope.dimension_count is 2, expected 4: nothing else is supported",
-        "  - llama.expert_count is 8, expected 0: nothing else is supported",
-        "  - llama.block_count is 'two', expected a positive integer",
-        "  - llama.attention.layer_norm_rms_epsilon is missing, expected a positive number",
-        "  - llama.rope.scaling.type is 'yarn', expected none or linear",
+        "  - llama.rope.dimension_count: expected 4 (nothing else is supported), got 2",
+        "  - llama.expert_count: expected 0 (nothing else is supported), got 8",
+        "  - llama.block_count: expected a positive integer, got 'two'",
+        "  - llama.attention.layer_norm_rms_epsilon: expected a positive number, got nothing",
+        "  - llama.rope.scaling.type: expected none or linear, got 'yarn'",
     ]
 
 
@@ -258,7 +260,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_error(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.5, 0.99])
-def test_a_truncated_file(
+def test_a_truncated_file_is_refused(
     gguf: ModuleType, llama: Transformer, tmp_path: Path, share: float
 ) -> None:
     file = write(gguf, tmp_path / "m.gguf", settings(llama.config), tensors(llama))
@@ -272,7 +274,9 @@ def test_a_truncated_file(
         assert str(caught.value) == f"{file} is truncated or damaged: it ends within output.weight"
 
 
-def test_integers_in_place_of_weights(gguf: ModuleType, llama: Transformer, tmp_path: Path) -> None:
+def test_integers_in_place_of_weights_are_refused(
+    gguf: ModuleType, llama: Transformer, tmp_path: Path
+) -> None:
     file = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(file, "llama")
     for key, value in settings(llama.config).items():
@@ -290,7 +294,7 @@ def test_integers_in_place_of_weights(gguf: ModuleType, llama: Transformer, tmp_
         load_model(file)
 
 
-def test_rows_that_are_no_whole_blocks(
+def test_rows_of_partial_blocks_are_refused(
     gguf: ModuleType, llama: Transformer, tmp_path: Path
 ) -> None:
     file = write(gguf, tmp_path / "m.gguf", settings(llama.config), tensors(llama))
@@ -302,7 +306,7 @@ def test_rows_that_are_no_whole_blocks(
     content[place] = int(gguf.GGMLQuantizationType.Q8_0)
     file.write_bytes(content)
     with pytest.raises(
-        CheckpointError, match=r"token_embd\.weight has rows of 16 numbers in blocks"
+        CheckpointError, match=r"token_embd\.weight: expected rows of a multiple of 32, got 16"
     ):
         load_model(file)
 
@@ -316,7 +320,7 @@ def test_the_missing_extra_is_named(
         load_model(file)
 
 
-def test_no_more_layers_are_built_than_there_are_tensors_for(
+def test_no_more_layers_are_built_than_there_are_tensors(
     gguf: ModuleType, llama: Transformer, tmp_path: Path
 ) -> None:
     values = settings(llama.config) | {"llama.block_count": 9_999}
@@ -327,10 +331,8 @@ def test_no_more_layers_are_built_than_there_are_tensors_for(
         load_model(file)
 
 
-def test_a_number_that_is_none_is_refused(
-    gguf: ModuleType, llama: Transformer, tmp_path: Path
-) -> None:
+def test_nan_is_refused(gguf: ModuleType, llama: Transformer, tmp_path: Path) -> None:
     values = settings(llama.config) | {"llama.rope.freq_base": float("inf")}
     file = write(gguf, tmp_path / "m.gguf", values, tensors(llama))
-    with pytest.raises(ConfigError, match=r"rope.freq_base is inf, expected a positive number"):
+    with pytest.raises(ConfigError, match=r"rope.freq_base: expected a positive number, got inf"):
         load_model(file)

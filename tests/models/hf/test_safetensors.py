@@ -15,7 +15,7 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def bfloat16_by_hand(value: float) -> float:
-    """The nearest of the numbers whose lower 16 bits are zero, the even one of two as near."""
+    """Round to the nearest number with 16 zero bits at the end, halves to even."""
     below = int(np.float32(abs(value)).view(np.uint32)) >> 16
     around = [np.uint32(bits << 16).view(np.float32) for bits in (below, below + 1)]
     apart = [abs(float(x) - abs(float(np.float32(value)))) for x in around]
@@ -23,7 +23,7 @@ def bfloat16_by_hand(value: float) -> float:
     return float(np.copysign(around[0 if first else 1], value))
 
 
-def test_what_is_written_is_read_by_the_safetensors_package(
+def test_the_safetensors_package_reads_written_files(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     file = tmp_path / "x.safetensors"
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_by_the_safetensors_package(
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
-def test_what_the_safetensors_package_writes_is_read(
+def test_files_of_the_safetensors_package_are_read(
     tmp_path: Path, rng: np.random.Generator, kind: type[np.floating]
 ) -> None:
     file = tmp_path / "x.safetensors"
@@ -67,7 +67,7 @@ def test_bfloat16_rounds_to_the_nearest_and_halves_to_even(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_number_that_is_none_stays_none(tmp_path: Path, dtype: SaveDtype) -> None:
+def test_nan_stays_nan(tmp_path: Path, dtype: SaveDtype) -> None:
     bits = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32)
     write_tensors(tmp_path / "x", {"a": bits.view(np.float32)}, dtype)
     assert np.isnan(read_header(tmp_path / "x")["a"].read(FLOAT32)).all()
@@ -76,10 +76,10 @@ def test_a_number_that_is_none_stays_none(tmp_path: Path, dtype: SaveDtype) -> N
 @pytest.mark.parametrize(
     ("dtype", "value"), [("float16", 1e5), ("bfloat16", 3.4e38), ("float32", 1e39)]
 )
-def test_numbers_that_are_too_large_are_refused(
+def test_numbers_too_large_for_the_dtype_are_refused(
     tmp_path: Path, dtype: SaveDtype, value: float
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"^a has numbers that are too large for {dtype}$"):
+    with pytest.raises(CheckpointError, match=f"^a has numbers too large for {dtype}$"):
         write_tensors(tmp_path / "x", {"a": np.array([1.0, -value])}, dtype)
 
 
@@ -87,7 +87,7 @@ def test_a_header_that_points_outside_the_file_is_refused(tmp_path: Path) -> Non
     file = tmp_path / "x"
     text = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    with pytest.raises(CheckpointError, match="is truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
         read_header(file)
 
 
@@ -95,12 +95,12 @@ def test_a_header_whose_shape_and_bytes_differ_is_refused(tmp_path: Path) -> Non
     file = tmp_path / "x"
     text = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,8]}}'
     file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    with pytest.raises(CheckpointError, match="is truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
         read_header(file)
 
 
 def written(file: Path, header: str | bytes, data: int, size: int | None = None) -> Path:
-    """A file with that header, which tells its own length unless `size` does."""
+    """Write a file with a header, of its own length unless `size` is given."""
     text = header if isinstance(header, bytes) else header.encode()
     file.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + bytes(data))
     return file
@@ -115,25 +115,29 @@ def entry(name: str, start: int, end: int, shape: str = "[2]", dtype: str = "F32
     [
         ([entry("a", 0, 8), entry("b", 4, 12)], 12, "b and a overlap by 4 bytes"),
         ([entry("a", 0, 8), entry("b", 0, 8)], 8, "b and a overlap by 8 bytes"),
-        ([entry("a", 0, 8), entry("b", 12, 20)], 20, "between a and b are 4 bytes of no array"),
-        ([entry("a", 4, 12)], 12, "between the header and a are 4 bytes of no array"),
-        ([entry("a", 0, 8)], 7, "a ends 1 bytes behind the end of the file"),
-        ([entry("a", 0, 8)], 9, "behind a are 1 bytes of no array"),
-        ([entry("a", 0, 6)], 6, "'a' has 6 bytes, which are not those of F32 (2,)"),
-        ([entry("a", 8, 0)], 8, "'a' has -8 bytes, which are not those of F32 (2,)"),
-        ([entry("a", 0, 8, dtype="F33")], 8, "'a' has the dtype 'F33'; did you mean 'F32'?"),
+        ([entry("a", 0, 8), entry("b", 12, 20)], 20, "4 unused bytes between a and b"),
+        ([entry("a", 4, 12)], 12, "4 unused bytes between the header and a"),
+        ([entry("a", 0, 8)], 7, "a ends 1 bytes after the end of the file"),
+        ([entry("a", 0, 8)], 9, "1 unused bytes after a"),
+        ([entry("a", 0, 6)], 6, "'a': expected the bytes for F32 (2,), got 6"),
+        ([entry("a", 8, 0)], 8, "'a': expected the bytes for F32 (2,), got -8"),
+        ([entry("a", 0, 8, dtype="F33")], 8, "'a': unknown dtype 'F33'; did you mean 'F32'?"),
         ([entry("a", 0, 8, shape="[-2]")], 8, "'a': Expected `int` >= 0"),
         ([entry("a", 0, 8, shape="[2.0]")], 8, "'a': Expected `int`, got `float`"),
         ([entry("a", 0, 8, shape="[1e400]")], 8, "Number out of range"),
-        ([entry("a", 0, 8, shape=f"[{2**62},{2**62}]")], 8, "has 8 bytes, which are not those of"),
-        ([entry("a", 0, 8), entry("a", 8, 16)], 16, "the header has keys that are there twice"),
-        ([entry("a\\nb", 0, 8)], 8, r"'a\nb' is no name: expected at most 1000 printable"),
-        ([entry("a" * 1001, 0, 8)], 8, "is no name: expected at most 1000 printable"),
+        (
+            [entry("a", 0, 8, shape=f"[{2**62},{2**62}]")],
+            8,
+            "expected the bytes for F32 (4611686018427387904, ",
+        ),
+        ([entry("a", 0, 8), entry("a", 8, 16)], 16, "the header has duplicate keys"),
+        ([entry("a\\nb", 0, 8)], 8, r"'a\nb': expected a name of at most 1000 printable"),
+        ([entry("a" * 1001, 0, 8)], 8, "expected a name of at most 1000 printable"),
         (['"a":{"dtype":"F32"}'], 0, "'a': Object missing required field `shape`"),
         (['"a":[]'], 0, "'a': Expected `object`, got `array`"),
     ],
 )
-def test_a_header_that_cannot_be_is_refused_in_a_line(
+def test_a_broken_header_is_refused_in_a_line(
     tmp_path: Path, entries: list[str], data: int, told: str
 ) -> None:
     file = written(tmp_path / "x", "{" + ",".join(entries) + "}", data)
@@ -144,7 +148,7 @@ def test_a_header_that_cannot_be_is_refused_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-def test_all_that_is_wrong_with_a_header_is_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_header_are_in_one_error(tmp_path: Path) -> None:
     broken = [entry("a", 0, 6), entry("b", 0, 8, dtype="F"), entry("c", 0, 8, shape="[-1]")]
     with pytest.raises(CheckpointError) as caught:
         read_header(written(tmp_path / "x", "{" + ",".join(broken) + "}", 8))
@@ -155,31 +159,37 @@ def test_all_that_is_wrong_with_a_header_is_told_at_once(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("header", "size", "told"),
     [
-        (b"{}", 2**64 - 1, "it begins with a header's length of 18446744073709551615 bytes"),
-        (b"{}", 3, "it begins with a header's length of 3 bytes"),
-        (b" {}", 3, "the header begins with b' {}', expected an object"),
-        (b"{} ", 0, "the header begins with b'', expected an object"),
+        (
+            b"{}",
+            2**64 - 1,
+            "header: expected at most 2 bytes, got a length of 18446744073709551615",
+        ),
+        (b"{}", 3, "header: expected at most 2 bytes, got a length of 3"),
+        (b" {}", 3, "header: expected a JSON object, got b' {}'"),
+        (b"{} ", 0, "header: expected a JSON object, got b''"),
         (b"{", 1, "the header is not JSON"),
         (b'{"a":' * 20_000, 100_000, "the header is not JSON: maximum recursion depth exceeded"),
     ],
 )
-def test_a_header_that_is_none_is_refused(
+def test_other_content_in_place_of_a_header_is_refused(
     tmp_path: Path, header: bytes, size: int, told: str
 ) -> None:
     with pytest.raises(CheckpointError, match=re.escape(told)):
         read_header(written(tmp_path / "x", header, 0, size))
 
 
-def test_a_header_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         file.write(struct.pack("<Q", 100_000_001))
-        file.truncate(200_000_000)  # a hole, which takes no room
-    with pytest.raises(CheckpointError, match="a header's length of 100000001 bytes"):
+        file.truncate(200_000_000)  # a hole, which takes no space
+    with pytest.raises(
+        CheckpointError, match="expected at most 100000000 bytes, got a length of 100000001"
+    ):
         read_header(tmp_path / "x")
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3", "BOOL", "I16", "U32", "C64", "BF16"])
-def test_sizes_of_dtypes_are_those_of_the_safetensors_package(tmp_path: Path, dtype: str) -> None:
+def test_sizes_of_dtypes_match_the_safetensors_package(tmp_path: Path, dtype: str) -> None:
     bits = [size for size in (4, 6, 8, 16, 32, 64) if _takes(tmp_path / "x", dtype, size)]
     assert len(bits) == 1
     found = read_header(written(tmp_path / "x", "{" + _of(dtype, bits[0]) + "}", bits[0]))
@@ -191,7 +201,7 @@ def _of(dtype: str, bits: int) -> str:
 
 
 def _takes(file: Path, dtype: str, bits: int) -> bool:
-    """Whether the package reads eight elements of `bits` bits."""
+    """Tell whether the package reads eight elements of `bits` bits."""
     try:
         with safe_open(written(file, "{" + _of(dtype, bits) + "}", bits), framework="numpy"):
             return True
@@ -199,12 +209,12 @@ def _takes(file: Path, dtype: str, bits: int) -> bool:
         return False
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         read_header(tmp_path / "x")
 
 
-def test_a_file_that_has_shrunk_since_it_was_opened(tmp_path: Path) -> None:
+def test_a_file_that_shrank_after_opening_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "x"
     write_tensors(file, {"a": np.ones(4)}, "float32")
     stored = read_header(file)["a"]
@@ -213,6 +223,6 @@ def test_a_file_that_has_shrunk_since_it_was_opened(tmp_path: Path) -> None:
         stored.read(FLOAT32)
 
 
-def test_a_file_that_has_gone_since_it_was_opened(tmp_path: Path) -> None:
+def test_a_file_that_vanished_after_opening_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         StoredTensor(tmp_path / "gone", "a", "F32", (1,), 8).read(FLOAT32)

@@ -23,7 +23,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film"]
 
 
 def write_word_tokenizer(directory: Path) -> Path:
-    """A tokenizer.json in the style of BERT, with padding and truncation left on."""
+    """Write a tokenizer.json in the style of BERT, with padding and truncation left on."""
     backend = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[1])
     )
@@ -60,7 +60,7 @@ def test_truncation_keeps_the_special_token_at_the_end(words: Tokenizer) -> None
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 4, 5, 6, 99])
-def test_truncation_is_that_of_the_tokenizers_package(tmp_path: Path, max_length: int) -> None:
+def test_truncation_matches_the_tokenizers_package(tmp_path: Path, max_length: int) -> None:
     directory = write_word_tokenizer(tmp_path / "words")
     reference = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     reference.no_padding()
@@ -77,7 +77,7 @@ def test_a_max_length_without_room_for_special_tokens_is_an_error(words: Tokeniz
         words.encode("good", max_length=0, add_special_tokens=False)
 
 
-def test_a_batch_is_encoded_as_its_texts_are(words: Tokenizer) -> None:
+def test_a_batch_is_encoded_text_by_text(words: Tokenizer) -> None:
     texts = ["good", "", "bad bad film good"]
     assert words.encode_batch(texts, max_length=4) == [
         words.encode(text, max_length=4) for text in texts
@@ -101,7 +101,7 @@ def test_text_with_half_a_surrogate_pair_is_an_error(words: Tokenizer) -> None:
         words.encode("a\ud800")
 
 
-def test_special_ids_are_none_where_nothing_names_them(words: Tokenizer) -> None:
+def test_special_ids_are_missing_unless_a_file_names_them(words: Tokenizer) -> None:
     assert (words.pad_id, words.bos_id, words.eos_id, words.vocab_size) == (0, None, None, 7)
 
 
@@ -141,7 +141,7 @@ def test_a_saved_tokenizer_reads_back_the_same(words: Tokenizer, tmp_path: Path)
         ("tokenizer.json", b"{}", "tokenizer.json cannot be used: Model missing"),
         ("tokenizer.json", b"\xff", "tokenizer.json is not JSON: "),
         ("tokenizer_config.json", b"{", "tokenizer_config.json is not JSON"),
-        ("tokenizer_config.json", b"[]", "holds a JSON list, expected an object"),
+        ("tokenizer_config.json", b"[]", ": expected a JSON object, got a list"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
@@ -184,7 +184,7 @@ KINDS = [3, 3, *[1] * (len(TOKENS) - 3), 4]
 def write_gguf(
     path: Path, *, model: str = "gpt2", pre: str | None = "smollm", **settings: object
 ) -> Path:
-    """A GGUF file that holds a small byte-level tokenizer and no tensors."""
+    """Write a GGUF file with a small byte-level tokenizer and no tensors."""
     gguf = pytest.importorskip("gguf", reason="needs the gguf extra")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(model)
@@ -218,7 +218,7 @@ def test_smollm_splits_digits_and_gpt2_does_not(tmp_path: Path) -> None:
 def test_llama3_takes_whole_tokens_first_and_begins_with_its_own(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf", pre="llama-bpe", merges=["x y"], bos_token_id=1)
     with pytest.raises(CheckpointError, match="cannot be used"):
-        load_tokenizer(path)  # a merge of tokens that the vocabulary does not have
+        load_tokenizer(path)  # merges tokens outside of the vocabulary
     path = write_gguf(tmp_path / "b.gguf", pre="llama-bpe", merges=["a b"], bos_token_id=1)
     assert pieces(load_tokenizer(path), "ab ab1234") == [
         "<|start|>",
@@ -242,7 +242,7 @@ def test_special_tokens_of_a_gguf_stay_whole_and_are_skipped_when_decoding(tmp_p
     assert tokenizer.decode(ids) == "ab<user>"
 
 
-def test_first_and_last_tokens_are_added_where_the_gguf_says_so(tmp_path: Path) -> None:
+def test_first_and_last_tokens_are_added_if_the_gguf_asks_for_them(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "a.gguf",
         bos_token_id=1,
@@ -279,7 +279,7 @@ def test_a_saved_gguf_tokenizer_reads_back_the_same(tmp_path: Path) -> None:
             "tokenizer.ggml.pre: expected 'gpt-2' or 'llama-bpe' or 'smollm', got 'tekken'",
         ),
         ({"pre": None}, "tokenizer.ggml.pre: expected .*, got None"),
-        ({"merges": []}, "holds no list tokenizer.ggml.merges"),
+        ({"merges": []}, "tokenizer.ggml.merges: expected a list, got None"),
         ({"token_type": [1, 1]}, "expected one tokenizer.ggml.token_type for each of 262 tokens"),
     ],
 )
@@ -345,7 +345,7 @@ def test_the_real_tokenizers_give_the_ids_of_transformers(
 
 
 def broken(folder: Path, **parts: object) -> Path:
-    """A folder with a tokenizer of one word, and these parts."""
+    """Write a tokenizer of one word, with these parts."""
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     document = {"version": "1.0", "added_tokens": [], "model": model} | parts
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
@@ -360,17 +360,17 @@ def charsmap(size: int, rest: bytes) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("normalizer", "told"),
     [
-        (charsmap(0xFFFF_FFFC, b"abcd"), "precompiled_charsmap has 8 bytes, and begins with 42949"),
-        (charsmap(8, b""), "precompiled_charsmap has 4 bytes, and begins with 8"),
+        (charsmap(0xFFFF_FFFC, b"abcd"), "precompiled_charsmap claims 4294967292 bytes, got 8"),
+        (charsmap(8, b""), "precompiled_charsmap claims 8 bytes, got 4"),
         (
             {"type": "Sequence", "normalizers": [charsmap(2**31, b"")]},
-            "precompiled_charsmap has 4 bytes, and begins with 2147483648",
+            "precompiled_charsmap claims 2147483648 bytes, got 4",
         ),
-        ({"type": "Precompiled", "precompiled_charsmap": "AAA="}, "has 2 bytes"),
+        ({"type": "Precompiled", "precompiled_charsmap": "AAA="}, "claims 0 bytes, got 2"),
         ({"type": "Precompiled", "precompiled_charsmap": "?"}, "precompiled_charsmap: "),
     ],
 )
-def test_a_table_that_says_it_is_longer_than_it_is_takes_no_memory(
+def test_a_table_that_claims_to_be_longer_takes_no_memory(
     tmp_path: Path, normalizer: dict[str, object], told: str
 ) -> None:
     with pytest.raises(CheckpointError, match=told):
@@ -390,7 +390,7 @@ def test_a_panic_while_a_tokenizer_is_used_is_an_error(tmp_path: Path) -> None:
         tokenizer.encode("a")
 
 
-def test_what_stops_the_program_is_no_error_of_a_tokenizer(
+def test_an_interrupt_is_not_reported_as_a_broken_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tokenizers
@@ -403,8 +403,8 @@ def test_what_stops_the_program_is_no_error_of_a_tokenizer(
         load_tokenizer(broken(tmp_path))
 
 
-def test_a_tokenizer_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_with_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     file = broken(tmp_path) / "tokenizer.json"
     file.write_text(file.read_text("utf-8").replace('"a": 0', '"a": 0, "a": 1'), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="has keys that are there twice: 'a'"):
+    with pytest.raises(CheckpointError, match="has duplicate keys: 'a'"):
         load_tokenizer(tmp_path)

@@ -17,7 +17,7 @@ from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = ["BERT"]
 
-# The pretraining heads of the last two are no part of an encoder and are passed over.
+# The pretraining heads of the last two are ignored.
 _ARCHITECTURES: Mapping[str, Head] = {
     "BertModel": "none",
     "BertForSequenceClassification": "classification",
@@ -103,7 +103,7 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
 
 
 def _has_pooler(settings: Settings, head: Head, tensors: Tensors | None) -> bool:
-    """What the file has; but transformers' own classifier cannot do without."""
+    """Tell whether the file has a pooler; transformers' own classifier always has one."""
     if tensors is None or (head == "classification" and settings.classifier_pooling is None):
         return True
     return any(name.startswith("pooler.") for name in tensors)

@@ -1,4 +1,4 @@
-"""Reading config.json into typed settings, with all that is wrong in one error."""
+"""Read config.json into typed settings, with all its faults in one error."""
 
 import dataclasses
 import typing
@@ -22,7 +22,7 @@ __all__ = [
 Head = Literal["lm", "classification", "none"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
-# Hugging Face has several names for one function; the first is the one that is written.
+# Hugging Face has several names for one function; the first of each is written.
 ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -36,7 +36,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
 }
 
-# What every family shares and cannot do otherwise.
+# Keys with one supported value in every family.
 _FIXED: Mapping[str, object] = {"quantization_config": None, "is_encoder_decoder": False}
 
 
@@ -55,20 +55,20 @@ class Settings:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The classes' names in order; none where they are only LABEL_0, LABEL_1, ..."""
+        """The classes' names in order; empty if they are only LABEL_0, LABEL_1, ..."""
         names = tuple(name for _, name in sorted((self.id2label or {}).items()))
         return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
     def problems(self, head: Head) -> list[str]:  # noqa: ARG002 - families look at the head
-        """What does not fit together, or is not supported."""
+        """List settings that contradict each other or are not supported."""
         labels = self.id2label
         if labels is None:
             return []
         rules = {
-            f"id2label names the classes {sorted(labels)}, expected 0 to {len(labels) - 1}": (
+            f"id2label: expected classes 0 to {len(labels) - 1}, got {sorted(labels)}": (
                 sorted(labels) == list(range(len(labels)))
             ),
-            f"num_labels is {self.num_labels}, and id2label names {len(labels)} classes": (
+            f"num_labels: expected {len(labels)} as in id2label, got {self.num_labels}": (
                 self.num_labels in (None, len(labels))
             ),
         }
@@ -85,14 +85,14 @@ def read_settings(
     fixed: Mapping[str, object],
     architectures: Mapping[str, Head],
 ) -> tuple[S, Head]:
-    """The settings of that kind in `raw`, and which head its architecture has.
+    """Read the settings of type `kind` in `raw`, and the head of its architecture.
 
-    `fixed` are keys that may have one value only; `architectures` the classes of transformers that
-    are understood, the default one first. Keys that are neither these nor settings keep books, or
-    change nothing that is computed, and are passed over.
+    `fixed` are keys with one supported value; `architectures` are the supported classes of
+    transformers, the default one first. All other keys are ignored: they are bookkeeping, or change
+    nothing that is computed.
 
     Raises:
-        ConfigError: a key that is missing, of the wrong type, or asks for what is not supported.
+        ConfigError: a key that is missing, of the wrong type, or has an unsupported value.
     """
     values, problems = _convert(kind, raw)
     head = _head(raw.get("architectures"), architectures, problems)
@@ -101,26 +101,24 @@ def read_settings(
     settings = None if problems else kind(**values)
     problems += [] if settings is None else settings.problems(head)
     if settings is None or problems:
-        raise ConfigError(f"config.json asks for what is not supported:\n{listed(problems)}")
+        raise ConfigError(f"invalid or unsupported settings:\n{listed(problems)}")
     return settings, head
 
 
 def pooling_problems(settings: Settings, head: Head) -> list[str]:
-    """A decoder's classifier in transformers looks at the last token, which is not supported."""
+    """Refuse a decoder's classifier on the last token, which transformers builds by default."""
     if head != "classification" or settings.classifier_pooling is not None:
         return []
-    return [
-        "a classifier on the last token is not supported: classifier_pooling must be mean or cls"
-    ]
+    return ["classifier_pooling: expected mean or cls (not the last token), got nothing"]
 
 
 def activation_name(activation: Activation) -> str:
-    """What config.json calls it."""
+    """Name an activation as config.json does."""
     return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
 
 
 def _convert(kind: type[Settings], raw: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
-    """The values of the fields that `raw` has, and what is wrong with them."""
+    """Convert the fields that `raw` has, and list what is wrong with them."""
     values: dict[str, Any] = {}
     problems = []
     hints = typing.get_type_hints(kind)
@@ -139,7 +137,7 @@ def _convert(kind: type[Settings], raw: Mapping[str, object]) -> tuple[dict[str,
 
 def _fixed_problems(raw: Mapping[str, object], fixed: Mapping[str, object]) -> list[str]:
     return [
-        f"{key} is {_json(raw[key])}; only {_json(value)} is supported"
+        f"{key}: only {_json(value)} is supported, got {_json(raw[key])}"
         for key, value in fixed.items()
         if key in raw and raw[key] != value
     ]
@@ -147,7 +145,7 @@ def _fixed_problems(raw: Mapping[str, object], fixed: Mapping[str, object]) -> l
 
 def _activation_problems(raw: Mapping[str, object]) -> list[str]:
     return [
-        f"{key} is {_json(raw[key])}, expected one of {', '.join(ACTIVATIONS)}"
+        f"{key}: expected one of {', '.join(ACTIVATIONS)}, got {_json(raw[key])}"
         f"{nearest(str(raw[key]), ACTIVATIONS, 1)}"
         for key in ("activation_function", "hidden_act")
         if key in raw and (not isinstance(raw[key], str) or raw[key] not in ACTIVATIONS)
@@ -155,12 +153,12 @@ def _activation_problems(raw: Mapping[str, object]) -> list[str]:
 
 
 def _head(named: object, known: Mapping[str, Head], problems: list[str]) -> Head:
-    """The head of the first architecture; the family's usual one where none is named."""
+    """Look up the head of the first architecture; the family's default if none is named."""
     default = next(iter(known))
     name = str(named[0]) if isinstance(named, list) and named else default
     if name not in known:
         problems.append(
-            f"architecture {name} is not supported, expected one of {', '.join(known)}"
+            f"architectures: expected one of {', '.join(known)}, got {name}"
             f"{nearest(name, known, 1)}"
         )
     return known.get(name, known[default])

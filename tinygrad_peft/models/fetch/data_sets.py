@@ -1,4 +1,4 @@
-"""Two small public data sets, from the form their packages have them in to rows of text."""
+"""Two small public data sets, parsed from their packages' files to rows of text."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ Row: TypeAlias = dict[str, str]
 
 LEAST_RATING = 0.5  # on a scale of -4 to 4; below it a review is neither praise nor complaint
 ENTRY_LIMIT = 320  # characters; entries are shorter
-_TITLE = "The Devil's Dictionary"  # says what kind of definition is asked for
+_TITLE = "The Devil's Dictionary"  # asks for satire
 
 _WORD = r"[A-Z][A-Z'-]*"
 _ENTRY = re.compile(
@@ -23,9 +23,9 @@ _CROSS_REFERENCE = re.compile(r"\{(.*?)\}")
 
 
 def movie_reviews(raw: bytes) -> list[Row]:
-    """Snippets of reviews with the label "positive" or "negative", each text once, by md5.
+    """Parse snippets of reviews, labelled "positive" or "negative", each text once, by md5.
 
-    `raw` has one line for each: number, mean rating and text, separated by tabs.
+    `raw` has a line per snippet: number, mean rating and text, separated by tabs.
     """
     labels: dict[str, str] = {}
     for line in raw.decode("utf-8").split("\r\n"):
@@ -36,10 +36,10 @@ def movie_reviews(raw: bytes) -> list[Row]:
 
 
 def devils_dictionary(raw: bytes) -> list[Row]:
-    """Prompts of the title and "WORD, n.", with the definition as completion, each once, by md5.
+    """Parse prompts of the title and "WORD, n.", completed by the definition, each once, by md5.
 
-    `raw` is the text of the dictionary. Of an entry the prose counts, not the verse after it.
-    Entries that only introduce their verse, or reach ENTRY_LIMIT characters, are left out.
+    `raw` is the text of the dictionary. An entry keeps its prose, not the verse after it. Entries
+    that only introduce a verse, or reach ENTRY_LIMIT characters, are left out.
     """
     entries: dict[str, Row] = {}
     for paragraph in re.split(r"\n[ \t]*\n", raw.decode("utf-8")):
@@ -62,18 +62,18 @@ def _introduces_verse(text: str) -> bool:
 
 
 def _by_md5(texts: Iterable[str]) -> list[str]:
-    """An order that depends on each text alone: nothing to do with where or when it was written."""
+    """Sort texts in an order that depends on nothing else."""
     return sorted(
         texts, key=lambda text: hashlib.md5(text.encode(), usedforsecurity=False).digest()
     )
 
 
 def jsonl(rows: Sequence[Row]) -> bytes:
-    """Rows as JSON lines in UTF-8."""
+    """Encode rows as JSON lines in UTF-8."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def split(rows: Sequence[Row], train: int, test: int) -> dict[str, bytes]:
-    """The files of a data set: its first `train` rows, its last `test` rows, and all of them."""
+    """Make the files of a data set: its first `train` rows, its last `test` rows, and all."""
     parts = {"train": rows[:train], "test": rows[-test:], "all": rows}
     return {f"{name}.jsonl": jsonl(part) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""Models and adapters from the Hugging Face hub, by the huggingface_hub package (extra `hub`)."""
+"""Download models and adapters from the Hugging Face hub, by huggingface_hub (extra `hub`)."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ __all__ = ["HubKind", "download_from_hub", "is_hub_name"]
 HubKind: TypeAlias = Literal["model", "adapter"]
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reparameterization.safetensors")
-# What is read, and no more: no pickle, no code, no copy of the weights in another format.
+# Only files that are read: no pickle, no code, no copy of the weights in another format.
 _FILES: Mapping[HubKind, tuple[str, ...]] = {
     "model": (
         *("config.json", "model.safetensors"),
@@ -25,7 +25,7 @@ _FILES: Mapping[HubKind, tuple[str, ...]] = {
         *("adapter.safetensors", "adapters.safetensors"),  # AdapterHub's and mlx-lm's
     ),
 }
-# Any one file of each of these has to be there.
+# One file of each group is required.
 _NEEDED: Mapping[HubKind, tuple[tuple[str, ...], ...]] = {
     "model": (("config.json",), ("model.safetensors", "model.safetensors.index.json")),
     "adapter": (("recipe.json", "adapter_config.json"),),
@@ -33,84 +33,83 @@ _NEEDED: Mapping[HubKind, tuple[tuple[str, ...], ...]] = {
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether a text may be a repository's name, `organisation/name`, with or without @revision."""
+    """Tell whether a text may name a repository: `organisation/name`, also with @revision."""
     part = r"[A-Za-z0-9][\w.-]*"
     return re.fullmatch(rf"{part}/{part}(@\w[\w./-]*)?", text, re.ASCII) is not None
 
 
 def download_from_hub(name: str, *, revision: str | None = None, kind: HubKind = "model") -> Path:
-    """The folder, in huggingface_hub's own cache, with a repository's files.
+    """Download a repository's files to huggingface_hub's own cache, and return their folder.
 
-    Only the files that are read are downloaded. What is in the cache is not downloaded again; a
-    download that was cut off goes on where it stopped. Without a network, or with HF_HUB_OFFLINE=1,
-    the cache has to have them all. HF_TOKEN, HF_HOME and the other variables of huggingface_hub
-    have their usual meaning.
+    Downloads only files that are read and not yet in the cache; an interrupted download resumes.
+    Without a network, or with HF_HUB_OFFLINE=1, the cache must have them all. HF_TOKEN, HF_HOME and
+    the other variables of huggingface_hub have their usual meaning.
 
     Args:
         name: `organisation/name`.
         revision: a branch, a tag or a commit; `main` by default.
-        kind: whether a model's files are wanted, or an adapter's.
+        kind: the files to download, a model's or an adapter's.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
-        FetchError: no such repository or revision, no right to it, or no network.
-        CheckpointError: it does not have the files, or has its weights as pickles alone.
+        FetchError: no such repository or revision, no access to it, or no network.
+        CheckpointError: the repository lacks the files, or has only pickles of the weights.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingExtraError(
-            f"{name} is to come from the hub, and huggingface_hub is not installed: "
+            f"{name} is on the hub, and huggingface_hub is not installed: "
             "pip install 'tinygrad-peft[hub]'"
         ) from None
     try:
         folder = snapshot_download(
             name, revision=revision, allow_patterns=list(_FILES[kind]), library_name="tinygrad-peft"
         )
-    except Exception as error:  # its own, and those of the HTTP library, which its versions change
-        raise FetchError(f"{_told(name, revision)}: {_reason(error)}") from error
+    except Exception as error:  # its own, or of its HTTP library, which differs by version
+        raise FetchError(f"{_at_revision(name, revision)}: {_reason(error)}") from error
     _require_files(Path(folder), name, kind)
     return Path(folder)
 
 
-def _told(name: str, revision: str | None) -> str:
+def _at_revision(name: str, revision: str | None) -> str:
     return f"{name}@{revision}" if revision else name
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Explain a failed download in one line."""
     from huggingface_hub import constants, errors
 
-    known: Mapping[type[Exception], str] = {  # the more special ones first
+    known: Mapping[type[Exception], str] = {  # subclasses first
         errors.GatedRepoError: (
-            "its owners give access to it one by one: ask for it on its page, and set HF_TOKEN"
+            "the repository is gated: request access on its page, and set HF_TOKEN"
         ),
         errors.RepositoryNotFoundError: (
-            "the hub has no such repository, or it is a private one: then set HF_TOKEN"
+            "the hub has no such repository, or it is private: then set HF_TOKEN"
         ),
         errors.RevisionNotFoundError: "the repository has no such revision",
-        errors.HFValidationError: "this cannot be a repository's name: expected organisation/name",
+        errors.HFValidationError: "invalid repository name: expected organisation/name",
     }
     for kind, told in known.items():
         if isinstance(error, kind):
             return told
     causes = _causes(error)
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
-        return "not all of it is in the cache, and HF_HUB_OFFLINE forbids to download it"
+        return "the cache is incomplete, and HF_HUB_OFFLINE forbids downloads"
     if any("Timeout" in type(cause).__name__ for cause in causes):
         return (
-            f"{constants.ENDPOINT} is too slow: try again, for what is there is kept, or set "
-            "HF_HUB_DOWNLOAD_TIMEOUT to more seconds than 10"
+            f"{constants.ENDPOINT} is too slow: try again (what has arrived is kept), or set "
+            "HF_HUB_DOWNLOAD_TIMEOUT to more than 10 seconds"
         )
     what = shortened(next(iter(str(causes[-1]).splitlines()), ""))
     return (
         f"the download failed: {type(causes[-1]).__name__}: {what} ({constants.ENDPOINT}; "
-        "try again, for what is there is kept)"
+        "try again: what has arrived is kept)"
     )
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came from, the first cause last."""
+    """List an error and its causes, the first cause last."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         if cause in causes:
@@ -120,7 +119,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _require_files(folder: Path, name: str, kind: HubKind) -> None:
-    """Raise CheckpointError unless the files are there that are always read."""
+    """Raise CheckpointError if a required file is missing."""
     missing = [
         " or ".join(either)
         for either in _NEEDED[kind]
@@ -131,7 +130,7 @@ def _require_files(folder: Path, name: str, kind: HubKind) -> None:
 
 
 def _instead(name: str, folder: Path) -> str:
-    """What a repository has in place of what was looked for, if the hub tells."""
+    """Hint at what a repository has instead, if the hub answers."""
     from huggingface_hub import list_repo_files
 
     try:

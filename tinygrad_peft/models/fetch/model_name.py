@@ -1,4 +1,4 @@
-"""What a model is called where it came from, for the adapters that are made for it."""
+"""Name a model by its source, for the adapters trained on it."""
 
 import os
 from pathlib import Path
@@ -10,16 +10,16 @@ __all__ = ["name_and_revision"]
 
 
 def name_and_revision(path: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """A model's name, and its revision where it is the hub's.
+    """Return a model's name, and its revision if it comes from the hub.
 
-    `organisation/name` and the commit for what the hub's cache holds, the artefact's name for what
-    was fetched, and otherwise the path as it is given: no path of a cache, which means nothing on
-    another machine.
+    `organisation/name` and the commit for a folder in the hub's cache, the artefact's name for a
+    fetched one, else the path as given: never a path in a cache, which means nothing on another
+    machine.
     """
     given = os.fspath(path)
     if Path(given).name in ("", ".."):  # "." means nothing elsewhere
         given = Path(given).absolute().resolve().name or given
-    match Path(given).parts:  # as huggingface_hub lays out its cache
+    match Path(given).parts:  # the layout of huggingface_hub's cache
         case (*_, repository, "snapshots", commit) if repository.startswith("models--"):
             return repository.removeprefix("models--").replace("--", "/"), commit
     place, cache = Path(given).absolute(), cache_folder().absolute()

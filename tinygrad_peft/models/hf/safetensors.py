@@ -1,7 +1,7 @@
-"""Safetensors files: what is in one, reading one array at a time, and writing.
+"""Safetensors files: reading headers and single arrays, and writing.
 
-(The format: eight bytes with the header's length, the header as JSON, then the arrays' bytes, one
-behind the other and nothing between them.)
+The format: eight bytes with the header's length, the header as JSON, then the arrays' bytes, one
+after another without gaps.
 """
 
 import math
@@ -23,10 +23,10 @@ __all__ = ["FLOATS", "SaveDtype", "StoredTensor", "read_header", "write_tensors"
 
 SaveDtype = Literal["float32", "float16", "bfloat16"]
 
-# How the bytes of each are read; bfloat16 is the upper half of a float32, which NumPy lacks.
+# NumPy dtypes to read each as; bfloat16, which NumPy lacks, is the upper half of a float32.
 FLOATS: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _CODES: Mapping[SaveDtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-# How many bits an element has of each dtype of the format, of which only floats are read.
+# Bits per element of each dtype in the format; only floats are read.
 _BITS: Mapping[str, int] = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -36,32 +36,32 @@ _BITS: Mapping[str, int] = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-_LARGEST_HEADER = 100_000_000  # bytes, as the format's own library has it
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of the format's own library
 _LONGEST_NAME = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """An array in a file: its name, kind and shape, and where its bytes begin."""
+    """An array in a file: its name, dtype and shape, and the start of its bytes."""
 
     file: Path
     key: str
-    dtype: str  # F32, BF16, I64, ... as the header has it
+    dtype: str  # F32, BF16, I64, ... as in the header
     shape: Shape
     start: int
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes in the file."""
+        """The number of bytes in the file."""
         return self.size * _BITS[self.dtype] // 8
 
     def read(self, dtype: np.dtype[np.floating]) -> Array:
-        """The array, a new one in that dtype. Raises CheckpointError where the file has changed."""
+        """Read into a new array of `dtype`. Raises CheckpointError if the file has changed."""
         raw = np.empty(self.shape, FLOATS[self.dtype])
         try:
             with self.file.open("rb") as file:
@@ -84,12 +84,12 @@ class _Entry(msgspec.Struct):
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file holds, by name.
+    """Read the header of a safetensors file: its tensors by name.
 
     Raises:
-        CheckpointError: the file is missing or no safetensors file, or all that is wrong with its
-            header: names and dtypes that cannot be, bytes that are too few, too many, shared by
-            two arrays or outside the file.
+        CheckpointError: the file is missing or not safetensors, or has a broken header: lists
+            invalid names and dtypes, and bytes that are too few, too many, shared by two arrays or
+            outside the file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
@@ -119,7 +119,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def write_tensors(path: Path, tensors: Mapping[str, Array], dtype: SaveDtype) -> None:
     """Write a safetensors file, one array at a time.
 
-    Raises CheckpointError for a number that is too large for the dtype.
+    Raises CheckpointError for a number too large for the dtype.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset, width = 0, 4 if dtype == "float32" else 2
@@ -137,30 +137,33 @@ def write_tensors(path: Path, tensors: Mapping[str, Array], dtype: SaveDtype) ->
 
 def _damaged(path: Path, total: int, problems: Sequence[str]) -> CheckpointError:
     return CheckpointError(
-        f"{path} is truncated or no safetensors file ({total} bytes):{told(problems)}"
+        f"{path} is truncated or not a safetensors file ({total} bytes):{told(problems)}"
     )
 
 
 def _header_text(head: bytes, total: int, file: BinaryIO) -> bytes:
-    """The header's JSON, which `head` gives the length of. Raises ValueError where it cannot be."""
+    """Read the header's JSON, with its length in `head`. Raises ValueError for a broken one."""
     if len(head) < 8:
         raise ValueError("expected eight bytes with the header's length")
     (size,) = struct.unpack("<Q", head)
-    if size > min(total - 8, _LARGEST_HEADER):
-        raise ValueError(f"it begins with a header's length of {size} bytes")
+    most = min(total - 8, _LARGEST_HEADER)
+    if size > most:
+        raise ValueError(f"header: expected at most {most} bytes, got a length of {size}")
     text = file.read(size)
     if not text.startswith(b"{"):
-        raise ValueError(f"the header begins with {text[:8]!r}, expected an object")
+        raise ValueError(f"header: expected a JSON object, got {text[:8]!r}")
     return text
 
 
 def _entries(raw: Mapping[str, object]) -> tuple[dict[str, _Entry], list[str]]:
-    """The arrays that a header tells of, and what is wrong with each of them alone."""
+    """Decode the entries of a header, and list what is wrong with each alone."""
     entries, problems = {}, []
     for key, value in raw.items():
         try:
             entries[key] = msgspec.convert(value, _Entry)
-            problems += [f"{shortened(repr(key), 100)} {p}" for p in _impossible(key, entries[key])]
+            problems += [
+                f"{shortened(repr(key), 100)}: {p}" for p in _impossible(key, entries[key])
+            ]
         except msgspec.ValidationError as error:
             problems.append(f"{shortened(repr(key), 100)}: {error}")
     return entries, problems
@@ -169,28 +172,28 @@ def _entries(raw: Mapping[str, object]) -> tuple[dict[str, _Entry], list[str]]:
 def _impossible(key: str, entry: _Entry) -> Iterator[str]:
     begin, end = entry.data_offsets
     if len(key) > _LONGEST_NAME or not key.isprintable():
-        yield f"is no name: expected at most {_LONGEST_NAME} printable characters"
+        yield f"expected a name of at most {_LONGEST_NAME} printable characters"
     if entry.dtype not in _BITS:
-        yield f"has the dtype {entry.dtype!r}{nearest(entry.dtype, _BITS, 1)}"
+        yield f"unknown dtype {entry.dtype!r}{nearest(entry.dtype, _BITS, 1)}"
     elif 8 * (end - begin) != _BITS[entry.dtype] * math.prod(entry.shape):
         shape = shortened(str(entry.shape), 100)
-        yield f"has {end - begin} bytes, which are not those of {entry.dtype} {shape}"
+        yield f"expected the bytes for {entry.dtype} {shape}, got {end - begin}"
 
 
 def _misplaced(entries: Mapping[str, _Entry], total: int) -> list[str]:
-    """Arrays whose bytes do not follow one another, from the first byte to the last of `total`."""
+    """List gaps and overlaps between the arrays' bytes, from the first to the last of `total`."""
     problems, last, reached = [], "the header", 0
     for key, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, end = entry.data_offsets
         if begin < reached:
             problems.append(f"{key} and {last} overlap by {reached - begin} bytes")
         elif begin > reached:
-            problems.append(f"between {last} and {key} are {begin - reached} bytes of no array")
+            problems.append(f"{begin - reached} unused bytes between {last} and {key}")
         last, reached = key, end
     if reached > total:
-        problems.append(f"{last} ends {reached - total} bytes behind the end of the file")
+        problems.append(f"{last} ends {reached - total} bytes after the end of the file")
     elif reached < total:
-        problems.append(f"behind {last} are {total - reached} bytes of no array")
+        problems.append(f"{total - reached} unused bytes after {last}")
     return problems
 
 
@@ -199,18 +202,18 @@ def _widened(raw: AnyArray, dtype: str) -> Array:
 
 
 def _narrowed(key: str, array: Array, dtype: SaveDtype) -> AnyArray:
-    """The array's bytes in that dtype, rounded to the nearest, in row-major order."""
+    """Convert an array to `dtype`, rounded to the nearest, in row-major order."""
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(array, "<f4")
         narrow = _upper_half(single) if dtype == "bfloat16" else single.astype(dtype, copy=False)
     wide = _widened(narrow, _CODES[dtype])
     if not np.isfinite(wide).all() and np.isinf(wide[np.isfinite(array)]).any():
-        raise CheckpointError(f"{key} has numbers that are too large for {dtype}")
+        raise CheckpointError(f"{key} has numbers too large for {dtype}")
     return narrow
 
 
 def _upper_half(x: Array) -> AnyArray:
-    """The upper 16 bits of float32, rounded to the nearest, halves to even."""
+    """Take the upper 16 bits of float32, rounded to the nearest, halves to even."""
     bits = x.view("<u4")
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype("<u2")

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the tokenizers package (the `text` extra)."""
+"""Convert text to token ids and back, by the tokenizers package (the `text` extra)."""
 
 import base64
 import json
@@ -31,14 +31,14 @@ _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 class Tokenizer:
     """A tokenizer in Hugging Face's fast format.
 
-    Neither pads nor truncates unless asked to, whatever its file says: a checkpoint's file often
-    holds what its last user left there.
+    Pads and truncates only when asked to, whatever its file says: a checkpoint's file often keeps
+    the settings of its last user.
     """
 
     def __init__(
         self, backend: "tokenizers.Tokenizer", settings: Mapping[str, object] | None = None
     ) -> None:
-        """Wrap `backend`; `settings` is what a tokenizer_config.json holds, special tokens too."""
+        """Wrap `backend`; `settings` is a tokenizer_config.json, special tokens included."""
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
@@ -46,9 +46,9 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: Path) -> "Tokenizer":
-        """Read tokenizer.json, and what files beside it say about special tokens.
+        """Read tokenizer.json, and the special tokens in the files beside it.
 
-        Raises CheckpointError where it is missing or broken.
+        Raises CheckpointError if it is missing or broken.
         """
         file = path / _TOKENIZER
         if not file.is_file():
@@ -63,7 +63,7 @@ class Tokenizer:
     def from_gguf(cls, path: Path) -> "Tokenizer":
         """Rebuild the byte-level BPE tokenizer inside a GGUF file.
 
-        Raises CheckpointError where the file cannot be read or holds another kind of tokenizer.
+        Raises CheckpointError if the file cannot be read or holds another kind of tokenizer.
         """
         source = GgufTokenizer(path)
         return cls(_backend(json.dumps(source.document()), path), source.settings())
@@ -71,11 +71,11 @@ class Tokenizer:
     def encode(
         self, text: str, *, add_special_tokens: bool = True, max_length: int | None = None
     ) -> list[int]:
-        """The ids of `text`, at most `max_length`; what is cut off comes before a last [SEP].
+        """Encode `text` to at most `max_length` ids; truncation keeps a final [SEP].
 
         Raises DataError for text that is not valid Unicode, ConfigError for a `max_length` that
-        the special tokens alone exceed, and CheckpointError where the tokenizer's file is broken in
-        a way that only its use shows.
+        the special tokens alone exceed, and CheckpointError if use shows that the tokenizer's file
+        is broken.
         """
         [ids] = self.encode_batch(
             [text], add_special_tokens=add_special_tokens, max_length=max_length
@@ -89,21 +89,21 @@ class Tokenizer:
         add_special_tokens: bool = True,
         max_length: int | None = None,
     ) -> list[list[int]]:
-        """As `encode`, for many texts, without padding."""
+        """Encode many texts without padding, each as `encode` does."""
         self._require_room(max_length, add_special_tokens=add_special_tokens)
         _require_unicode(texts)
-        with _told("the tokenizer cannot be used"):
+        with _library_errors("the tokenizer cannot be used"):
             encodings = self._backend.encode_batch(
                 list(texts), add_special_tokens=add_special_tokens
             )
         return [_truncated(encoding, max_length) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of `ids`; ids beyond the vocabulary have none. Raises DataError below 0."""
+        """Decode ids to text, skipping ids beyond the vocabulary. Raises DataError below 0."""
         numbers = [int(number) for number in ids]
         if min(numbers, default=0) < 0:
             raise DataError(f"token ids: expected 0 or more, got {min(numbers)}")
-        with _told("the tokenizer cannot be used"):
+        with _library_errors("the tokenizer cannot be used"):
             return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     @property
@@ -147,9 +147,9 @@ class Tokenizer:
 
 
 def load_tokenizer(model_path: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint: a folder with tokenizer.json, or a .gguf file.
+    """Load the tokenizer of a checkpoint: a folder with tokenizer.json, or a .gguf file.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     if model_path.is_dir():
         return Tokenizer.from_directory(model_path)
@@ -167,26 +167,26 @@ def _backend(document: str, source: Path) -> "tokenizers.Tokenizer":
         raise MissingExtraError(
             "tokenizers is not installed: pip install 'tinygrad-peft[text]'"
         ) from None
-    with _told(f"the tokenizer in {source} cannot be used"):
+    with _library_errors(f"the tokenizer in {source} cannot be used"):
         return tokenizers.Tokenizer.from_str(document)
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Raise CheckpointError where the tokenizers package fails or panics."""
+def _library_errors(what: str) -> Iterator[None]:
+    """Raise CheckpointError if the tokenizers package fails or panics."""
     try:
         yield
     except BaseException as error:
-        panic = type(error).__name__ == "PanicException"  # of Rust, and no Exception in Python
+        panic = type(error).__name__ == "PanicException"  # of Rust; not an Exception in Python
         if not panic and not isinstance(error, Exception):
             raise
         raise CheckpointError(f"{what}: {shortened(str(error))}") from error
 
 
 def _check_sizes(normalizer: object, file: Path) -> None:
-    """Raise CheckpointError for a table that says it is longer than it is.
+    """Raise CheckpointError for a table that claims to be longer than it is.
 
-    The package would take as much memory as it says, and end the process where there is less.
+    The package would allocate the claimed length, and end the process if memory is short.
     """
     if not isinstance(normalizer, dict):
         return
@@ -201,7 +201,7 @@ def _check_sizes(normalizer: object, file: Path) -> None:
         size = int.from_bytes(data[:4], "little")
         if len(data) < 4 or size > len(data) - 4:
             raise CheckpointError(
-                f"{file}: precompiled_charsmap has {len(data)} bytes, and begins with {size}"
+                f"{file}: precompiled_charsmap claims {size} bytes, got {len(data)}"
             )
 
 
@@ -227,7 +227,7 @@ def _require_unicode(texts: Sequence[str]) -> None:
 
 
 def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[str, object]:
-    # GPT-2's own checkpoint names its special tokens nowhere but in the model's configuration.
+    # GPT-2's own checkpoint names its special tokens only in config.json.
     config = _read_object(config_file)
     tokens: dict[str, object] = {}
     for name in ("bos_token", "eos_token", "pad_token"):
@@ -239,7 +239,7 @@ def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[
 
 
 def _read_object(file: Path) -> dict[str, object]:
-    """What a JSON file holds that need not be there."""
+    """Read an optional JSON file: empty if it is missing."""
     return read_json_object(file) if file.is_file() else {}
 
 
