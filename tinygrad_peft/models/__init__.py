@@ -11,7 +11,7 @@ from tinygrad_peft.models.families import (
     module_path,
 )
 from tinygrad_peft.models.hf import SaveDtype, Tokenizer, load_tokenizer
-from tinygrad_peft.models.published_shapes import SHAPES, named_shape
+from tinygrad_peft.models.named_shapes import SHAPES, named_shape
 
 __all__ = [
     "SHAPES",
