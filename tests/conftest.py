@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# The same examples in every run, and no deadline: a busy machine is no failure.
+# The same examples in every run, and no deadline: a busy machine must not fail them.
 settings.register_profile("tinygrad_peft", deadline=None, derandomize=True)
 settings.load_profile("tinygrad_peft")
 
-# A job in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+# A job in the background ignores Ctrl-C, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -45,5 +45,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A generator that starts alike in every test, whichever tests run and in whatever order."""
+    """Make a generator that starts alike in every test, whatever the order."""
     return np.random.default_rng(0)

@@ -249,7 +249,7 @@ def test_public_functions_and_methods_have_docstrings(path: Path) -> None:
         if isinstance(node, ast.FunctionDef)
         and not node.name.startswith("_")
         and not ast.get_docstring(node)
-        and ast.unparse(node.body[0]) != "..."  # a protocol tells what it asks for
+        and ast.unparse(node.body[0]) != "..."  # a protocol states its contract
         and not any(is_overload(d) for d in node.decorator_list)
     ]
     assert undocumented == []

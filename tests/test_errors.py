@@ -1,4 +1,4 @@
-"""What messages are made of."""
+"""Helpers that build messages."""
 
 import time
 
@@ -21,19 +21,19 @@ def test_the_nearest_names_are_suggested() -> None:
     assert nearest("zzz", ["q_proj", "c_fc"]) == ""
 
 
-def test_the_nearest_of_many_names_is_found_by_their_parts() -> None:
+def test_the_nearest_of_many_names_is_found_by_its_parts() -> None:
     names = [f"layers.{i}.attn.{name}" for i in range(500) for name in ("q_proj", "v_proj")]
     assert nearest("layers.321.attn.v_porj", names, 1) == (
         "; did you mean 'layers.321.attn.v_proj'?"
     )
 
 
-def test_no_name_is_suggested_for_one_of_any_length() -> None:
+def test_very_long_names_get_no_suggestion() -> None:
     assert nearest("a" * 10**6, ["a" * 10**6, "a"]) == ""
     assert nearest("a", ["a" * 10**6]) == ""
 
 
-def test_thousands_of_wrong_names_are_told_in_a_moment() -> None:
+def test_thousands_of_wrong_names_are_compared_in_a_moment() -> None:
     expected = {f"model.layers.{i}.self_attn.q_proj.lora_A.weight": (8, 8) for i in range(2000)}
     found = {name.replace("lora_A", "default.lora_A"): shape for name, shape in expected.items()}
     start = time.process_time()
@@ -53,7 +53,7 @@ def test_a_list_is_cut_short_and_so_are_its_lines() -> None:
     assert lines[-1] == "  ... and 2 more"
 
 
-def test_one_problem_stands_in_the_same_line() -> None:
+def test_one_problem_stays_in_the_same_line() -> None:
     assert told(["one"]) == " one"
     assert told(["one", "two"]) == "\n  - one\n  - two"
 
@@ -65,7 +65,7 @@ def test_an_error_is_explained_with_its_notes() -> None:
     assert explained(error) == "no such start\n(plugin 'lora')"
 
 
-def test_a_short_text_stays_what_it_is() -> None:
+def test_a_short_text_is_not_cut() -> None:
     assert shortened("a" * LONGEST_LINE) == "a" * LONGEST_LINE
 
 

@@ -14,7 +14,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def wrong_by(share: float, scale: float) -> Callable[[Tensor], Tensor]:
-    """scale x², whose gradient is off by a share."""
+    """scale x², with a gradient that is off by a share."""
 
     def square(a: Array) -> Result:
         return scale * a * a, (lambda g: g * 2 * scale * a * (1 + share),)
@@ -37,7 +37,7 @@ def test_the_message_names_the_input_its_shape_and_both_values() -> None:
         check_gradients(wrong_by(0.5, 1.0), [leaf(3)])
 
 
-def test_a_gradient_that_is_missing_is_found() -> None:
+def test_a_missing_gradient_is_found() -> None:
     with pytest.raises(AssertionError, match="input 1"):
         check_gradients(lambda a, b: a * b.detach(), [leaf(3), leaf(3)])
 
@@ -52,7 +52,7 @@ def test_a_gradient_of_zero_passes() -> None:
     assert check_gradients(lambda x: x[:0].sum(), [leaf(2, 3)]) == 0
 
 
-def test_inputs_without_a_gradient_are_not_checked_and_all_are_as_they_were() -> None:
+def test_inputs_without_a_gradient_are_skipped_and_all_inputs_are_restored() -> None:
     x, fixed = leaf(2), Tensor(np.array([3, 4], np.float32))
     before = x.data.copy()
 
@@ -60,7 +60,7 @@ def test_inputs_without_a_gradient_are_not_checked_and_all_are_as_they_were() ->
     np.testing.assert_array_equal(x.data, before)
 
 
-def test_the_inputs_are_put_back_when_the_function_fails() -> None:
+def test_inputs_are_restored_when_the_function_fails() -> None:
     x = leaf(2)
     before, calls = x.data, []
 
@@ -76,5 +76,5 @@ def test_the_inputs_are_put_back_when_the_function_fails() -> None:
 
 
 def test_float32_is_refused() -> None:
-    with pytest.raises(TypeError, match="input 0 is float32: differences need float64"):
+    with pytest.raises(TypeError, match="input 0: expected float64, got float32"):
         check_gradients(lambda x: x, [Tensor([1.0], requires_grad=True)])

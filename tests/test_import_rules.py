@@ -1,4 +1,4 @@
-"""What import-linter cannot say: which names may be imported, and not only from which module."""
+"""Rules beyond import-linter: names that may be imported, and not only modules."""
 
 import ast
 import importlib
@@ -26,7 +26,7 @@ def files_of(package: str) -> list[Path]:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
-    """(module, name) for each `from module import name`, (module, None) for `import module`."""
+    """Yield (module, name) per `from module import name`, (module, None) per `import module`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -35,14 +35,28 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
 
 
 def is_public(module: str, name: str | None) -> bool:
-    if any(part.startswith("_") for part in module.split(".")):
+    """Tell whether `module` is a package or stands alone, and offers `name`."""
+    if any(part.startswith("_") for part in module.split(".")) or is_inside_a_package(module):
         return False
     if name is None:
         return True
     names = getattr(importlib.import_module(module), "__all__", None)
     if names is not None and name in names:
         return True
-    return not name.startswith("_") and (names is None or is_module(f"{module}.{name}"))
+    if name.startswith("_"):
+        return False
+    inner = f"{module}.{name}"
+    return names is None or (is_module(inner) and not is_inside_a_package(inner))
+
+
+def is_inside_a_package(module: str) -> bool:
+    """Tell whether a package's `__init__` speaks for the module: ops.dense, models.fetch.hub."""
+    return module.count(".") > 1 and not is_package(module)
+
+
+def is_package(dotted: str) -> bool:
+    spec = find_spec(dotted)
+    return spec is not None and spec.submodule_search_locations is not None
 
 
 def is_module(dotted: str) -> bool:
@@ -60,6 +74,12 @@ def is_module(dotted: str) -> bool:
         ("from tinygrad_peft import __doc__", False),
         ("from tinygrad_peft._private import name", False),
         ("import tinygrad_peft._private", False),
+        ("from tinygrad_peft.models import load_model", True),
+        ("from tinygrad_peft.models.fetch import fetch", True),
+        ("from tinygrad_peft.models.fetch.cache import fetch", False),
+        ("from tinygrad_peft.models.checkpoint import load_model", False),
+        ("from tinygrad_peft.models import checkpoint", False),
+        ("from tinygrad_peft.errors import ConfigError", True),
     ],
 )
 def test_the_rule_tells_public_from_private(statement: str, *, public: bool) -> None:

@@ -16,10 +16,10 @@ pytestmark = [
 
 
 def run_make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs make in a folder that has no virtual environment yet."""
+    """Run make in a folder that has no virtual environment yet."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    # The make that runs these tests hands its own options on.
+    # A make that runs these tests passes its own options on.
     environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
     return subprocess.run(
         ["make", *arguments],
@@ -32,7 +32,7 @@ def run_make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def python_that(folder: Path, *, fails_at: str) -> Path:
-    """A python 3.9.2 that fails each program with `fails_at` in its text."""
+    """Write a python 3.9.2 that fails each program with `fails_at` in its text."""
     script = folder / "python"
     lines = ("#!/bin/sh", 'case "$*" in', "--version) echo Python 3.9.2 ;;")
     script.write_text("\n".join([*lines, f"*'{fails_at}'*) exit 1 ;;", "esac", ""]), "utf-8")

@@ -1,4 +1,4 @@
-"""Frozen inputs cost nothing: what a graph keeps alive, and which products it computes."""
+"""Frozen inputs cost nothing: neither memory in the graph nor matrix products."""
 
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ def tracing() -> Iterator[None]:
 
 
 def kept_by(function: Callable[[], Tensor]) -> float:
-    """How many activations' worth of memory live as long as the result, its own array included."""
-    function()  # what NumPy allocates once is allocated here
+    """Measure the memory that lives as long as the result, its own array included: activations."""
+    function()  # here NumPy allocates what it allocates once
     before, _ = tracemalloc.get_traced_memory()
     result = function()
     after, _ = tracemalloc.get_traced_memory()
@@ -74,7 +74,7 @@ def test_a_trained_weight_keeps_its_input_and_no_more() -> None:
     ("function", "activations"),
     [
         (lambda x, _: x + 1 - 2, 0),
-        (lambda x, frozen: x * frozen, 0),  # what it needs is the frozen tensor, which lives anyway
+        (lambda x, frozen: x * frozen, 0),  # needs the frozen tensor alone, which lives anyway
         (lambda x, _: x.reshape(-1).reshape(ROWS, WIDTH).transpose().transpose(), 0),
         (lambda x, _: x @ np.eye(WIDTH, dtype=np.float32) + 1, WIDTH / ROWS),
         (lambda x, _: x.exp() + 1, 1),
@@ -92,7 +92,7 @@ def test_a_trained_weight_keeps_its_input_and_no_more() -> None:
         *("layer_norm", "rms_norm", "rotary"),
     ],
 )
-def test_an_op_keeps_what_its_pullback_needs_beside_its_value(
+def test_an_op_keeps_its_value_and_the_needs_of_its_pullback(
     function: Callable[[Tensor, Tensor], Tensor], activations: float
 ) -> None:
     x, frozen = leaf(ROWS, WIDTH), leaf(ROWS, WIDTH, trained=False)
@@ -129,7 +129,7 @@ CONFIG = TransformerConfig(
 )
 
 
-def test_a_frozen_transformer_keeps_nothing_below_what_is_trained() -> None:
+def test_a_frozen_transformer_keeps_nothing_below_the_lowest_trained_weight() -> None:
     model = Transformer(CONFIG)
     model.freeze()
     ids = np.random.default_rng(0).integers(0, 50, (8, 64))
@@ -169,7 +169,7 @@ def test_backward_releases_the_graph_as_it_walks() -> None:
 
 
 class Counted(np.ndarray[tuple[int, ...], np.dtype[np.floating]]):
-    """An array that writes down the shapes of the products that it takes part in."""
+    """An array that records the shapes of its matrix products."""
 
     products: list[tuple[tuple[int, ...], ...]]
 
@@ -211,7 +211,7 @@ class Counted(np.ndarray[tuple[int, ...], np.dtype[np.floating]]):
     ],
     ids=str,
 )
-def test_linear_computes_no_product_for_what_is_frozen(
+def test_linear_computes_no_product_for_frozen_inputs(
     trained: tuple[str, ...], products: list[tuple[tuple[int, ...], ...]]
 ) -> None:
     made: list[tuple[tuple[int, ...], ...]] = []

@@ -34,7 +34,7 @@ def folder_of(package: str) -> Path:
 
 
 def modules_of(package: str) -> Iterator[str]:
-    """Every module that importing does not run as a program."""
+    """List every module that importing does not run as a program."""
     folder = folder_of(package)
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder.parent).with_suffix("").parts

@@ -1,4 +1,4 @@
-"""What an array is here: the dtypes that the library works in, and helpers that every op uses."""
+"""Array aliases, the dtype policy, and helpers that every op uses."""
 
 import ctypes
 import math
@@ -37,12 +37,15 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers of these settings, 
 
 
 def as_float(data: npt.ArrayLike) -> Array:
-    """`data` as a float array: float64 arrays stay what they are, all else becomes float32."""
+    """Convert to a float array: float64 arrays stay as they are, all else becomes float32.
+
+    Raises TypeError for a dtype that is not real.
+    """
     array = np.asarray(data)
     if isinstance(data, np.ndarray | np.generic) and array.dtype in (np.float32, np.float64):
         return array
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"a tensor holds real numbers, and dtype {array.dtype} is none")
+        raise TypeError(f"expected a real dtype, got {array.dtype}")
     return array.astype(np.float32)
 
 
@@ -57,31 +60,31 @@ def unbroadcast(grad: Array, shape: Shape) -> Array:
 
 
 def rows(x: Array) -> Array:
-    """`x` of shape (..., N) as a matrix (rows, N), sizes of zero included."""
+    """Reshape `x` (..., N) to a matrix (rows, N), sizes of zero included."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def block_rows(count: int, width: int) -> int:
-    """How many of `count` rows of `width` elements stay in the second-level cache: at least one."""
+    """Count the rows of `width` elements that fit the second-level cache: 1 to `count`."""
     return max(1, min(count, BLOCK_ELEMENTS // max(1, width)))
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `block_rows` rows."""
+    """Cut `count` rows into slices of `block_rows` rows."""
     step = block_rows(count, width)
     return (slice(start, min(count, start + step)) for start in range(0, count, step))
 
 
 def keep_freed_memory() -> None:
-    """Let each step of a training run have the memory that the one before it freed.
+    """Keep the memory that a training step frees for the next one.
 
-    By default glibc hands large freed blocks back to the system, and the next arrays are paid for
-    with a page fault every 4 KiB: a good part of all time that is not matrix products. The setting
-    is for the whole process, whose peak stays what it was. Elsewhere than on glibc nothing happens.
+    By default glibc returns large freed blocks to the system, and the next arrays cost a page
+    fault every 4 KiB: a good part of the time outside of matrix products. The setting holds for
+    the whole process and does not change its peak. Does nothing without glibc.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        mallopt(_MMAP_THRESHOLD, 2**25)  # glibc's maximum
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)

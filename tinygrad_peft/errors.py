@@ -1,13 +1,13 @@
 """Every exception that the library raises on purpose.
 
 TinygradPeftError
-├── GraphError         backward has nothing to do, or was asked for twice
+├── GraphError         backward has nothing to differentiate, or ran before
 ├── ShapeError         arrays whose shapes do not fit          (also a ValueError)
-├── ConfigError        a setting that cannot be                (also a ValueError)
-├── CheckpointError    a file that is not what it should be    (also a ValueError)
+├── ConfigError        an invalid setting                      (also a ValueError)
+├── CheckpointError    a file that is missing, broken or wrong (also a ValueError)
 ├── DataError          training data that cannot be used       (also a ValueError)
 ├── FetchError         a download that failed
-│   └── NetworkError   what is fetched from cannot be reached
+│   └── NetworkError   the source of a download cannot be reached
 ├── MissingExtraError  an optional dependency is not installed (also an ImportError)
 ├── TokenError         token ids or labels outside the model   (also a ValueError)
 ├── TrainingError      training cannot start or go on
@@ -15,8 +15,8 @@ TinygradPeftError
     ├── PluginError    a plugin that cannot be loaded or contradicts another
     └── TargetError    targets that the model does not have    (also a LookupError)
 
-Two are no errors but UserWarnings, for what is done as asked: PrecisionWarning, at a price that it
-names, and BaseModelWarning, for an adapter of a model of another name.
+Two are UserWarnings, for work that was done as asked: PrecisionWarning, when rounding cost
+accuracy, and BaseModelWarning, for an adapter that was trained on a model of another name.
 """
 
 import difflib
@@ -56,7 +56,7 @@ class TinygradPeftError(Exception):
 
 
 class GraphError(TinygradPeftError):
-    """Backward has nothing to differentiate, or the graph was already walked."""
+    """Backward has nothing to differentiate, or the graph was walked before."""
 
 
 class ShapeError(TinygradPeftError, ValueError):
@@ -64,7 +64,7 @@ class ShapeError(TinygradPeftError, ValueError):
 
 
 class ConfigError(TinygradPeftError, ValueError):
-    """A setting that cannot be."""
+    """An invalid setting."""
 
 
 class CheckpointError(TinygradPeftError, ValueError):
@@ -76,15 +76,15 @@ class DataError(TinygradPeftError, ValueError):
 
 
 class FetchError(TinygradPeftError):
-    """A download that failed, or gave something else than expected."""
+    """A download that failed, or has unexpected content."""
 
 
 class NetworkError(FetchError):
-    """A download that failed since what it comes from cannot be reached, as without a network."""
+    """A download whose source cannot be reached, as without a network."""
 
 
 class MissingExtraError(TinygradPeftError, ImportError):
-    """An optional dependency that is not installed; the message names the extra that has it."""
+    """An optional dependency that is not installed; the message names its extra."""
 
 
 class TokenError(TinygradPeftError, ValueError):
@@ -108,11 +108,11 @@ class TargetError(PeftError, LookupError):
 
 
 class PrecisionWarning(UserWarning):
-    """Rounding has cost much of what was learnt."""
+    """Rounding has lost much of what was trained."""
 
 
 class BaseModelWarning(UserWarning):
-    """An adapter fits a model of another name than the one that it was trained on."""
+    """An adapter for a model of another name than the one it was trained on."""
 
 
 LISTED = 20  # problems in one message
@@ -121,7 +121,7 @@ _COMPARED = 50  # names, since each comparison takes up to a millisecond
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """`; did you mean 'a' or 'b'?` for the known names nearest to `name`, or nothing."""
+    """Suggest the known names nearest to `name`: `; did you mean 'a' or 'b'?`, or nothing."""
     names = [other for other in known if len(other) <= LONGEST_LINE]
     if len(name) > LONGEST_LINE:
         return ""
@@ -142,7 +142,7 @@ def failures(conditions: Mapping[str, bool]) -> list[str]:
 
 
 def listed(problems: Iterable[str], most: int = LISTED) -> str:
-    """List the problems one by one, cut short; past the first `most`, only their number.
+    """List the problems one by one, each cut short; count those past the first `most`.
 
     The further lines of a problem stand below its first, indented.
     """
@@ -154,7 +154,7 @@ def listed(problems: Iterable[str], most: int = LISTED) -> str:
 
 
 def told(problems: Sequence[str]) -> str:
-    """What comes after a colon: one problem in the same line, or several below it."""
+    """Format what follows a colon: one problem in the same line, or several below it."""
     if len(problems) == 1:
         return " " + "\n".join(map(shortened, problems[0].splitlines()))
     return f"\n{listed(problems)}"
@@ -166,6 +166,6 @@ def explained(error: Exception) -> str:
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:
-    """Text of at most `most` characters; what is left out is told."""
+    """Cut text to `most` characters; say how many were cut."""
     rest = len(text) - most
     return text if rest <= 0 else f"{text[:most]}... and {rest} characters more"

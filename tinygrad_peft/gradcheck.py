@@ -1,4 +1,4 @@
-"""Any pullback against central differences."""
+"""Check pullbacks against central differences."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,17 +21,17 @@ def check_gradients(
     seed: int = 0,
     directions: int = 3,
 ) -> float:
-    """The largest relative error of the gradients of `function(*inputs)`, which is returned.
+    """Return the largest relative error of the gradients of `function(*inputs)`.
 
     Each input that requires a gradient must be float64. For a random u of the output's shape and a
     few random v of each input's, ⟨v, Jᵀu⟩ from `backward` is compared with
     ⟨u, f(x + hv) - f(x - hv)⟩ / 2h, so that the cost does not grow with the sizes.
 
-    An error is relative to the largest of both values and ‖Jᵀu‖, however small they are, down to
-    1e-4 ⟨|u|, |f(x)|⟩, below which the differences are rounding.
+    An error is relative to the largest of both values and ‖Jᵀu‖, but at least to
+    1e-4 ⟨|u|, |f(x)|⟩: below it the differences are rounding.
 
     Raises:
-        AssertionError: an error is above `tolerance`; both values are named.
+        AssertionError: an error is above `tolerance`; the message has both values.
         TypeError: an input that requires a gradient is not float64.
 
     >>> x = Tensor(np.array([0.5, 2.0]), requires_grad=True)
@@ -42,7 +42,7 @@ def check_gradients(
     checked = [i for i, t in enumerate(inputs) if t.requires_grad]
     for i in checked:
         if inputs[i].dtype != np.float64:
-            raise TypeError(f"input {i} is {inputs[i].dtype}: differences need float64")
+            raise TypeError(f"input {i}: expected float64, got {inputs[i].dtype}")
         inputs[i].grad = None
     output = function(*inputs)
     u = np.asarray(rng.standard_normal(output.shape))
@@ -75,7 +75,7 @@ def _difference(
     u: Array,
     step: float,
 ) -> float:
-    """⟨u, f(x + hv) - f(x - hv)⟩ / 2h along v of one input, which is put back after."""
+    """⟨u, f(x + hv) - f(x - hv)⟩ / 2h along v of one input, which is restored."""
     tensor, original = inputs[index], inputs[index].data
     values = []
     try:

@@ -1,8 +1,8 @@
-"""The graph that a tensor leads to: what was recorded, and the walk back through it.
+"""The graph behind a tensor: the recorded nodes, and the walk back through them.
 
-A node holds the nodes of those inputs that need a gradient and what pulls a gradient back to them,
-and nothing else: what frozen inputs would have needed is freed as soon as the value is there, and
-so is every intermediate array that no pullback closed over.
+A node holds the nodes of the inputs that need a gradient and the pullback to them, and nothing
+else. Arrays that only frozen inputs would need are freed as soon as the value is computed, and so
+is every intermediate array that no pullback closes over.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ __all__ = ["Leaf", "Node", "walk"]
 
 
 class Node:
-    """One application of an op: its differentiable inputs, and the way back to them."""
+    """One application of an op: its differentiable inputs, and the pullback to them."""
 
     __slots__ = ("fresh", "parents", "pull")
 
@@ -29,7 +29,7 @@ class Node:
     ) -> None:
         self.parents = parents
         self.pull = pull
-        self.fresh = fresh  # the arrays that `pull` returns are nobody else's
+        self.fresh = fresh  # `pull` returns new arrays, which may be added into
 
 
 class Leaf(Node):
@@ -43,9 +43,9 @@ class Leaf(Node):
         self.grad: Array | None = None
 
     def accumulate(self, grad: Array, *, owned: bool) -> None:
-        """Add a gradient to what is there, in place where that is possible."""
+        """Add a gradient to `grad`, in place where possible."""
         if grad.shape != self.shape:
-            raise ShapeError(f"a gradient of shape {grad.shape} for a tensor of {self.shape}")
+            raise ShapeError(f"gradient: expected shape {self.shape}, got {grad.shape}")
         if self.grad is not None:
             self.grad += grad
         elif owned and isinstance(grad, np.ndarray):
@@ -55,10 +55,10 @@ class Leaf(Node):
 
 
 def walk(root: Node, seed: Array) -> None:
-    """Pull `seed` back from the root to the leaves: each node once, when all it waits for is in.
+    """Pull `seed` back from the root to the leaves: each node once, after all that use it.
 
-    A gradient is stored with whether it may be added into: it may when this walk made it, or when
-    a fused op gave it away.
+    A gradient is stored with a flag: it may be added into if this walk made it, or if a fused op
+    returned it.
     """
     waiting = _uses(root)
     grads: dict[Node, tuple[Array, bool]] = {root: (seed, False)}
@@ -69,7 +69,7 @@ def walk(root: Node, seed: Array) -> None:
         if isinstance(node, Leaf):
             node.accumulate(grad, owned=owned)
             continue
-        assert node.pull is not None  # _uses has seen to it
+        assert node.pull is not None  # _uses has checked it
         parts, parents, fresh = node.pull(grad), node.parents, node.fresh
         node.pull, node.parents = None, ()
         del grad
@@ -83,9 +83,9 @@ def walk(root: Node, seed: Array) -> None:
 
 
 def _uses(root: Node) -> dict[Node, int]:
-    """How many times each node below the root is an input; an explicit stack, for deep graphs.
+    """Count how often each node below the root is an input; an explicit stack, for deep graphs.
 
-    Raises GraphError where a part of the graph was walked before: then no leaf has changed.
+    Raises GraphError if part of the graph was walked before; no leaf has changed then.
     """
     uses: dict[Node, int] = {root: 0}
     stack = [root]
@@ -103,7 +103,7 @@ def _uses(root: Node) -> dict[Node, int]:
 
 
 def _add(a: Array, a_owned: bool, b: Array, *, fresh: bool) -> tuple[Array, bool]:  # noqa: FBT001
-    """a + b, in place in one that may be written to."""
+    """a + b, in place in either one that may be written to."""
     if a_owned and a.flags.writeable:
         a += b
         return a, True

@@ -1,4 +1,4 @@
-"""Tensor: an array, and how it came about."""
+"""Tensor: an array, and the graph that computed it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ _recording: ContextVar[bool] = ContextVar("recording", default=True)
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Within the block (or the function that it decorates) nothing is recorded."""
+    """Record nothing within the block, or within the function that it decorates."""
     token = _recording.set(False)
     try:
         yield
@@ -31,8 +31,8 @@ def no_grad() -> Iterator[None]:
 class Tensor:
     """A float array that records what is computed from it.
 
-    `data` is the array: float32, or float64 where it was given as such. `requires_grad=True` makes
-    it a leaf that collects `grad`, an array of the same shape.
+    `data` is the array: float32, or float64 if given as float64. `requires_grad=True` makes the
+    tensor a leaf that collects `grad`, an array of the same shape.
     """
 
     __slots__ = ("__weakref__", "data", "node")
@@ -46,13 +46,13 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient reaches this tensor."""
+        """True if a gradient reaches this tensor."""
         return self.node is not None
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if self.node is not None and not isinstance(self.node, Leaf):
-            raise GraphError("requires_grad can be set on leaves only: use detach()")
+            raise GraphError("requires_grad can be set only on a leaf: use detach()")
         if wanted != self.requires_grad:
             self.node = Leaf(self.data.shape) if wanted else None
 
@@ -64,7 +64,7 @@ class Tensor:
     @grad.setter
     def grad(self, value: Array | None) -> None:
         if not isinstance(self.node, Leaf):
-            raise GraphError("only a leaf that requires a gradient has one")
+            raise GraphError("grad can be set only on a leaf that requires a gradient")
         self.node.grad = value
 
     @property
@@ -74,12 +74,12 @@ class Tensor:
 
     @property
     def ndim(self) -> int:
-        """How many axes there are."""
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
-        """How many elements there are."""
+        """The number of elements."""
         return self.data.size
 
     @property
@@ -88,17 +88,17 @@ class Tensor:
         return self.data.dtype
 
     def numpy(self) -> Array:
-        """A read-only view of the array."""
+        """Return a read-only view of the array."""
         view = self.data.view()
         view.flags.writeable = False
         return view
 
     def item(self) -> float:
-        """The one element, as a Python number."""
+        """Return the only element as a Python number."""
         return float(self.data.item())
 
     def detach(self) -> "Tensor":
-        """The same array, with no way back."""
+        """Return a tensor with the same array, cut off from the graph."""
         return _wrap(self.data)
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class Tensor:
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Tensor":
         if self.node is not None and not isinstance(self.node, Leaf):
-            raise GraphError("only a leaf can be copied, or a detached tensor: use detach()")
+            raise GraphError("only a leaf or a detached tensor can be copied: use detach()")
         copied = type(self).__new__(type(self))
         copied.data = self.data.copy()
         copied.node = None
@@ -169,7 +169,7 @@ class Tensor:
         return apply(ops.matmul, self._other(other), self)
 
     def _other(self, value: "Tensor | npt.ArrayLike") -> "Tensor":
-        """The other operand; a plain number takes this tensor's dtype."""
+        """Wrap the other operand; a plain number takes this tensor's dtype."""
         if isinstance(value, Tensor):
             return value
         if isinstance(value, int | float):
@@ -200,11 +200,11 @@ class Tensor:
         return apply(ops.getitem, self, index=index)
 
     def reshape(self, *shape: int) -> "Tensor":
-        """The same values in another shape; one size may be -1."""
+        """Reshape without changing the values; one size may be -1."""
         return apply(ops.reshape, self, shape=shape)
 
     def transpose(self, *axes: int) -> "Tensor":
-        """The axes in another order; reversed if none are given."""
+        """Reorder the axes; without any given, reverse them."""
         return apply(ops.transpose, self, axes=axes or None)
 
     def sum(self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> "Tensor":
@@ -214,31 +214,35 @@ class Tensor:
     def mean(
         self, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
     ) -> "Tensor":
-        """The mean over the axes, all by default."""
+        """Σ x / n over the axes, all by default."""
         return apply(ops.mean, self, axis=axis, keepdims=keepdims)
 
     # ---------- backward ----------
 
     def backward(self, grad: Array | None = None) -> None:
-        """Add to the `grad` of every leaf the gradient of this tensor, weighted by `grad`.
+        """Add the gradient of this tensor, weighted by `grad`, to the `grad` of every leaf.
 
-        `grad` is 1 by default, which needs a tensor of one element. The graph is released on the
-        way, so a second call raises GraphError; so does a tensor that nothing trainable led to.
+        `grad` is 1 by default, for a tensor of one element. The graph is released on the way.
+
+        Raises:
+            GraphError: nothing trainable led to this tensor, or part of its graph was walked
+                before.
+            ShapeError: `grad` has another shape, or is missing for more than one element.
         """
         if self.node is None:
             raise GraphError("nothing to differentiate: no input requires a gradient")
         if grad is None:
             if self.size != 1:
-                raise ShapeError(f"backward of a tensor of shape {self.shape} needs a gradient")
+                raise ShapeError(f"backward: pass grad for a tensor of shape {self.shape}")
             grad = np.ones_like(self.data)
         seed = np.asarray(grad, self.data.dtype)
         if seed.shape != self.shape:
-            raise ShapeError(f"a gradient of shape {seed.shape} for a tensor of {self.shape}")
+            raise ShapeError(f"gradient: expected shape {self.shape}, got {seed.shape}")
         walk(self.node, seed)
 
 
 def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) -> Tensor:
-    """The value of a plain op as a Tensor; the pullbacks of frozen inputs are dropped."""
+    """Apply a plain op; the pullbacks of frozen inputs are dropped."""
     value, pullbacks = op(*[t.data for t in inputs], **settings)
     if not _recording.get():
         return _wrap(value)
@@ -258,7 +262,7 @@ def apply(op: Callable[..., ops.Result], *inputs: Tensor, **settings: object) ->
 def apply_fused(
     op: Callable[..., ops.FusedResult], *inputs: Tensor | None, **settings: object
 ) -> Tensor:
-    """The value of a fused op as a Tensor; an input may be left out as None."""
+    """Apply a fused op; an input may be left out as None."""
     recording = _recording.get()
     needs = tuple([recording and t is not None and t.node is not None for t in inputs])
     value, joint = op(needs, *[None if t is None else t.data for t in inputs], **settings)
@@ -275,12 +279,12 @@ def apply_fused(
 
 
 def _in(dtype: np.dtype[np.floating], grad: Array) -> Array:
-    """The gradient in its tensor's dtype, which it may have left where float32 met float64."""
+    """Cast a gradient to its tensor's dtype, which mixing float32 with float64 changes."""
     return grad if grad.dtype == dtype else grad.astype(dtype)
 
 
 def _wrap(data: Array, node: Node | None = None) -> Tensor:
-    """A Tensor around what an op made: no copy, but a NumPy scalar becomes an array again."""
+    """Wrap an op's value without a copy; a NumPy scalar becomes an array again."""
     tensor = Tensor.__new__(Tensor)
     tensor.data = data if isinstance(data, np.ndarray) else np.asarray(data)
     tensor.node = node

@@ -20,8 +20,7 @@ import msgspec
 
 from tinygrad_peft.errors import ConfigError, failures, nearest
 from tinygrad_peft.models import config_to_json
-from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.nn.module import mismatches
+from tinygrad_peft.nn import TransformerConfig, mismatches
 from tinygrad_peft.peft import (
     FolderLayout,
     ForeignFolder,

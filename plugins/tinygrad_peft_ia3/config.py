@@ -7,8 +7,13 @@ from typing import ClassVar
 
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft import FileFormat, NamedTargetsConfig, Shapes, matches
-from tinygrad_peft.peft.config import broken_expressions
+from tinygrad_peft.peft import (
+    FileFormat,
+    NamedTargetsConfig,
+    Shapes,
+    broken_expressions,
+    matches,
+)
 
 __all__ = ["IA3Config"]
 

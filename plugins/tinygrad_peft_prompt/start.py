@@ -6,7 +6,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, IntArray
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models import load_tokenizer
 from tinygrad_peft.nn import Init, TokenEmbedding
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_prompt.config import PromptTuningConfig

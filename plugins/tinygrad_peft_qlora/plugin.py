@@ -15,8 +15,8 @@ from tinygrad_peft.peft import (
     capture_seams,
     hookimpl,
     hookspecs,
+    matches,
 )
-from tinygrad_peft.peft.targets import matches
 from tinygrad_peft_qlora.config import QLoraConfig, QuantizeConfig
 from tinygrad_peft_qlora.layer import QuantizedLinear
 from tinygrad_peft_qlora.quantization import fits_in_float32, quantize

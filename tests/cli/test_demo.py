@@ -30,8 +30,7 @@ from tinygrad_peft.cli.demo_report import print_outcome
 from tinygrad_peft.cli.recipes import parse_contenders
 from tinygrad_peft.errors import FetchError, PeftError
 from tinygrad_peft.models import fetch as fetching
-from tinygrad_peft.models import load_model
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models import load_model, load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.train import Comparison, Row

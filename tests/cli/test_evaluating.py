@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tests.cli.toys import Commands, reviews, write_csv, write_jsonl
-from tinygrad_peft.models import load_model
-from tinygrad_peft.models.tokenizer import Tokenizer
+from tinygrad_peft.models import Tokenizer, load_model
 
 TASKS = {
     "sequence-classification": ("bert", "reviews"),

@@ -10,10 +10,10 @@ from typing import TypeAlias
 import pytest
 
 from tests.cli.toys import Commands
-from tests.models.fake_hub import Repository, running
+from tests.models.fetch.fake_hub import Repository, running
 from tests.peft.small import LLAMA, small
 from tinygrad_peft.errors import CheckpointError, FetchError
-from tinygrad_peft.models.artifacts import ARTIFACTS
+from tinygrad_peft.models.fetch import ARTIFACTS
 from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft_lora import LoraConfig
 
@@ -43,7 +43,7 @@ def pretend_that_it_was_fetched(cache: Path, name: str) -> Path:
 def test_an_unknown_name_is_told_with_the_nearest(commands: Commands) -> None:
     message = commands.fails("fetch", "minilm")
     assert message.splitlines() == [
-        "tinygrad-peft: nothing to fetch is called 'minilm'; did you mean 'minilm-l6'?",
+        "tinygrad-peft: unknown artefact 'minilm'; did you mean 'minilm-l6'?",
         "known: minilm-l6, smollm2, movie-reviews, devils-dictionary",
     ]
 
@@ -143,7 +143,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
             raise FetchError(f"{name}: the hub has no such repository")
         return folders[name, revision, kind]
 
-    monkeypatch.setattr("tinygrad_peft.cli.fetching.download", download)
+    monkeypatch.setattr("tinygrad_peft.cli.fetching.download_from_hub", download)
     monkeypatch.chdir(tmp_path)
     return folders
 

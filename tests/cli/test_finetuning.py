@@ -307,7 +307,7 @@ def edited(model: Path, to: Path, how: str) -> Path:
         ("without config.json", "config.json does not exist"),
         ("without model.safetensors", "holds neither model.safetensors nor"),
         ("without tokenizer.json", "expected a file tokenizer.json"),
-        ("truncated", "model.safetensors is truncated or no safetensors file"),
+        ("truncated", "model.safetensors is truncated or not a safetensors file"),
         ("of integers", "wrong dtype: embeddings.LayerNorm.bias is I32, expected one of F64, F32"),
         (
             "of an unknown model_type",

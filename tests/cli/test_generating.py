@@ -18,8 +18,8 @@ from tests.cli.toys import (
     write_tokenizer,
 )
 from tests.peft.small import LLAMA
+from tinygrad_peft.models import Tokenizer as OwnTokenizer
 from tinygrad_peft.models import load_model
-from tinygrad_peft.models.tokenizer import Tokenizer as OwnTokenizer
 
 PROMPT = "the film was"
 

@@ -100,7 +100,7 @@ def broken(adapter: Path, to: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("truncated", "adapter_model.safetensors is truncated or no safetensors file"),
+        ("truncated", "adapter_model.safetensors is truncated or not a safetensors file"),
         ("without weights", "adapter_model.safetensors does not exist"),
         ("not JSON", "adapter_config.json is not JSON: "),
         ("of an unknown method", "no installed plugin provides the method 'loha'"),

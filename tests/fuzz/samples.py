@@ -11,8 +11,7 @@ import numpy as np
 from tests.peft.small import LLAMA as THREE_LAYERS
 from tests.peft.small import small
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models import load_config, load_model, save_model
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models import load_config, load_model, load_tokenizer, save_model
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
 from tinygrad_peft.peft.storage.inspection import inspect_path
@@ -118,7 +117,7 @@ def gguf(folder: Path) -> Sample:
     """A quantised model and its tokenizer in one file."""
     import gguf as package
 
-    from tests.models.test_gguf import settings, tensors
+    from tests.models.gguf.test_model import settings, tensors
 
     folder.mkdir()
     network = small(LLAMA)
@@ -202,6 +201,6 @@ def _save(
 
 
 def _keys(file: Path) -> list[str]:
-    from tinygrad_peft.models.tensors import read_header
+    from tinygrad_peft.models.hf import read_header
 
     return list(read_header(file))

@@ -25,9 +25,8 @@ from transformers import (
 )
 
 from tinygrad_peft.arrays import Array, IntArray
-from tinygrad_peft.models import SaveDtype, checkpoint_path, load_model, save_model
+from tinygrad_peft.models import SaveDtype, checkpoint_path, load_model, load_tokenizer, save_model
 from tinygrad_peft.models.fetch import find_fetched
-from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.generate import generate
 

@@ -1,4 +1,4 @@
-"""Models that transformers saved, against what transformers computed from them."""
+"""Models saved by transformers, against the outputs of transformers."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def differences(model: Transformer, folder: Path) -> Array:
-    """Where a token is no padding: our outputs from transformers'."""
+    """Compare our outputs with transformers' except on padding."""
     with np.load(folder / "expected.npz") as stored:
         ids, mask, expected = stored["ids"], stored["mask"], stored["output"]
     apart = np.abs(model(ids, mask).numpy() - expected)
@@ -29,19 +29,17 @@ def test_there_are_golden_files_of_every_family() -> None:
     assert {load_config(folder).model_type for folder in FOLDERS} == {"gpt2", "llama", "bert"}
 
 
-def test_the_output_is_that_of_transformers(folder: Path) -> None:
+def test_the_output_matches_transformers(folder: Path) -> None:
     assert differences(load_model(folder), folder).max() < 1e-4
 
 
-def test_float64_is_no_further_away(folder: Path) -> None:
+def test_float64_is_at_least_as_close(folder: Path) -> None:
     model = load_model(folder, dtype=np.float64)
     assert model.state_dict()["embed_tokens.weight"].dtype == np.float64
     assert differences(model, folder).max() < 1e-4
 
 
-def test_what_is_saved_and_loaded_again_is_bit_for_bit_the_same(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_saved_model_loads_bit_for_bit_the_same(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder)
     save_model(model, tmp_path / "saved")
     again = load_model(tmp_path / "saved")

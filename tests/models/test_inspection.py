@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tinygrad_peft.models import load_model
+from tinygrad_peft.models.hf.safetensors import read_header
 from tinygrad_peft.models.inspection import (
     Report,
     TensorGroup,
@@ -19,7 +20,6 @@ from tinygrad_peft.models.inspection import (
     inspect_model,
     inspect_tensors,
 )
-from tinygrad_peft.models.tensors import read_header
 
 Golden = Callable[[str], Path]
 FOLDERS = ("gpt2", "gpt2-sharded", "llama", "llama3-tied", "bert", "bert-classifier")
@@ -44,7 +44,7 @@ def test_a_sound_model_is_described(golden: Golden, name: str) -> None:
     )
 
 
-def test_a_classifiers_labels_are_told(copy: Golden) -> None:
+def test_a_classifiers_labels_are_listed(copy: Golden) -> None:
     folder = copy("bert-classifier")
     config = json.loads((folder / "config.json").read_text())
     names = {str(i): f"class {i}" for i in range(len(config["id2label"]))}
@@ -62,7 +62,7 @@ def test_tensors_of_all_layers_are_one_group(golden: Golden) -> None:
     assert sum(group.count for group in tensors.groups) == tensors.count
 
 
-def test_only_whole_segments_are_numbers() -> None:
+def test_only_whole_segments_count_as_numbers() -> None:
     stored = {name: _Stored() for name in ("a.1.w2", "a.10.w2", "b1.w", "2")}
     names = {group.name: group.count for group in Tensors.of(stored).groups}
     assert names == {"a.#.w2": 2, "b1.w": 1, "#": 1}
@@ -79,11 +79,11 @@ def test_config_and_weights_may_both_be_wrong(copy: Golden) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     first, second = inspect_model(folder).problems
-    assert "truncated or no safetensors file" in first
+    assert "truncated or not a safetensors file" in first
     assert "n_head: Expected `int`, got `str`" in second
 
 
-def test_tensors_that_do_not_fit_are_all_told(copy: Golden) -> None:
+def test_all_tensors_that_do_not_fit_are_listed(copy: Golden) -> None:
     folder = copy("llama")
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -95,7 +95,7 @@ def test_tensors_that_do_not_fit_are_all_told(copy: Golden) -> None:
     assert "wrong shape: model.norm.weight is (3,)" in problem
 
 
-def test_a_model_of_an_unknown_family_still_tells_its_tensors(copy: Golden) -> None:
+def test_tensors_of_an_unknown_family_are_still_listed(copy: Golden) -> None:
     folder = copy("gpt2")
     (folder / "config.json").write_text('{"model_type": "gpt3"}')
     report = inspect_model(folder)
@@ -104,7 +104,7 @@ def test_a_model_of_an_unknown_family_still_tells_its_tensors(copy: Golden) -> N
     assert report.tensors is not None
 
 
-def test_pickles_are_told_and_not_read(copy: Golden) -> None:
+def test_pickles_are_reported_and_not_read(copy: Golden) -> None:
     folder = copy("gpt2")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     report = inspect_model(folder)
@@ -117,7 +117,7 @@ def test_no_weight_is_read(copy: Golden, monkeypatch: pytest.MonkeyPatch) -> Non
     def read(*arguments: object) -> None:
         raise AssertionError(arguments)
 
-    monkeypatch.setattr("tinygrad_peft.models.tensors.StoredTensor.read", read)
+    monkeypatch.setattr("tinygrad_peft.models.hf.safetensors.StoredTensor.read", read)
     assert inspect_model(copy("llama3-tied")).sound
 
 
@@ -131,7 +131,7 @@ def test_no_weight_is_read(copy: Golden, monkeypatch: pytest.MonkeyPatch) -> Non
         (["vae.down.0.weight"], None),
     ],
 )
-def test_tensors_by_themselves_are_known_by_their_names(
+def test_a_single_file_is_recognised_by_the_names_of_its_tensors(
     tmp_path: Path, names: list[str], like: str | None
 ) -> None:
     file = tmp_path / "x.safetensors"
@@ -143,14 +143,14 @@ def test_tensors_by_themselves_are_known_by_their_names(
     assert dict(report.tensors.dtypes) == {"F16": 6 * len(names)}
 
 
-def test_a_broken_tensors_file_is_told(tmp_path: Path) -> None:
+def test_a_broken_safetensors_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"PK\x03\x04")
     report = inspect_tensors(tmp_path / "x.safetensors", {})
     assert not report.sound
     assert report.tensors is None
 
 
-def test_a_broken_gguf_file_is_told(tmp_path: Path) -> None:
+def test_a_broken_gguf_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     report = inspect_gguf(tmp_path / "x.gguf")
     assert report.facts == {"format": "GGUF"}
@@ -159,7 +159,7 @@ def test_a_broken_gguf_file_is_told(tmp_path: Path) -> None:
 
 def test_a_gguf_model_is_described(golden: Golden, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs the gguf extra")
-    from tests.models.test_gguf import settings, tensors, write
+    from tests.models.gguf.test_model import settings, tensors, write
 
     model = load_model(golden("llama"))
     file = write(gguf, tmp_path / "m.gguf", settings(model.config), tensors(model))
@@ -180,13 +180,13 @@ def test_a_gguf_model_is_described(golden: Golden, tmp_path: Path) -> None:
     assert "missing: output_norm.weight" in problem
 
 
-def test_what_is_sound_has_sound_parts(tmp_path: Path) -> None:
+def test_a_sound_report_has_sound_parts(tmp_path: Path) -> None:
     broken = Report(path=tmp_path, kind="adapter", problems=["one"])
     assert Report(path=tmp_path, kind="folder").sound
     assert not Report(path=tmp_path, kind="folder", parts=[broken]).sound
 
 
-def test_only_errors_of_the_tree_are_problems() -> None:
+def test_only_errors_of_the_library_are_problems() -> None:
     def fault() -> None:
         raise KeyError("a fault of the program")
 

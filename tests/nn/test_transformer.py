@@ -403,7 +403,7 @@ def test_more_tokens_than_positions_are_an_error(family: str) -> None:
             r"token id 11 at position \(0, 1\) is outside the vocabulary 0\.\.10",
         ),
         (np.array([[-1, 0]]), r"token id -1 at position \(0, 0\)"),
-        (np.array([[0.5, 1.0]]), "token ids are integers, and these are float64"),
+        (np.array([[0.5, 1.0]]), "token ids: expected integers, got float64"),
         (np.array([1, 2, 3]), r"token ids of shape \(3,\), expected \(batch, tokens\)"),
     ],
     ids=["large", "negative", "float", "vector"],
@@ -428,7 +428,7 @@ def test_labels_of_another_shape_are_an_error() -> None:
 
 
 def test_a_class_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(TokenError, match=r"target 3 is none of the 3 classes 0\.\.2"):
+    with pytest.raises(TokenError, match=r"target 3 is outside the 3 classes 0\.\.2"):
         build(CLASSIFIERS["bert-cls"]).loss(IDS, np.array([0, 3]))
 
 

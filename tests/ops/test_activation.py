@@ -26,9 +26,7 @@ def grad_of(tensor: Tensor) -> Array:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 1e-14)])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_values_are_those_of_the_formula(
-    name: str, dtype: type[np.floating], tolerance: float
-) -> None:
+def test_values_match_the_formula(name: str, dtype: type[np.floating], tolerance: float) -> None:
     function, reference = REFERENCES[name]
     x = np.linspace(-12, 12, 4_001).astype(dtype)
     expected = np.array([reference(float(v)) for v in x])
@@ -38,9 +36,7 @@ def test_values_are_those_of_the_formula(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_far_from_zero_values_and_slopes_are_those_of_relu(
-    name: str, dtype: type[np.floating]
-) -> None:
+def test_far_from_zero_values_and_slopes_match_relu(name: str, dtype: type[np.floating]) -> None:
     x = Tensor(np.array([-1e4, -1000.0, -100.0, 100.0, 1000.0, 1e4], dtype), requires_grad=True)
     y = REFERENCES[name][0](x)
     y.backward(np.ones(6))
@@ -50,7 +46,7 @@ def test_far_from_zero_values_and_slopes_are_those_of_relu(
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_an_array_of_many_blocks_gives_what_its_rows_give(name: str) -> None:
+def test_an_array_of_many_blocks_matches_its_rows(name: str) -> None:
     function = REFERENCES[name][0]
     x = np.random.default_rng(0).standard_normal((700, 301)).astype(np.float32)
     whole = Tensor(x, requires_grad=True)

@@ -17,7 +17,7 @@ def test_erf_is_the_error_function(dtype: type[np.floating], relative: float) ->
     np.testing.assert_allclose(F.erf(Tensor(x)).data, expected, rtol=relative, atol=0)
 
 
-def test_erf_of_what_is_no_number_is_none() -> None:
+def test_erf_of_nan_is_nan() -> None:
     assert np.isnan(F.erf(Tensor(np.array([np.nan], np.float32))).data).all()
 
 

@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 
 def by_hand(q: Array, k: Array, v: Array, *, causal: bool, keys: BoolArray | None = None) -> Array:
-    """One query at a time, one head at a time, over the keys that it may see and no others."""
+    """Attend one query and one head at a time, over the keys that the query may see."""
     out = np.zeros(q.shape)
     batch, queries, heads, size = q.shape
     group, length = heads // k.shape[2], k.shape[1]
@@ -39,7 +39,7 @@ def by_hand(q: Array, k: Array, v: Array, *, causal: bool, keys: BoolArray | Non
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("queries", [1, 3, 5])
-def test_attention_is_a_weighted_mean_over_the_keys_in_sight(
+def test_attention_is_a_weighted_mean_over_the_visible_keys(
     queries: int, kv_heads: int, causal: bool
 ) -> None:
     q, k, v = normal(2, queries, 4, 3), normal(2, 5, kv_heads, 3), normal(2, 5, kv_heads, 3, seed=1)
@@ -52,7 +52,9 @@ def test_attention_is_a_weighted_mean_over_the_keys_in_sight(
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rows", [(), (2,)], ids=["one prefix", "a prefix for each row"])
-def test_every_query_sees_the_prefix_but_its_padding(rows: tuple[int, ...], causal: bool) -> None:
+def test_every_query_sees_the_prefix_except_its_padding(
+    rows: tuple[int, ...], causal: bool
+) -> None:
     q, k, v = normal(2, 4, 4, 3), normal(2, 4, 2, 3), normal(2, 4, 2, 3, seed=1)
     pk, pv = normal(*rows, 3, 2, 3, seed=2), normal(*rows, 3, 2, 3, seed=3)
     keys = np.array([[True] * 6 + [False], [False] + [True] * 6])
@@ -98,7 +100,7 @@ def test_packed_attention_with_a_prefix_is_attention_of_its_parts(frozen: str) -
 )
 def test_a_prefix_that_does_not_fit_is_refused(pk: tuple[int, ...], pv: tuple[int, ...]) -> None:
     q, k = Tensor(normal(2, 4, 4, 2)), Tensor(normal(2, 4, 2, 2))
-    with pytest.raises(ShapeError, match=r"a prefix of keys .* does not fit keys"):
+    with pytest.raises(ShapeError, match=r"prefix keys .* and values .* do not fit keys"):
         F.attention(q, k, k, prefix=(Tensor(normal(*pk)), Tensor(normal(*pv))), causal=True)
 
 
@@ -120,7 +122,7 @@ def test_packed_attention_is_attention_of_its_three_parts(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("scores_in_cache", [1, 100, 250, 1_000])
-def test_the_number_of_scores_at_a_time_changes_nothing(
+def test_chunk_size_of_scores_does_not_change_the_result(
     scores_in_cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = np.random.default_rng(0).random((3, 7)) < 0.8
@@ -143,7 +145,7 @@ def test_the_number_of_scores_at_a_time_changes_nothing(
         np.testing.assert_allclose(chunked, whole, rtol=1e-12, atol=1e-14)
 
 
-def test_more_scores_than_the_cache_takes_give_what_a_plain_softmax_gives() -> None:
+def test_more_scores_than_fit_the_cache_match_a_plain_softmax() -> None:
     q, k, v = (normal(2, 400, 2, 4, seed=i) for i in range(3))  # 160,000 scores a head
     value = F.attention(Tensor(q), Tensor(k), Tensor(v), causal=True)
 
@@ -168,7 +170,7 @@ def test_dropped_probabilities_are_left_out_and_the_others_scaled() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_query_with_padding_alone_in_sight_stays_finite(dtype: type[np.floating]) -> None:
+def test_a_query_that_sees_only_padding_stays_finite(dtype: type[np.floating]) -> None:
     keys = np.array([[False, False, True, True]])
     q, k, v = (Tensor(normal(1, 4, 2, 2).astype(dtype), requires_grad=True) for _ in range(3))
     out = F.attention(q, k, v, causal=True, keys=keys)
@@ -179,7 +181,7 @@ def test_a_query_with_padding_alone_in_sight_stays_finite(dtype: type[np.floatin
         assert np.isfinite(array).all()
 
 
-def test_left_padding_gives_what_no_padding_gives() -> None:
+def test_left_padding_does_not_change_the_result() -> None:
     q, k, v = (normal(1, 5, 2, 4, seed=i) for i in range(3))
     keys = np.array([[False, False, True, True, True]])
     padded = F.attention(Tensor(q), Tensor(k), Tensor(v), causal=True, keys=keys)
@@ -188,13 +190,13 @@ def test_left_padding_gives_what_no_padding_gives() -> None:
     np.testing.assert_allclose(padded.data[:, 2:], bare.data, rtol=1e-13)
 
 
-def test_no_query_and_no_key_give_an_empty_result() -> None:
+def test_zero_queries_and_zero_keys_give_an_empty_result() -> None:
     empty = Tensor(np.zeros((2, 0, 4, 2)))
 
     assert F.attention(empty, empty, empty, causal=True).shape == (2, 0, 4, 2)
 
 
-def test_rotary_turns_pairs_as_complex_numbers() -> None:
+def test_rotary_rotates_pairs_as_complex_numbers() -> None:
     x, angles = normal(2, 5, 3, 8), normal(5, 4, seed=1)
     value = F.rotary(Tensor(x), np.cos(angles), np.sin(angles)).data
 
@@ -215,11 +217,11 @@ def test_rotary_takes_angles_of_each_row() -> None:
 @pytest.mark.parametrize(
     ("q", "k", "v", "message"),
     [
-        ((2, 3, 4, 2), (2, 3, 3, 2), (2, 3, 3, 2), "4 query heads on 3 key/value heads"),
+        ((2, 3, 4, 2), (2, 3, 3, 2), (2, 3, 3, 2), "query heads: expected a multiple of 3, got 4"),
         ((2, 3, 4, 2), (2, 3, 4, 3), (2, 3, 4, 3), r"q \(2, 3, 4, 2\), k \(2, 3, 4, 3\)"),
         ((2, 3, 4, 2), (1, 3, 4, 2), (1, 3, 4, 2), "do not fit"),
         ((2, 3, 4, 2), (2, 3, 4, 2), (2, 4, 4, 2), "do not fit"),
-        ((2, 3, 4, 2), (2, 0, 4, 2), (2, 0, 4, 2), "3 queries and no key to look at"),
+        ((2, 3, 4, 2), (2, 0, 4, 2), (2, 0, 4, 2), "expected a key for 3 queries, got none"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(

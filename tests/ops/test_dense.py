@@ -26,12 +26,12 @@ def test_linear_is_a_product_and_a_sum() -> None:
             (2, 3),
             (4, 2),
             None,
-            r"x of shape \(2, 3\) has 3 features, and W of shape \(4, 2\) takes 2",
+            r"expected x \(\.\.\., 2\) for W of shape \(4, 2\), got shape \(2, 3\)",
         ),
-        ((2, 3), (3,), None, r"W of shape \(3,\) is no matrix"),
-        ((), (4, 3), None, r"x of shape \(\)"),
-        ((2, 3), (4, 3), (1,), r"b of shape \(1,\) for 4 outputs"),
-        ((2, 3), (4, 3), (2, 4), r"b of shape \(2, 4\) for 4 outputs"),
+        ((2, 3), (3,), None, r"expected W \(out, in\), got shape \(3,\)"),
+        ((), (4, 3), None, r"got shape \(\)"),
+        ((2, 3), (4, 3), (1,), r"expected b \(4,\), got shape \(1,\)"),
+        ((2, 3), (4, 3), (2, 4), r"expected b \(4,\), got shape \(2, 4\)"),
     ],
 )
 def test_linear_names_shapes_that_do_not_fit(
@@ -61,8 +61,8 @@ def test_repeated_ids_add_up_in_the_gradient() -> None:
     [
         (np.array([[0, 1], [4, 2]]), r"token id 4 at position \(1, 0\) is outside .* 0\.\.3"),
         (np.array([0, -1]), r"token id -1 at position \(1,\)"),
-        (np.array([0.0]), "token ids are integers, and these are float64"),
-        (np.array([True]), "these are bool"),
+        (np.array([0.0]), "token ids: expected integers, got float64"),
+        (np.array([True]), "got bool"),
     ],
 )
 def test_ids_outside_the_table_are_named(ids: AnyArray, message: str) -> None:

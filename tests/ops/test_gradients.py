@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One function of tensors, the shapes it is checked on, and where its inputs are drawn from."""
+    """A function of tensors, the shapes it is checked on, and the range of its inputs."""
 
     op: str
     function: Callable[..., Tensor]
@@ -29,7 +29,7 @@ class Row:
 
 
 def one(*shapes: Shape) -> tuple[tuple[Shape, ...], ...]:
-    """The cases of a function of one input."""
+    """Make the cases of a function of one input."""
     return tuple((shape,) for shape in shapes)
 
 
@@ -258,7 +258,7 @@ def fortran(x: Array) -> Array:
 
 
 def strided(x: Array) -> Array:
-    """The same values, seen through gaps and backwards."""
+    """Return the same values as a view with gaps and negative strides."""
     wide = np.full(tuple(2 * n for n in x.shape), np.nan, x.dtype)
     index: tuple[EllipsisType | slice, ...] = (..., *(slice(None, None, -2) for _ in x.shape))
     view: Array = wide[index]
@@ -326,7 +326,7 @@ def test_values_and_gradients_are_arrays_of_the_inputs_dtype_and_shape(
 
 
 @pytest.mark.parametrize(("row", "shapes"), CASES)
-def test_float32_gives_what_float64_gives_rounded(row: Row, shapes: tuple[Shape, ...]) -> None:
+def test_float32_matches_float64_after_rounding(row: Row, shapes: tuple[Shape, ...]) -> None:
     exact = [Tensor(x.astype(np.float32).astype(np.float64)) for x in draw(row, shapes)]
     single = [Tensor(x.data.astype(np.float32)) for x in exact]
 
@@ -336,7 +336,7 @@ def test_float32_gives_what_float64_gives_rounded(row: Row, shapes: tuple[Shape,
 
 
 @pytest.mark.parametrize(("row", "shapes"), CASES)
-def test_no_op_writes_to_its_inputs_or_to_the_gradient_that_it_is_given(
+def test_no_op_writes_to_its_inputs_or_to_its_incoming_gradient(
     row: Row, shapes: tuple[Shape, ...]
 ) -> None:
     inputs = [Tensor(x, requires_grad=True) for x in draw(row, shapes)]

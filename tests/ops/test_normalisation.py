@@ -37,7 +37,7 @@ def test_softmax_of_large_values_is_finite(dtype: type[np.floating]) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-13)])
-def test_norms_are_those_of_the_formula(dtype: type[np.floating], tolerance: float) -> None:
+def test_norms_match_their_formula(dtype: type[np.floating], tolerance: float) -> None:
     x, weight, bias = (normal(*s, seed=i) for i, s in enumerate(((700, 301), (301,), (301,))))
     x = x * 3 + 2
     centred = x - x.mean(axis=1, keepdims=True)
@@ -65,7 +65,7 @@ def test_a_constant_row_becomes_the_bias() -> None:
     np.testing.assert_array_equal(F.layer_norm(x, one, bias, 1e-5).data, [np.arange(8.0)] * 2)
 
 
-def test_the_gradient_of_many_blocks_is_that_of_each_row() -> None:
+def test_the_gradient_of_many_blocks_equals_the_gradient_of_each_row() -> None:
     x, weight, g = normal(700, 301), normal(301, seed=1), normal(700, 301, seed=2)
     whole, w = Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True)
     F.layer_norm(whole, w, None, 1e-5).backward(g)

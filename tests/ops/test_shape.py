@@ -7,7 +7,7 @@ from tinygrad_peft.tensor import Tensor
 
 @pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), ()])
 @pytest.mark.parametrize("keepdims", [False, True])
-def test_sums_and_means_are_numpys(axis: int | tuple[int, ...] | None, keepdims: bool) -> None:
+def test_sums_and_means_match_numpy(axis: int | tuple[int, ...] | None, keepdims: bool) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4))
     for name in ("sum", "mean"):
         ours, expected = (getattr(of, name)(axis=axis, keepdims=keepdims) for of in (Tensor(x), x))

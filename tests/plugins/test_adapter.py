@@ -450,7 +450,7 @@ def test_the_closed_form_is_the_real_count(family: str, option: str) -> None:
         ("gpt2", "placement=parallel,layer_norm=true,bottleneck_dim=1", 12 * (4 * 768 + 1 + 768)),
     ],
 )
-def test_published_shapes_have_their_counts(shape: str, settings: str, trainable: int) -> None:
+def test_named_shapes_have_their_counts(shape: str, settings: str, trainable: int) -> None:
     config = parse_method(f"adapter:{settings}", host())
     assert count_recipe(named_shape(shape), config, host())[0] == trainable
 

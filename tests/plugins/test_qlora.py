@@ -324,7 +324,7 @@ def test_recipes_merge_to_floats_and_survive_a_file(
 
 def test_the_merged_model_can_be_saved_and_the_4_bit_one_cannot(tmp_path: Path) -> None:
     peft = adapted(QLoraConfig(r=2))
-    with pytest.raises(CheckpointError, match="q_proj is a LoraLinear, expected a Linear"):
+    with pytest.raises(CheckpointError, match="q_proj: expected Linear, got LoraLinear"):
         save_model(peft.base_model, tmp_path)
     save_model(peft.merge_and_unload(), tmp_path)
 

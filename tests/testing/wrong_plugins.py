@@ -127,7 +127,7 @@ class TestDoublesInTraining(Method):
 class TestIsAlwaysSingle(Method):
     fails = {
         "works_in_float32_and_in_float64": "expected all to be float64",
-        "gradients_agree_with_differences": "float32: differences need float64",
+        "gradients_agree_with_differences": "expected float64, got float32",
     }
 
     class Layer(RankOneLinear):

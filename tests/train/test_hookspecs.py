@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tinygrad_peft.peft.inspection import inspect_path
 
 from tests.train import shrinking
 from tests.train.shrinking import ShrinkingConfig, ShrinkingLinear
@@ -23,6 +22,7 @@ from tinygrad_peft.peft import (
     count_recipe,
     get_peft_model,
     hookimpl,
+    inspect_path,
 )
 from tinygrad_peft.peft import hookspecs as peft_hookspecs
 from tinygrad_peft.train import (

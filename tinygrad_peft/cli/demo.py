@@ -71,9 +71,8 @@ def _job(*, offline: bool, sizes: "OfflineSizes | None") -> "Job":
 def _online_job() -> "Job":
     """MiniLM-L6 on movie reviews. Raises FetchError where they cannot be had."""
     from tinygrad_peft.cli.demo_job import Job
-    from tinygrad_peft.models import load_model
+    from tinygrad_peft.models import load_model, load_tokenizer
     from tinygrad_peft.models.fetch import fetch
-    from tinygrad_peft.models.tokenizer import load_tokenizer
     from tinygrad_peft.train import TrainConfig
     from tinygrad_peft.train.examples import read_examples
 

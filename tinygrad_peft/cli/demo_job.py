@@ -11,8 +11,7 @@ from tinygrad_peft.arrays import Array
 from tinygrad_peft.cli.comparing import ProgressLines, draw
 from tinygrad_peft.cli.recipes import parse_contenders
 from tinygrad_peft.errors import PeftError
-from tinygrad_peft.models import load_model, save_model
-from tinygrad_peft.models.tokenizer import Tokenizer
+from tinygrad_peft.models import Tokenizer, load_model, save_model
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.tensor import no_grad

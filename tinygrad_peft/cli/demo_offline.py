@@ -15,7 +15,7 @@ import numpy as np
 from tinygrad_peft.cli.demo_job import Job, Say
 from tinygrad_peft.cli.demo_recipes import demo_recipes
 from tinygrad_peft.errors import MissingExtraError
-from tinygrad_peft.models.tokenizer import Tokenizer
+from tinygrad_peft.models import Tokenizer
 from tinygrad_peft.nn import Init, Transformer, TransformerConfig
 from tinygrad_peft.train import TrainConfig, train
 from tinygrad_peft.train.encoding import encode_classification

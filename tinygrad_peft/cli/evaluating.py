@@ -5,7 +5,7 @@ from pathlib import Path
 from tinygrad_peft.cli.fetching import model_path
 from tinygrad_peft.cli.loading import Examples, load_adapted, task_of
 from tinygrad_peft.cli.output import columns, emit
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models import load_tokenizer
 from tinygrad_peft.train.evaluation import evaluate
 
 __all__ = ["evaluate_data"]

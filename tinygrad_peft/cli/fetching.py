@@ -6,9 +6,14 @@ from pathlib import Path
 
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import DataError, FetchError, nearest
-from tinygrad_peft.models.artifacts import ARTIFACTS
-from tinygrad_peft.models.fetch import fetch, find_fetched
-from tinygrad_peft.models.hub import Kind, download, is_hub_name
+from tinygrad_peft.models.fetch import (
+    ARTIFACTS,
+    HubKind,
+    download_from_hub,
+    fetch,
+    find_fetched,
+    is_hub_name,
+)
 
 __all__ = ["adapter_path", "data_path", "fetch_all", "model_path"]
 
@@ -29,7 +34,7 @@ def model_path(text: str, what: str = "model") -> Path:
     `what` is what an error calls that which is not there.
 
     Raises DataError for a name that was not fetched, and for what is none; what
-    `tinygrad_peft.models.hub.download` raises for a hub's name.
+    `tinygrad_peft.models.fetch.download_from_hub` raises for a hub's name.
     """
     return _fetched(text) or _of_hub(text, "model") or _existing(text, what)
 
@@ -37,7 +42,7 @@ def model_path(text: str, what: str = "model") -> Path:
 def adapter_path(given: Path) -> Path:
     """An adapter's path: what is given, or where an adapter of that name on the hub is.
 
-    Raises what `tinygrad_peft.models.hub.download` raises for a hub's name.
+    Raises what `tinygrad_peft.models.fetch.download_from_hub` raises for a hub's name.
     """
     return _of_hub(given.as_posix(), "adapter") or given
 
@@ -61,13 +66,13 @@ def _fetched(name: str) -> Path | None:
     return found.path
 
 
-def _of_hub(name: str, kind: Kind) -> Path | None:
+def _of_hub(name: str, kind: HubKind) -> Path | None:
     """Where the files of a repository are, unless a path is called so."""
     if Path(name).exists() or not is_hub_name(name):
         return None
     repository, _, revision = name.partition("@")
     try:
-        return download(repository, revision=revision or None, kind=kind)
+        return download_from_hub(repository, revision=revision or None, kind=kind)
     except FetchError as error:
         raise FetchError(f"no such {kind} here, nor from the hub: {error}") from error
 

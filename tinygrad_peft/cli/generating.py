@@ -10,7 +10,7 @@ from tinygrad_peft.cli.fetching import model_path
 from tinygrad_peft.cli.loading import check_tokens, load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.models.tokenizer import Tokenizer, load_tokenizer
+from tinygrad_peft.models import Tokenizer, load_tokenizer
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.train.encoding import prompt_ids
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tinygrad_peft.cli.fetching import adapter_path, data_path, model_path
 from tinygrad_peft.errors import CheckpointError, ConfigError, DataError, TokenError
-from tinygrad_peft.models import load_model
-from tinygrad_peft.models.tokenizer import Tokenizer
+from tinygrad_peft.models import Tokenizer, load_model
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
 from tinygrad_peft.peft import AdapterFolder, Host, PeftModel
 from tinygrad_peft.peft.model import DEFAULT

@@ -7,8 +7,7 @@ from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.loading import load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.models import SaveDtype, save_model
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models import SaveDtype, load_tokenizer, save_model
 from tinygrad_peft.nn import Transformer
 
 __all__ = ["merge_adapter"]

@@ -8,7 +8,7 @@ from typing import Literal
 from tinygrad_peft.cli.fetching import data_path, model_path
 from tinygrad_peft.cli.loading import Examples, load_base
 from tinygrad_peft.errors import ConfigError, DataError
-from tinygrad_peft.models.tokenizer import load_tokenizer
+from tinygrad_peft.models import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.train import TrainConfig
 from tinygrad_peft.train.config import OptimizerName, ScheduleName

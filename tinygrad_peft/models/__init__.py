@@ -1,4 +1,7 @@
-"""Pretrained checkpoints, their tokenizers, and where they come from."""
+"""Pretrained models and their tokenizers, read from checkpoints and written to them.
+
+`tinygrad_peft.models.fetch` downloads them.
+"""
 
 from tinygrad_peft.models.checkpoint import load_config, load_model, save_model
 from tinygrad_peft.models.families import (
@@ -7,17 +10,19 @@ from tinygrad_peft.models.families import (
     is_transposed,
     module_path,
 )
-from tinygrad_peft.models.shapes import SHAPES, named_shape
-from tinygrad_peft.models.tensors import SaveDtype
+from tinygrad_peft.models.hf import SaveDtype, Tokenizer, load_tokenizer
+from tinygrad_peft.models.named_shapes import SHAPES, named_shape
 
 __all__ = [
     "SHAPES",
     "SaveDtype",
+    "Tokenizer",
     "checkpoint_path",
     "config_to_json",
     "is_transposed",
     "load_config",
     "load_model",
+    "load_tokenizer",
     "module_path",
     "named_shape",
     "save_model",

@@ -1,4 +1,4 @@
-"""Models from files and to files: `load_model`, `load_config`, `save_model`."""
+"""Load and save models: `load_model`, `load_config`, `save_model`."""
 
 import dataclasses
 import os
@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.models.directory import read_config, read_model, write_model
 from tinygrad_peft.models.families import config_from_json, config_to_json
-from tinygrad_peft.models.files import refuse_pickle
+from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
-from tinygrad_peft.models.origin import origin_of
-from tinygrad_peft.models.tensors import SaveDtype
+from tinygrad_peft.models.hf import SaveDtype, read_config, read_model, write_model
+from tinygrad_peft.models.safe_files import refuse_pickle
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.transformer import Transformer
@@ -23,31 +22,31 @@ __all__ = ["load_config", "load_model", "save_model"]
 
 
 def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float32) -> Transformer:
-    """The model in a checkpoint, in evaluation mode.
+    """Load the model in a checkpoint, in evaluation mode.
 
     `path` is a folder in Hugging Face layout (config.json with model.safetensors or its shards;
     model_type gpt2, llama or bert), or a .gguf file of the llama architecture. Weights become
-    float32, or float64 where `dtype` says so, whatever they are stored as.
+    float32, or float64 by `dtype`, whatever their stored dtype.
 
     A causal model gives logits (B, T, V), a sequence classifier class logits (B, C), and a bare
     encoder hidden states (B, T, D). Pretraining heads of BERT (`cls.*`) are left out.
 
     Raises:
-        CheckpointError: a file that is missing or broken, or tensors that do not fit: every one
-            that is missing, unexpected, mis-shaped or of a wrong dtype, by the checkpoint's names.
+        CheckpointError: a file that is missing or broken, or tensors that do not fit: lists every
+            missing, unexpected or mis-shaped tensor and wrong dtype, by the checkpoint's names.
         ConfigError: an unknown model_type, settings that are not supported, another dtype.
     """
     place, wanted = _existing(path), _float_dtype(dtype)
     model = read_gguf(place, wanted) if place.is_file() else read_model(place, wanted)
-    model.name_or_path, model.revision = origin_of(path)
+    model.name_or_path, model.revision = name_and_revision(path)
     model.eval()
     return model
 
 
 def load_config(path: str | os.PathLike[str]) -> TransformerConfig:
-    """The config of a checkpoint, as `load_model` sees it; no weight is read, and none needed.
+    """Load the config of a checkpoint as `load_model` sees it, without reading weights.
 
-    Raises what `load_model` raises, but for what the weights alone can show.
+    Needs no weights. Raises what `load_model` raises, except for errors that only weights show.
     """
     place = _existing(path)
     return read_gguf_config(place) if place.is_file() else read_config(place)
@@ -58,17 +57,17 @@ def save_model(
 ) -> None:
     """Write a folder that `load_model` and transformers load, with the same logits.
 
-    It gets config.json and model.safetensors, both written whole or not at all. A classifier with
-    mean pooling, or without a pooler, is written with `classifier_pooling` in config.json, which
+    The folder gets config.json and model.safetensors, both written whole or not at all. For a
+    classifier with mean pooling, or without a pooler, config.json has `classifier_pooling`, which
     `load_model` follows and transformers does not know.
 
     Raises:
-        ConfigError: the model is of no family that checkpoints exist for, or an unknown dtype.
-        CheckpointError: modules that no checkpoint has (an adapter that is not merged, say), a
-            number too large for the dtype, or a folder that cannot be written.
+        ConfigError: the model's family has no checkpoints, or the dtype is unknown.
+        CheckpointError: modules that no checkpoint has (an unmerged adapter, say), a number too
+            large for the dtype, or a folder that cannot be written.
     """
     if dtype not in get_args(SaveDtype):
-        raise ConfigError(f"dtype is one of {', '.join(get_args(SaveDtype))}, and not {dtype!r}")
+        raise ConfigError(f"dtype: expected one of {', '.join(get_args(SaveDtype))}, got {dtype!r}")
     _check_plain(model)
     _check_expressible(model.config)
     try:
@@ -94,17 +93,17 @@ def _float_dtype(dtype: npt.DTypeLike) -> np.dtype[np.floating]:
     for known in (np.dtype(np.float32), np.dtype(np.float64)):
         if wanted == known:
             return known
-    raise ConfigError(f"a model is float32 or float64, and not {wanted}")
+    raise ConfigError(f"dtype: expected float32 or float64, got {wanted}")
 
 
 def _check_plain(model: Transformer) -> None:
-    """Raise CheckpointError unless the model is what its config builds, module by module."""
+    """Raise CheckpointError unless the model has exactly the modules that its config builds."""
     plain = Transformer(model.config, Skeleton())
     expected = {path: type(module) for path, module in plain.named_modules()}
     found = {path: type(module) for path, module in model.named_modules()}
     problems = [
         *(
-            f"{p or 'the model'} is a {t.__name__}, expected {_kind(expected, p)}"
+            f"{p or 'the model'}: expected {_kind(expected, p)}, got {t.__name__}"
             for p, t in found.items()
             if expected.get(p) is not t
         ),
@@ -117,11 +116,11 @@ def _check_plain(model: Transformer) -> None:
 
 
 def _kind(expected: dict[str, type], path: str) -> str:
-    return f"a {expected[path].__name__}" if path in expected else "nothing there"
+    return expected[path].__name__ if path in expected else "no module"
 
 
 def _check_expressible(config: TransformerConfig) -> None:
-    """Raise ConfigError unless the family's config.json can say all that the config says."""
+    """Raise ConfigError unless the family's config.json can express the whole config."""
     pooler = {"pooler.dense.weight": (0,)} if config.pooler else {}
     back = config_from_json(config_to_json(config), pooler)
     wanted, got = (dataclasses.asdict(_essential(c)) for c in (config, back))
@@ -129,11 +128,11 @@ def _check_expressible(config: TransformerConfig) -> None:
         f"{k}={wanted[k]!r} would read back as {got[k]!r}" for k in wanted if wanted[k] != got[k]
     ]
     if lost:
-        raise ConfigError(f"a {config.model_type} checkpoint cannot have:\n{listed(lost)}")
+        raise ConfigError(f"invalid config for a {config.model_type} checkpoint:\n{listed(lost)}")
 
 
 def _essential(config: TransformerConfig) -> TransformerConfig:
-    """The config without what has no effect: a classifier's settings without one, dropout."""
+    """Reset settings without effect: dropout, and a classifier's where the head is another."""
     config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
     if config.head == "classification":
         return config

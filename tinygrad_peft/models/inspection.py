@@ -1,4 +1,4 @@
-"""What a model's folder or file is, and what is wrong with it, from headers alone."""
+"""Reports on a model's folder or file, and on its faults, from headers alone."""
 
 import re
 from collections import Counter
@@ -9,11 +9,9 @@ from typing import Protocol, TypeVar
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import TinygradPeftError
-from tinygrad_peft.models.directory import check_fit, read_config, read_tensors
 from tinygrad_peft.models.families import FAMILIES
-from tinygrad_peft.models.gguf import check_gguf_fit, gguf_config
-from tinygrad_peft.models.gguf_header import read_gguf_header
-from tinygrad_peft.models.tensors import read_header
+from tinygrad_peft.models.gguf import check_gguf_fit, gguf_config, read_gguf_header
+from tinygrad_peft.models.hf import check_fit, read_config, read_header, read_tensors
 from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = [
@@ -33,7 +31,7 @@ T = TypeVar("T")
 
 
 class Stored(Protocol):
-    """A tensor as a header tells of it."""
+    """A tensor as a header describes it."""
 
     @property
     def dtype(self) -> str: ...
@@ -47,7 +45,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors that differ by numbers in their names alone, which are `#` in `name`."""
+    """Tensors whose names differ only in numbers, written `#` in `name`."""
 
     name: str
     shape: Shape
@@ -57,14 +55,14 @@ class TensorGroup:
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of some files in a few numbers.
+    """A summary of tensors in files.
 
     Attributes:
-        count: how many there are.
-        parameters: how many elements they have together.
-        bytes: what they take in the files.
-        dtypes: how many elements there are of each dtype.
-        groups: the tensors by name, those of all layers in one.
+        count: number of tensors.
+        parameters: number of elements in all.
+        bytes: size in the files.
+        dtypes: number of elements per dtype.
+        groups: tensors by name, with all layers in one group.
     """
 
     count: int
@@ -75,7 +73,7 @@ class Tensors:
 
     @classmethod
     def of(cls, named: Mapping[str, Stored]) -> "Tensors":
-        """A summary, without names that are the format's own."""
+        """Summarise tensors by their names."""
         dtypes: Counter[str] = Counter()
         for tensor in named.values():
             dtypes[tensor.dtype] += tensor.size
@@ -91,15 +89,15 @@ class Tensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a folder or a file is, and what is wrong with it.
+    """A report on a folder or a file, and on its faults.
 
     Attributes:
-        path: where it is.
-        kind: what it is, in a word or two.
-        facts: what its settings say, by name.
-        tensors: what it holds, if it holds weights itself.
-        problems: what is wrong with it itself, each as an error would say it.
-        parts: what it consists of: the steps of a recipe, or the adapters in a folder.
+        path: the folder or file.
+        kind: its kind, in a word or two.
+        facts: facts from its settings, by name.
+        tensors: a summary of its own weights, if it has any.
+        problems: its own faults, each worded as an error.
+        parts: reports on its parts: the steps of a recipe, or the adapters in a folder.
     """
 
     path: Path
@@ -111,12 +109,12 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong with it or its parts."""
+        """True if neither it nor any part has a problem."""
         return not self.problems and all(part.sound for part in self.parts)
 
 
 def collected(problems: list[str], ask: Callable[[], T]) -> T | None:
-    """What `ask` gives; None where it raises an error of the tree, which joins the problems."""
+    """Call `ask`; an error of the library's tree joins `problems`, and None is returned."""
     try:
         return ask()
     except TinygradPeftError as error:
@@ -125,7 +123,7 @@ def collected(problems: list[str], ask: Callable[[], T]) -> T | None:
 
 
 def inspect_model(path: Path) -> Report:
-    """A report on a folder in Hugging Face layout."""
+    """Inspect a folder in Hugging Face layout."""
     problems: list[str] = []
     stored = collected(problems, lambda: read_tensors(path))
     config = collected(problems, lambda: read_config(path, check_weights=stored is not None))
@@ -146,7 +144,7 @@ def inspect_model(path: Path) -> Report:
 
 
 def inspect_gguf(path: Path) -> Report:
-    """A report on a GGUF file."""
+    """Inspect a GGUF file."""
     problems: list[str] = []
     header = collected(problems, lambda: read_gguf_header(path))
     if header is None:
@@ -172,7 +170,7 @@ def inspect_gguf(path: Path) -> Report:
 
 
 def inspect_tensors(path: Path, others: Mapping[str, str]) -> Report:
-    """Report on a safetensors file by itself; `others` as in `likeness`."""
+    """Inspect a single safetensors file; `others` as in `likeness`."""
     problems: list[str] = []
     stored = collected(problems, lambda: read_header(path))
     facts = {"format": "safetensors", "like": None if stored is None else likeness(stored, others)}
@@ -181,7 +179,7 @@ def inspect_tensors(path: Path, others: Mapping[str, str]) -> Report:
 
 
 def describe_config(config: TransformerConfig) -> dict[str, object]:
-    """What tells one model from another."""
+    """List the settings that tell models apart."""
     heads = {"lm": "language model", "classification": "sequence classifier", "none": "encoder"}
     labels = {"labels": list(config.label_names) or config.num_labels}
     return {
@@ -204,9 +202,9 @@ def _pattern(name: str) -> str:
 
 
 def likeness(names: Iterable[str], others: Mapping[str, str]) -> str | None:
-    """Return what tensors' names are known from: one of `others`, or a family of models.
+    """Name what writes tensors of these names: one of `others`, a family of models, or None.
 
-    `others` has a regular expression for each, of which one name must be a full match.
+    `others` has a regular expression for each, and one name must match it in full.
     """
     known = list(names)
     for what, pattern in others.items():
@@ -214,6 +212,6 @@ def likeness(names: Iterable[str], others: Mapping[str, str]) -> str | None:
             return what
     for family in FAMILIES.values():
         bare = [family.bare_name(name) for name in known]
-        if any(name is not None and family.naming.ours(name) != name for name in bare):
+        if any(name is not None and family.paths.ours(name) != name for name in bare):
             return f"a model of the family {family.model_type}"
     return None

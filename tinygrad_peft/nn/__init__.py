@@ -14,7 +14,7 @@ from tinygrad_peft.nn.layers import (
     RMSNorm,
     seed_dropout,
 )
-from tinygrad_peft.nn.module import Module, Parameter
+from tinygrad_peft.nn.module import Module, Parameter, mismatches
 from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer, clip_grad_norm
 from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
 from tinygrad_peft.nn.seams import (
@@ -70,5 +70,6 @@ __all__ = [
     "cosine_decay",
     "functional",
     "linear_decay",
+    "mismatches",
     "seed_dropout",
 ]

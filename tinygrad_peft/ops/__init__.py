@@ -1,4 +1,4 @@
-"""Every differentiable op, on bare arrays: the value and how gradients pull back through it."""
+"""Every differentiable op on bare arrays: its value, and the pullback of its gradient."""
 
 from tinygrad_peft.ops._result import FusedResult, JointPullback, Needs, Pullback, Result
 from tinygrad_peft.ops.activation import gelu, gelu_tanh, relu, silu, swiglu

@@ -1,4 +1,4 @@
-"""What an op returns.
+"""Types of the values and pullbacks that ops return.
 
 A plain op takes bare arrays and returns its value and one pullback for each of them:
 
@@ -6,11 +6,11 @@ A plain op takes bare arrays and returns its value and one pullback for each of 
         left, right = a.shape, b.shape
         return a * b, (lambda g: unbroadcast(g * b, left), lambda g: unbroadcast(g * a, right))
 
-`apply` drops the pullbacks of the inputs that need no gradient, and with them all they hold on to.
+`apply` drops the pullbacks of the inputs that need no gradient, and with them all they hold.
 
-A fused op is for gradients that share work. It is told first which inputs need one, so that it
-keeps and computes nothing for the others, and returns one pullback for all: its arrays are new
-ones, which `backward` may add into, and None for the inputs that need none.
+A fused op is for gradients that share work. Its first argument says which inputs need one, so that
+it keeps and computes nothing for the others. It returns one pullback for all: new arrays, which
+`backward` may add into, and None for the inputs that need none.
 """
 
 from collections.abc import Callable

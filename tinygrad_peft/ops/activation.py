@@ -1,8 +1,8 @@
 """Activation functions, a cache-sized block of rows at a time.
 
-Each computes value and derivative in one pass, and keeps the derivative only: the input is not
-needed again, and neither is an exponential. Blocks are written to where they belong or to one
-scratch array, since memory that is taken and given back for each costs more than the arithmetic.
+Each computes value and derivative in one pass and keeps only the derivative: the backward pass
+needs neither the input nor another exponential. Blocks are written to their place in the result or
+to one scratch array, since allocating memory for each would cost more than the arithmetic.
 """
 
 import math
@@ -17,7 +17,7 @@ from tinygrad_peft.ops.arithmetic import erf_in_place
 
 __all__ = ["gelu", "gelu_tanh", "relu", "silu", "swiglu"]
 
-# From one block of x, writes y and, where it is asked for, dy/dx; the scratch is three such blocks.
+# From one block of x, writes y and, if given, dy/dx; the scratch is three more blocks.
 _Curve: TypeAlias = Callable[[Array, Array, Array | None, Array], None]
 
 
@@ -47,7 +47,7 @@ def relu(needs: Needs, x: Array) -> FusedResult:
 def swiglu(needs: Needs, gate: Array, up: Array) -> FusedResult:
     """silu(gate) ⊙ up (Shazeer 2020, "GLU variants improve transformer").
 
-    Keeps silu'(gate) ⊙ up and silu(gate), each only where the other side's gradient is asked for.
+    Keeps silu'(gate) ⊙ up for the gradient of the gate and silu(gate) for the gradient of up.
     """
     need_gate, need_up = needs
     value = np.empty(up.shape, up.dtype)
@@ -72,7 +72,7 @@ def swiglu(needs: Needs, gate: Array, up: Array) -> FusedResult:
 
 
 def _blockwise(needs: Needs, x: Array, curve: _Curve) -> FusedResult:
-    """Value and derivative of an element-wise function, block by block."""
+    """Compute value and derivative of an element-wise function, block by block."""
     (wanted,) = needs
     x2 = rows(x) if x.ndim else x.reshape(1, 1)
     value = np.empty(x2.shape, x.dtype)

@@ -57,13 +57,13 @@ def neg(a: Array) -> Result:
 
 def power(a: Array, *, exponent: float) -> Result:
     """aⁿ for a constant n, with d(aⁿ) = n aⁿ⁻¹ da."""
-    if not exponent:  # and not 0 · 0⁻¹ at zero
+    if not exponent:  # avoids 0 · 0⁻¹ at zero
         return np.ones_like(a), (np.zeros_like,)
     return a**exponent, (lambda g: g * (exponent * a ** (exponent - 1)),)
 
 
 def maximum(a: Array, b: Array) -> Result:
-    """The larger of a and b; where they are equal the gradient goes to a."""
+    """max(a, b); where they are equal the gradient goes to a."""
     first, left, right = a >= b, a.shape, b.shape
     return np.maximum(a, b), (
         lambda g: unbroadcast(g * first, left),
@@ -72,7 +72,7 @@ def maximum(a: Array, b: Array) -> Result:
 
 
 def _sum_to(shape: Shape) -> Pullback:
-    """The pullback of a broadcast: it holds on to a shape, and to no array."""
+    """Return the pullback of a broadcast, which keeps a shape and no array."""
     return lambda g: unbroadcast(g, shape)
 
 
@@ -105,7 +105,7 @@ def erf(a: Array) -> Result:
 
 
 def matmul(a: Array, b: Array) -> Result:
-    """a @ b as NumPy has it, for vectors, matrices and stacks of matrices."""
+    """a @ b as in NumPy, for vectors, matrices and stacks of matrices."""
     left, right = a.shape, b.shape
     return np.matmul(a, b), (
         lambda g: _matmul_left(g, left, b),
@@ -114,7 +114,7 @@ def matmul(a: Array, b: Array) -> Result:
 
 
 def _matmul_left(g: Array, shape: Shape, b: Array) -> Array:
-    """The gradient of a, of that shape, in a @ b: g bᵀ."""
+    """g bᵀ: the gradient of a, of that shape, in a @ b."""
     g2 = _expand(g, len(shape), b.ndim)
     b2 = b[:, None] if b.ndim == 1 else b
     full = g2 @ b2.swapaxes(-1, -2)  # (..., n, k)
@@ -122,7 +122,7 @@ def _matmul_left(g: Array, shape: Shape, b: Array) -> Array:
 
 
 def _matmul_right(g: Array, a: Array, shape: Shape) -> Array:
-    """The gradient of b, of that shape, in a @ b: aᵀ g."""
+    """aᵀ g: the gradient of b, of that shape, in a @ b."""
     g2 = _expand(g, a.ndim, len(shape))
     a2 = a[None, :] if a.ndim == 1 else a
     full = a2.swapaxes(-1, -2) @ g2  # (..., k, m)
@@ -130,7 +130,7 @@ def _matmul_right(g: Array, a: Array, shape: Shape) -> Array:
 
 
 def _expand(g: Array, left: int, right: int) -> Array:
-    """Put back the axes of size one that matmul drops for vectors, given both numbers of axes."""
+    """Restore the axes of size one that matmul drops for vectors; `left`, `right`: both ndims."""
     g = g[..., None] if right == 1 else g
     return g[..., None, :] if left == 1 else g
 
@@ -159,7 +159,7 @@ def erf_values(x: Array) -> Array:
 
 
 def erf_in_place(x: Array, scratch: Array) -> None:
-    """Write erf x over x, with the help of three arrays of its shape."""
+    """Write erf x over x; the scratch is three arrays of its shape."""
     if x.dtype != np.float32:
         x[...] = _erf_exact(x)
         return
@@ -173,7 +173,7 @@ def erf_in_place(x: Array, scratch: Array) -> None:
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Array, *, out: Array) -> None:
-    """Horner's rule, in place."""
+    """Evaluate a polynomial in place, by Horner's rule."""
     out.fill(coefficients[-1])
     for c in reversed(coefficients[:-1]):
         out *= x

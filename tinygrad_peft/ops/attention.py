@@ -23,16 +23,16 @@ from tinygrad_peft.ops._result import FusedResult, Needs, Result
 __all__ = ["attention", "attention_packed", "rotary"]
 
 SCORES_IN_CACHE = 131_072
-MASKED = -1e9  # finite, so that a row in which all is masked stays finite
+MASKED = -1e9  # finite, so that fully masked rows stay finite
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which keys a query may see, and which probabilities dropout keeps.
+    """The keys that a query may see, and the probabilities that dropout keeps.
 
-    `keys` (B, S) says which keys are no padding; `causal` lines the last query up with the last
-    key, so that keys from a cache or a prefix come before the first query. `keep` (B, H, T, S)
-    and `rate` are dropout of the probabilities.
+    `keys` (B, S) is False for padding; `causal` aligns the last query with the last key, so that
+    keys from a cache or a prefix come before the first query. `keep` (B, H, T, S) and `rate` are
+    dropout of the probabilities.
     """
 
     causal: bool
@@ -41,7 +41,7 @@ class Mask:
     rate: float = 0.0
 
     def bias(self, queries: int, keys: int, dtype: np.dtype[np.floating]) -> Array | None:
-        """0 where a query may look and a large negative number elsewhere: (B or 1, 1, 1, T, S)."""
+        """0 where a query may look, a large negative number elsewhere: (B or 1, 1, 1, T, S)."""
         allowed = None
         if self.causal and queries > 1:
             allowed = np.tri(queries, keys, keys - queries, dtype=bool)[None, None, None]
@@ -66,7 +66,7 @@ def attention(
 ) -> FusedResult:
     """q (B, T, H, D), k and v (B, S, K, D), prefixes (P, K, D) or (B, P, K, D) -> (B, T, H, D).
 
-    Every query sees the whole prefix, but for what `keys` (B, P + S) says is padding. H must be a
+    Every query sees the whole prefix, except for the padding in `keys` (B, P + S). H must be a
     multiple of K. `keep` (B, H, T, P + S) drops probabilities at `rate`.
     """
     _check(q, k, v)
@@ -111,13 +111,16 @@ def attention_packed(
     keep: BoolArray | None = None,
     rate: float = 0.0,
 ) -> FusedResult:
-    """`attention` of one projection's queries, keys and values: (B, T, 3 H D) -> (B, T, H D).
+    """Attend within one projection of queries, keys and values: (B, T, 3 H D) -> (B, T, H D).
 
-    Without a prefix the gradient is written straight into one array of the input's shape.
+    As `attention`; without a prefix the gradient is written straight into one array of the input's
+    shape.
     """
     batch, tokens, width = qkv.shape
     if width % (3 * heads):
-        raise ShapeError(f"attention: a width of {width} is no multiple of 3 x {heads} heads")
+        raise ShapeError(
+            f"attention: expected a multiple of 3 x {heads} heads, got a width of {width}"
+        )
     parts = qkv.reshape(batch, tokens, 3, heads, width // (3 * heads))  # (B, T, 3, H, D)
     q = parts[:, :, 0]
     k, v, length = _with_prefix(prefix_k, prefix_v, parts[:, :, 1], parts[:, :, 2])
@@ -147,10 +150,10 @@ def attention_packed(
 
 
 def rotary(x: Array, *, cos: Array, sin: Array) -> Result:
-    """Turn each pair (xᵢ, xᵢ₊D/2) of x (B, T, H, D) by its position's angle.
+    """Rotate each pair (xᵢ, xᵢ₊D/2) of x (B, T, H, D) by its position's angle.
 
     (Su et al. 2021, eq. 34.)
-    cos and sin are (T, D/2), or (B, T, D/2) where rows start at different positions.
+    cos and sin are (T, D/2), or (B, T, D/2) if rows start at different positions.
     """
     c, s = cos[..., None, :], sin[..., None, :]  # (..., T, 1, D/2)
     return _turn(x, c, s), (lambda g: _turn(g, c, -s),)
@@ -169,30 +172,32 @@ def _check(q: Array, k: Array, v: Array) -> None:
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ShapeError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
     if q.shape[1] and not k.shape[1]:
-        raise ShapeError(f"attention: {q.shape[1]} queries and no key to look at")
+        raise ShapeError(f"attention: expected a key for {q.shape[1]} queries, got none")
     if q.shape[2] % k.shape[2]:
-        raise ShapeError(f"attention: {q.shape[2]} query heads on {k.shape[2]} key/value heads")
+        raise ShapeError(
+            f"attention: query heads: expected a multiple of {k.shape[2]}, got {q.shape[2]}"
+        )
 
 
 def _check_mask(keys: BoolArray | None, k: Array) -> None:
     if keys is not None and keys.shape != k.shape[:2]:
         raise ShapeError(
-            f"attention: a padding mask of shape {keys.shape}, "
-            f"expected {k.shape[:2]} for {k.shape[0]} rows of {k.shape[1]} keys"
+            f"attention: padding mask: expected shape {k.shape[:2]} "
+            f"for {k.shape[0]} rows of {k.shape[1]} keys, got {keys.shape}"
         )
 
 
 def _with_prefix(
     prefix_k: Array | None, prefix_v: Array | None, k: Array, v: Array
 ) -> tuple[Array, Array, int]:
-    """Keys and values with the prefix before each row's own, (B, P + S, K, D), and P."""
+    """Prepend the prefix to each row's keys and values: (B, P + S, K, D) each, and P."""
     if prefix_k is None or prefix_v is None:
         return k, v, 0
     fits = (len(k), prefix_k.shape[-3], *k.shape[2:])
     if prefix_k.shape not in (fits, fits[1:]) or prefix_v.shape != prefix_k.shape:
         raise ShapeError(
-            f"attention: a prefix of keys {prefix_k.shape} and values {prefix_v.shape} "
-            f"does not fit keys {k.shape}"
+            f"attention: prefix keys {prefix_k.shape} and values {prefix_v.shape} "
+            f"do not fit keys {k.shape}"
         )
     whole = (np.broadcast_to(prefix, fits) for prefix in (prefix_k, prefix_v))
     k, v = (np.concatenate(pair, axis=1) for pair in zip(whole, (k, v), strict=True))
@@ -200,7 +205,7 @@ def _with_prefix(
 
 
 def _prefix_grad(grad: Array | None, prefix: Array | None) -> Array | None:
-    """The part of the keys' or values' gradient (B, P + S, K, D) that is the prefix's."""
+    """Take the prefix's part of the keys' or values' gradient (B, P + S, K, D)."""
     if grad is None or prefix is None:
         return None
     own = grad[:, : prefix.shape[-3]]
@@ -208,14 +213,14 @@ def _prefix_grad(grad: Array | None, prefix: Array | None) -> Array | None:
 
 
 def _by_head(x: Array, kv_heads: int) -> Array:
-    """A view of x (B, T, H, D) as (B, K, G, T, D)."""
+    """View x (B, T, H, D) as (B, K, G, T, D)."""
     batch, tokens, heads, size = x.shape
     grouped = x.reshape(batch, tokens, kv_heads, heads // kv_heads, size)
     return grouped.transpose(0, 2, 3, 1, 4)
 
 
 def _parts(batch: int, heads: int, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of batch rows and heads whose scores fit the cache together; none without keys."""
+    """Slice batch rows and heads so that their scores fit the cache; nothing without keys."""
     if not keys:
         return
     fit = max(1, SCORES_IN_CACHE // max(1, queries * keys))
@@ -262,7 +267,7 @@ def _backward(
     dk: Array | None,
     dv: Array | None,
 ) -> None:
-    """Write the gradients into those of dq, dk and dv that are asked for."""
+    """Write the gradients into dq, dk and dv, where given."""
     batch, kv_heads, groups, tokens, keys = probs.shape
     gh = _by_head(g, kv_heads)
     scale = g.dtype.type(g.shape[3] ** -0.5)

@@ -36,18 +36,17 @@ def linear(needs: Needs, x: Array, weight: Array, bias: Array | None = None) -> 
 
 def _check_linear(x: Shape, weight: Shape, bias: Shape | None) -> None:
     if len(weight) != 2:
-        raise ShapeError(f"linear: W of shape {weight} is no matrix (out, in)")
+        raise ShapeError(f"linear: expected W (out, in), got shape {weight}")
     if not x or x[-1] != weight[1]:
         raise ShapeError(
-            f"linear: x of shape {x} has {x[-1] if x else 'no'} features, "
-            f"and W of shape {weight} takes {weight[1]}"
+            f"linear: expected x (..., {weight[1]}) for W of shape {weight}, got shape {x}"
         )
     if bias is not None and bias != weight[:1]:
-        raise ShapeError(f"linear: b of shape {bias} for {weight[0]} outputs")
+        raise ShapeError(f"linear: expected b ({weight[0]},), got shape {bias}")
 
 
 def embedding(weight: Array, *, ids: IntArray) -> Result:
-    """Rows of W (count, D) by id: ids (...) -> (..., D). The gradient of W adds up repeated ids."""
+    """W[ids] for W (count, D): ids (...) -> (..., D). The gradient of W adds up repeated ids."""
     check_ids(ids, weight.shape[0])
 
     shape = weight.shape
@@ -63,7 +62,7 @@ def embedding(weight: Array, *, ids: IntArray) -> Result:
 def check_ids(ids: IntArray, count: int) -> None:
     """Raise TokenError, naming the first place and the range, unless 0 <= ids < count."""
     if ids.dtype.kind not in "iu":
-        raise TokenError(f"token ids are integers, and these are {ids.dtype}")
+        raise TokenError(f"token ids: expected integers, got {ids.dtype}")
     if ids.size and (ids.min() < 0 or ids.max() >= count):
         place = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= count))[0])
         raise TokenError(

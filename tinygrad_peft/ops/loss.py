@@ -1,4 +1,4 @@
-"""Cross-entropy, of logits that exist and of logits that never do.
+"""Cross-entropy, of given logits or of logits made a few rows at a time.
 
 L = - Σᵢ Σ_c qᵢ_c ln pᵢ_c / n, p = softmax(logits), over the n targets that are not ignored, with
 q = (1 - ε) onehot(target) + ε / C under label smoothing ε (Szegedy et al. 2016, section 7).
@@ -13,8 +13,8 @@ from tinygrad_peft.ops._result import FusedResult, Needs
 
 __all__ = ["IGNORE_INDEX", "cross_entropy", "linear_cross_entropy"]
 
-IGNORE_INDEX = -100  # PyTorch's, and so that of every data set prepared for it
-# 104 MB in float32. The head's weight is read anew for each chunk of rows, so few chunks are fast.
+IGNORE_INDEX = -100  # as in PyTorch, and so in data prepared for it
+# 104 MB in float32. Each chunk of rows reads the head's weight again, so few chunks are fast.
 LOGITS_AT_ONCE = 26_000_000
 
 
@@ -26,9 +26,9 @@ def cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
 ) -> FusedResult:
-    """The mean over the targets: logits (..., C), targets (...) of class numbers -> a scalar.
+    """Average over the targets: logits (..., C), targets (...) of class numbers -> a scalar.
 
-    Raises TokenError where a target is no class, or where every target is ignored.
+    Raises TokenError for a target outside the classes, or if every target is ignored.
     """
     chosen, kept = _supervised(logits.shape, targets, logits.shape[-1], ignore_index)
     scores = rows(logits)[kept]  # a copy
@@ -57,12 +57,14 @@ def linear_cross_entropy(
 ) -> FusedResult:
     """`cross_entropy(x Wᵀ + b)` for x (..., D) and W (C, D), a few rows of logits at a time.
 
-    The logits of ignored targets are never computed, nor are all logits ever in memory: with
-    50,257 classes they would be the largest array of a training step. The gradients are made
-    beside the loss, while a chunk of logits is there.
+    Logits of ignored targets are never computed, and never are all logits in memory: with 50,257
+    classes they would be the largest array of a training step. The gradients are made beside the
+    loss, while a chunk of logits is there.
     """
     if x.shape[-1] != weight.shape[1]:
-        raise ShapeError(f"x of shape {x.shape} does not fit a head of shape {weight.shape}")
+        raise ShapeError(
+            f"loss: expected x (..., {weight.shape[1]}) for W {weight.shape}, got shape {x.shape}"
+        )
     chosen, kept = _supervised(x.shape, targets, len(weight), ignore_index)
     x2 = rows(x)[kept]
     need_x, need_weight, need_bias = needs
@@ -101,11 +103,11 @@ def linear_cross_entropy(
 def _supervised(
     shape: tuple[int, ...], targets: IntArray, classes: int, ignore_index: int
 ) -> tuple[IntArray, IntArray]:
-    """The targets that count, and their rows."""
+    """Select the targets that are not ignored: their classes, and their rows."""
     if targets.shape != shape[:-1]:
-        raise ShapeError(f"targets of shape {targets.shape} for inputs of shape {shape}")
+        raise ShapeError(f"targets: expected shape {shape[:-1]}, got {targets.shape}")
     if targets.dtype.kind not in "iu":
-        raise TokenError(f"targets are integers, and these are {targets.dtype}")
+        raise TokenError(f"targets: expected integers, got {targets.dtype}")
     flat = targets.reshape(-1)
     kept = np.flatnonzero(flat != ignore_index)
     chosen = flat[kept]
@@ -113,7 +115,7 @@ def _supervised(
         raise TokenError("every target is ignored: there is nothing to learn from")
     if chosen.min() < 0 or chosen.max() >= classes:
         bad = int(chosen[(chosen < 0) | (chosen >= classes)][0])
-        raise TokenError(f"target {bad} is none of the {classes} classes 0..{classes - 1}")
+        raise TokenError(f"target {bad} is outside the {classes} classes 0..{classes - 1}")
     return chosen, kept
 
 

@@ -44,7 +44,7 @@ def rms_norm(needs: Needs, x: Array, weight: Array, *, eps: float) -> FusedResul
 def _norm(
     needs: Needs, x: Array, weight: Array, bias: Array | None, *, eps: float, centred: bool
 ) -> FusedResult:
-    """Both norms, a cache-sized block of rows at a time; `centred` is the layer norm."""
+    """Compute either norm, a cache-sized block of rows at a time; `centred` is the layer norm."""
     need_x, need_weight, need_bias = needs
     x2, y = rows(x), np.empty(x.shape, x.dtype)
     keep = need_x or need_weight
@@ -78,7 +78,7 @@ def _norm(
 def _norm_backward(
     g: Array, weight: Array, normed: Array, inverse: Array, *, centred: bool
 ) -> Array:
-    """dx of both norms, block by block: (rows, D)."""
+    """dx of either norm, block by block: (rows, D)."""
     dx = np.empty(g.shape, g.dtype)
     scratch = np.empty((block_rows(*g.shape), g.shape[1]), g.dtype)
     for block in blocks(*g.shape):

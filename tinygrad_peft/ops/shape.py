@@ -1,4 +1,4 @@
-"""Ops that move values about without changing them, and reductions."""
+"""Ops that rearrange values, and reductions."""
 
 import math
 from types import EllipsisType
@@ -28,26 +28,26 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 
 
 def reshape(a: Array, *, shape: Shape) -> Result:
-    """The same values in another shape."""
+    """Reshape without changing the values."""
     before = a.shape
     return a.reshape(shape), (lambda g: g.reshape(before),)
 
 
 def transpose(a: Array, *, axes: tuple[int, ...] | None = None) -> Result:
-    """The axes in another order, reversed by default."""
+    """Reorder the axes; by default, reverse them."""
     order = tuple(range(a.ndim))[::-1] if axes is None else axes
     back = tuple(int(i) for i in np.argsort([axis % a.ndim for axis in order]))
     return a.transpose(order), (lambda g: g.transpose(back),)
 
 
 def broadcast_to(a: Array, *, shape: Shape) -> Result:
-    """Repeated along new and size-one axes."""
+    """Repeat along new and size-one axes."""
     before = a.shape
     return np.broadcast_to(a, shape), (lambda g: unbroadcast(g, before),)
 
 
 def concatenate(*arrays: Array, axis: int = 0) -> Result:
-    """The arrays one after the other along one axis."""
+    """Join the arrays along one axis."""
     ends = np.cumsum([a.shape[axis] for a in arrays])
 
     def part(start: int, end: int) -> Pullback:
@@ -110,7 +110,7 @@ def mean(a: Array, *, axis: Axis = None, keepdims: bool = False) -> Result:
 
 
 def max(a: Array, *, axis: int, keepdims: bool = False) -> Result:  # noqa: A001 - NumPy's name
-    """The largest along one axis; the gradient goes to the first of equals."""
+    """max a along one axis; the gradient goes to the first of equals."""
     shape, where_max = a.shape, np.expand_dims(a.argmax(axis=axis), axis)
 
     def pullback(g: Array) -> Array:
@@ -127,7 +127,7 @@ def _axes(axis: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _with_axes(g: Array, ndim: int, axis: Axis) -> Array:
-    """`g` with the reduced axes back at size one."""
+    """Restore the reduced axes of `g` at size one."""
     if g.ndim == ndim or axis is None:
         return g
     return np.expand_dims(g, _axes(axis))

@@ -8,6 +8,7 @@ from tinygrad_peft.peft.config import (
     NamedTargetsConfig,
     PeftConfig,
     TargetedConfig,
+    broken_expressions,
 )
 from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.counting import count_model, count_recipe
@@ -87,6 +88,7 @@ __all__ = [
     "apply_recipe",
     "bias_elements",
     "bias_objections",
+    "broken_expressions",
     "capture_seams",
     "config_from_dict",
     "config_to_dict",

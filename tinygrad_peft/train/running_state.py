@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save
 
 from tinygrad_peft.arrays import AnyArray
 from tinygrad_peft.errors import CheckpointError, PluginError, listed
-from tinygrad_peft.models.files import replacing
-from tinygrad_peft.models.tensors import read_header
+from tinygrad_peft.models.hf.safetensors import read_header
+from tinygrad_peft.models.safe_files import replacing
 from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train import hookspecs
 from tinygrad_peft.train.trainable import Stateful

@@ -300,7 +300,7 @@ def test_settings_that_are_wrong_are_told_with_the_weights(tmp_path: Path) -> No
     (folder / WEIGHTS).write_bytes(b"no tensors")
     second, first = problems(folder)
     assert "lora_alhpa = 3; did you mean 'lora_alpha'" in first
-    assert "is truncated or no safetensors file" in second
+    assert "is truncated or not a safetensors file" in second
 
 
 def test_a_method_of_no_plugin_still_tells_its_tensors(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError, shortened
-from tinygrad_peft.models.origin import origin_of
+from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.nn import Transformer, TransformerConfig
 
 __all__ = [
@@ -47,7 +47,7 @@ class BaseName:
         """Return None where it has no name."""
         if not isinstance(name, str) or not name:
             return None
-        known, commit = origin_of(name)
+        known, commit = name_and_revision(name)
         return cls(known, revision if isinstance(revision, str) else commit)
 
     def differs(self, other: "BaseName") -> bool:

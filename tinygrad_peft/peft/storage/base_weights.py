@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.models.tensors import FLOATS, StoredTensor
+from tinygrad_peft.models.hf import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.peft.record import Record
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.host import Host
-from tinygrad_peft.models.files import read_json_object
-from tinygrad_peft.models.tensors import StoredTensor, read_header
+from tinygrad_peft.models.hf.safetensors import StoredTensor, read_header
+from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
 from tinygrad_peft.peft.storage.base_model import Head, base_in, head_in

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.tensors import FLOATS, StoredTensor
+from tinygrad_peft.models.hf.safetensors import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft.events import ForeignStep

@@ -1,0 +1,248 @@
+"""Convert text to token ids and back, by the tokenizers package (the `text` extra)."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinygrad_peft.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    shortened,
+)
+from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
+from tinygrad_peft.models.safe_files import (
+    decode_json_object,
+    read_bytes,
+    read_json_object,
+    replacing,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer:
+    """A tokenizer in Hugging Face's fast format.
+
+    Pads and truncates only when asked to, whatever its file says: a checkpoint's file often keeps
+    the settings of its last user.
+    """
+
+    def __init__(
+        self, backend: "tokenizers.Tokenizer", settings: Mapping[str, object] | None = None
+    ) -> None:
+        """Wrap `backend`; `settings` is a tokenizer_config.json, special tokens included."""
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self._settings = dict(settings or {})
+
+    @classmethod
+    def from_directory(cls, path: Path) -> "Tokenizer":
+        """Read tokenizer.json, and the special tokens in the files beside it.
+
+        Raises CheckpointError if it is missing or broken.
+        """
+        file = path / _TOKENIZER
+        if not file.is_file():
+            raise CheckpointError(f"no tokenizer in {path}: expected a file {_TOKENIZER}")
+        text = read_bytes(file)
+        _check_sizes(decode_json_object(text, str(file)).get("normalizer"), file)
+        backend = _backend(text.decode(), file)
+        settings = _read_object(path / "special_tokens_map.json") | _read_object(path / _SETTINGS)
+        return cls(backend, _special_tokens(path / "config.json", backend) | settings)
+
+    @classmethod
+    def from_gguf(cls, path: Path) -> "Tokenizer":
+        """Rebuild the byte-level BPE tokenizer inside a GGUF file.
+
+        Raises CheckpointError if the file cannot be read or holds another kind of tokenizer.
+        """
+        source = GgufTokenizer(path)
+        return cls(_backend(json.dumps(source.document()), path), source.settings())
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_length: int | None = None
+    ) -> list[int]:
+        """Encode `text` to at most `max_length` ids; truncation keeps a final [SEP].
+
+        Raises DataError for text that is not valid Unicode, ConfigError for a `max_length` that
+        the special tokens alone exceed, and CheckpointError if use shows that the tokenizer's file
+        is broken.
+        """
+        [ids] = self.encode_batch(
+            [text], add_special_tokens=add_special_tokens, max_length=max_length
+        )
+        return ids
+
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+    ) -> list[list[int]]:
+        """Encode many texts without padding, each as `encode` does."""
+        self._require_room(max_length, add_special_tokens=add_special_tokens)
+        _require_unicode(texts)
+        with _library_errors("the tokenizer cannot be used"):
+            encodings = self._backend.encode_batch(
+                list(texts), add_special_tokens=add_special_tokens
+            )
+        return [_truncated(encoding, max_length) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Decode ids to text, skipping ids beyond the vocabulary. Raises DataError below 0."""
+        numbers = [int(number) for number in ids]
+        if min(numbers, default=0) < 0:
+            raise DataError(f"token ids: expected 0 or more, got {min(numbers)}")
+        with _library_errors("the tokenizer cannot be used"):
+            return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of the padding token, if there is one."""
+        return self._special_id("pad_token")
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins a text, if there is one."""
+        return self._special_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the token that ends a text, if there is one."""
+        return self._special_id("eos_token")
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_text(directory / _TOKENIZER, self._backend.to_str(pretty=False))
+        settings = json.dumps(self._settings, indent=2, ensure_ascii=False)
+        _write_text(directory / _SETTINGS, settings + "\n")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self._settings.get(name)
+        # Older files write a whole AddedToken where newer ones write its text.
+        content = token.get("content") if isinstance(token, dict) else token
+        return self._backend.token_to_id(content) if isinstance(content, str) else None
+
+    def _require_room(self, max_length: int | None, *, add_special_tokens: bool) -> None:
+        special = self._backend.num_special_tokens_to_add(is_pair=False)
+        least = max(special if add_special_tokens else 0, 1)
+        if max_length is not None and max_length < least:
+            raise ConfigError(f"max_length: expected at least {least}, got {max_length}")
+
+
+def load_tokenizer(model_path: Path) -> Tokenizer:
+    """Load the tokenizer of a checkpoint: a folder with tokenizer.json, or a .gguf file.
+
+    Raises CheckpointError if there is none.
+    """
+    if model_path.is_dir():
+        return Tokenizer.from_directory(model_path)
+    if not model_path.exists():
+        raise CheckpointError(f"no such file or folder: {model_path}")
+    if model_path.suffix.lower() == ".gguf":
+        return Tokenizer.from_gguf(model_path)
+    raise CheckpointError(f"no tokenizer in {model_path}: expected a folder or a .gguf file")
+
+
+def _backend(document: str, source: Path) -> "tokenizers.Tokenizer":
+    try:
+        import tokenizers
+    except ImportError:
+        raise MissingExtraError(
+            "tokenizers is not installed: pip install 'tinygrad-peft[text]'"
+        ) from None
+    with _library_errors(f"the tokenizer in {source} cannot be used"):
+        return tokenizers.Tokenizer.from_str(document)
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Raise CheckpointError if the tokenizers package fails or panics."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of Rust; not an Exception in Python
+        if not panic and not isinstance(error, Exception):
+            raise
+        raise CheckpointError(f"{what}: {shortened(str(error))}") from error
+
+
+def _check_sizes(normalizer: object, file: Path) -> None:
+    """Raise CheckpointError for a table that claims to be longer than it is.
+
+    The package would allocate the claimed length, and end the process if memory is short.
+    """
+    if not isinstance(normalizer, dict):
+        return
+    for inner in normalizer.get("normalizers") or ():
+        _check_sizes(inner, file)
+    table = normalizer.get("precompiled_charsmap")
+    if isinstance(table, str):
+        try:
+            data = base64.b64decode(table, validate=True)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: precompiled_charsmap: {error}") from None
+        size = int.from_bytes(data[:4], "little")
+        if len(data) < 4 or size > len(data) - 4:
+            raise CheckpointError(
+                f"{file}: precompiled_charsmap claims {size} bytes, got {len(data)}"
+            )
+
+
+def _truncated(encoding: "tokenizers.Encoding", max_length: int | None) -> list[int]:
+    ids = encoding.ids
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    trailing = encoding.special_tokens_mask[::-1].index(0)
+    return ids[: max_length - trailing] + ids[len(ids) - trailing :]
+
+
+def _require_unicode(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text is not valid Unicode: character {error.start} of {text!r:.80}"
+            ) from None
+
+
+# ---------- files ----------
+
+
+def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[str, object]:
+    # GPT-2's own checkpoint names its special tokens only in config.json.
+    config = _read_object(config_file)
+    tokens: dict[str, object] = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        given = config.get(f"{name}_id")
+        place = given[0] if isinstance(given, list) and given else given
+        if isinstance(place, int) and place >= 0 and backend.id_to_token(place) is not None:
+            tokens[name] = backend.id_to_token(place)
+    return tokens
+
+
+def _read_object(file: Path) -> dict[str, object]:
+    """Read an optional JSON file: empty if it is missing."""
+    return read_json_object(file) if file.is_file() else {}
+
+
+def _write_text(file: Path, text: str) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
