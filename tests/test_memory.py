@@ -144,7 +144,7 @@ def test_only_blocks_from_the_first_trained_one_on_keep_anything() -> None:
     def kept(trained: int) -> float:
         model = Transformer(CONFIG)
         model.freeze()
-        next(model.blocks[trained].parameters()).requires_grad = True
+        next(model.get_child(f"blocks.{trained}").parameters()).requires_grad = True
         return kept_by(lambda: model(ids).reshape(ROWS, WIDTH))
 
     first, second, third = kept(1), kept(2), kept(3)

@@ -33,6 +33,7 @@ from tinygrad_peft.nn import (
     LayerNorm,
     Linear,
     Module,
+    Norm,
     Residual,
 )
 from tinygrad_peft.nn import functional as F
@@ -112,8 +113,8 @@ class LayerAdapter(BottleneckAdapter):
         super().__init__(config, width, init)
         self.base_layer = base
 
-    def __call__(self, x: Tensor) -> Tensor:
-        h = self.base_layer(x)
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        h = self.base_layer(x, context)
         return h + self.update(x if self.parallel else h)
 
 
@@ -128,6 +129,6 @@ class ResidualAdapter(BottleneckAdapter):
         super().__init__(config, width, init)
         self.base_layer = base
 
-    def __call__(self, x: Tensor, h: Tensor, norm: Layer | None) -> Tensor:
-        seen = x if self.parallel else self.base_layer(x, h, norm)
-        return self.base_layer(x, h + self.update(seen), norm)
+    def __call__(self, x: Tensor, h: Tensor, norm: Norm | None, context: Context) -> Tensor:
+        seen = x if self.parallel else self.base_layer(x, h, norm, context)
+        return self.base_layer(x, h + self.update(seen), norm, context)

@@ -18,10 +18,9 @@ Merged, the layer is the plain m/n ⊙ (W₀ + s B A).
 import numpy as np
 
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter
+from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter, times_weight, weight_of
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor
-from tinygrad_peft_lora.bases import images, weight_of
 from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.layer import LoraLinear, lora_affine
 from tinygrad_peft_lora.norms import Norms
@@ -30,12 +29,18 @@ __all__ = ["DoraLinear"]
 
 
 class DoraLinear(LoraLinear):
-    """m/n ⊙ (W + s B A) x + b on any affine layer: (..., in_features) -> (..., out_features)."""
+    """m/n ⊙ (W + s B A) x + b on any affine layer: (..., in_features) -> (..., out_features).
 
-    def __init__(self, base: Affine, config: LoraConfig, path: str, init: Init) -> None:
+    Without `from_base`, m starts at one and W is not read.
+    """
+
+    def __init__(
+        self, base: Affine, config: LoraConfig, path: str, init: Init, *, from_base: bool = True
+    ) -> None:
         super().__init__(base, config, path, init)
         self._norms = Norms()
-        self.lora_magnitude_vector = Parameter(self.norms())
+        start = self.norms() if from_base else init.ones(self.out_features)
+        self.lora_magnitude_vector = Parameter(start)
 
     def __call__(self, x: Tensor) -> Tensor:
         keep = self.dropout.keep(x.shape)
@@ -63,7 +68,7 @@ class DoraLinear(LoraLinear):
         """n: (out,)."""
         a, b, base = self.lora_A.weight.data, self.lora_B.weight.data, self.base_layer
         return self._norms(
-            base, lambda: weight_of(base, a.dtype), lambda: images(base, a).T, a, b, self.scaling
+            base, lambda: weight_of(base), lambda: times_weight(base, a).T, a, b, self.scaling
         )
 
     def merge(self) -> Linear | None:

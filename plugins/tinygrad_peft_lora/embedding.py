@@ -63,12 +63,24 @@ class LoraEmbedding(Mergeable):
 
 
 class DoraEmbedding(LoraEmbedding):
-    """m/n ⊙ (W + s (B A)ᵀ)[ids] on any embedding: (...) -> (..., embedding_dim)."""
+    """m/n ⊙ (W + s (B A)ᵀ)[ids] on any embedding: (...) -> (..., embedding_dim).
 
-    def __init__(self, base: TokenEmbedding, config: LoraConfig, path: str, init: Init) -> None:
+    Without `from_base`, m starts at one and W is not read.
+    """
+
+    def __init__(
+        self,
+        base: TokenEmbedding,
+        config: LoraConfig,
+        path: str,
+        init: Init,
+        *,
+        from_base: bool = True,
+    ) -> None:
         super().__init__(base, config, path, init)
         self._norms = Norms()
-        self.lora_magnitude_vector = Parameter(self.norms())
+        start = self.norms() if from_base else init.ones(self.embedding_dim)
+        self.lora_magnitude_vector = Parameter(start)
 
     def __call__(self, ids: IntArray) -> Tensor:
         return super().__call__(ids) * self.ratio()

@@ -65,14 +65,18 @@ def adapt_module(config: LoraConfig, site: Site) -> Module | None:
 
 def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:
     """The kind of LoRA that the settings ask for on a layer; None where there is none."""
+    given = config, site.path, site.init
+    with_norms = site.has_weights and not site.loading  # a folder has the magnitudes
     if isinstance(base, Affine):
-        kind = LoraLinear
-        if config.use_dora or config.is_taken_out:
-            kind = DoraLinear if config.use_dora else TakenOutLora
-        return kind(base, config, site.path, site.init)
+        if config.use_dora:
+            return DoraLinear(base, *given, from_base=with_norms)
+        if config.is_taken_out:
+            return TakenOutLora(base, *given, from_base=site.has_weights)
+        return LoraLinear(base, *given)
     if isinstance(base, TokenEmbedding):
-        on_ids = DoraEmbedding if config.use_dora else LoraEmbedding
-        return on_ids(base, config, site.path, site.init)
+        if config.use_dora:
+            return DoraEmbedding(base, *given, from_base=with_norms)
+        return LoraEmbedding(base, *given)
     return None
 
 

@@ -20,11 +20,11 @@ which is what is saved: it opens on the base as it is, here and in PEFT.
 
 import numpy as np
 
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Init
 
-__all__ = ["leading_part", "orthogonal"]
+__all__ = ["leading_part", "orthogonal", "require_rank"]
 
 
 def leading_part(weight: Array, rank: int, scaling: float, start: str) -> tuple[Array, Array]:
@@ -32,18 +32,20 @@ def leading_part(weight: Array, rank: int, scaling: float, start: str) -> tuple[
 
     PiSSA's singular vectors are exact, also where a number of iterations was asked for: that many
     would only come near to them.
-
-    Raises PeftError for a rank that the weight does not have.
     """
-    most = min(weight.shape)
-    if rank > most:
-        raise PeftError(f"{start} of rank {rank}: a weight of {weight.shape} has {most} at most")
     if start == "olora":
         q, r = np.linalg.qr(weight)
         return r[:rank].copy(), q[:, :rank].copy()
     u, s, vt = np.linalg.svd(weight, full_matrices=False)
     root = np.sqrt(s[:rank] / scaling)
     return root[:, None] * vt[:rank], u[:, :rank] * root
+
+
+def require_rank(shape: Shape, rank: int, start: str) -> None:
+    """Raise PeftError for a rank that a weight of that shape does not have."""
+    most = min(shape)
+    if rank > most:
+        raise PeftError(f"{start} of rank {rank}: a weight of {shape} has {most} at most")
 
 
 def orthogonal(inputs: int, outputs: int, rank: int, init: Init) -> tuple[Array, Array]:

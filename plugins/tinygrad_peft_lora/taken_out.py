@@ -1,25 +1,35 @@
 """LoRA that starts as a part of the weight, which is taken out of it: see `starts`."""
 
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.nn import Affine, Init, Linear, Parameter
+from tinygrad_peft.nn import Affine, Init, Linear, Parameter, weight_of
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor, no_grad
-from tinygrad_peft_lora.bases import weight_of
 from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.layer import LoraLinear, lora_affine
-from tinygrad_peft_lora.starts import leading_part
+from tinygrad_peft_lora.starts import leading_part, require_rank
 
 __all__ = ["TakenOutLora"]
 
 
 class TakenOutLora(LoraLinear):
-    """base(x) - s B₀ A₀ x + s B A dropout(x): (..., in_features) -> (..., out_features)."""
+    """base(x) - s B₀ A₀ x + s B A dropout(x): (..., in_features) -> (..., out_features).
 
-    def __init__(self, base: Affine, config: LoraConfig, path: str, init: Init) -> None:
+    Without `from_base`, all four start at zero and W₀ is not read.
+    """
+
+    def __init__(
+        self, base: Affine, config: LoraConfig, path: str, init: Init, *, from_base: bool = True
+    ) -> None:
         super().__init__(base, config, path, init)
-        weight = weight_of(base, init.dtype)
-        a, b = leading_part(weight, config.rank(path), self.scaling, str(config.start))
-        self.lora_A.weight.data, self.lora_B.weight.data = a.copy(), b.copy()
+        rank, start = config.rank(path), str(config.start)
+        require_rank((self.out_features, self.in_features), rank, start)
+        if from_base:
+            a, b = leading_part(weight_of(base), rank, self.scaling, start)
+            self.lora_A.weight.data, self.lora_B.weight.data = a.copy(), b.copy()
+        else:
+            a, b = init.zeros(rank, self.in_features), init.zeros(self.out_features, rank)
+            self.lora_A.weight.data = init.zeros(rank, self.in_features)
+            self.lora_B.weight.data = init.zeros(self.out_features, rank)
         self.start_A = Parameter(a, requires_grad=False)
         self.start_B = Parameter(b, requires_grad=False)
 

@@ -33,10 +33,14 @@ class QuantizedLinear(Module):
     def __call__(self, x: Tensor) -> Tensor:
         return apply_fused(quantized_linear, x, self.bias, weight=self.weight)
 
+    def dense_weight(self) -> Array:
+        """Ŵ (out, in), a new array."""
+        return dequantize(self.weight)
+
     def dequantized(self) -> Linear:
         """The plain layer with the same output."""
         bias = None if self.bias is None else Parameter(self.bias.data.copy())
-        return Linear.of(Parameter(dequantize(self.weight)), bias)
+        return Linear.of(Parameter(self.dense_weight()), bias)
 
 
 def quantized_linear(

@@ -141,10 +141,10 @@ def test_settings_that_cannot_be_are_all_told(small_world: Path, commands: Comma
     more = ("--max-new-tokens", "0", "--temperature", "-1", "--top-p", "0")
     message = commands.fails(*generate(small_world / "llama", *more))
     assert message.splitlines() == [
-        "tinygrad-peft: nothing can be generated:",
-        "  - max_new_tokens is 0, expected at least 1",
-        "  - temperature is -1.0, expected at least 0",
-        "  - top_p is 0.0, expected above 0 and at most 1",
+        "tinygrad-peft: invalid Generation:",
+        "  - max_new_tokens: expected at least 1, got 0",
+        "  - temperature: expected a finite number of at least 0, got -1.0",
+        "  - top_p: expected above 0 and at most 1, got 0.0",
     ]
 
 

@@ -22,7 +22,7 @@ def test_a_cache_gives_all_that_it_was_given_in_order() -> None:
 
 def test_a_full_cache_takes_no_more() -> None:
     cache = LayerCache(capacity=2)
-    with pytest.raises(ShapeError, match="a cache for 2 tokens cannot take 3"):
+    with pytest.raises(ShapeError, match="cache: expected at most 2 tokens, got 3"):
         cache.extend(part(1, 3), part(1, 3))
     assert cache.length == 0
 

@@ -16,7 +16,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def test_sizes_that_follow_from_others_are_filled_in() -> None:
+def test_sizes_are_derived_from_others() -> None:
     config = TransformerConfig(**SIZES)
 
     assert (config.num_key_value_heads, config.head_dim) == (4, 3)
@@ -41,9 +41,15 @@ def test_every_size_is_at_least_one(name: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_key_value_heads": 3}, "4 attention heads are no multiple of 3 key/value heads"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads: expected a multiple of 3 kv",
+        ),
         ({"num_key_value_heads": -1}, "num_key_value_heads must be at least 1"),
-        ({"num_attention_heads": 5}, "hidden_size 12 is no multiple of 5 attention heads"),
+        (
+            {"num_attention_heads": 5},
+            "hidden_size: expected a multiple of 5 heads, got 12",
+        ),
         ({"positions": "rotary"}, "rotary positions need an even head_dim"),
         (
             {"packed_qkv": True, "num_key_value_heads": 2},
@@ -62,16 +68,16 @@ def test_every_size_is_at_least_one(name: str, size: int) -> None:
         ),
         (
             {"norm": "layernorm"},
-            "norm is 'layernorm', expected one of .*'rms_norm'; did you mean 'layer_norm'",
+            "norm: expected one of .*'rms_norm'; did you mean 'layer_norm'.*, got 'layernorm'",
         ),
-        ({"norm_position": "before"}, "norm_position is 'before', expected one of 'pre', 'post'"),
-        ({"positions": "rope"}, "positions is 'rope', expected one of 'learned', 'rotary'"),
-        ({"activation": "gelu_new"}, "activation is 'gelu_new', expected one of .* did you mean"),
-        ({"head": "lm_head"}, "head is 'lm_head'"),
-        ({"pooling": "max"}, "pooling is 'max'"),
+        ({"norm_position": "before"}, "norm_position: expected one of 'pre', 'post', got 'before'"),
+        ({"positions": "rope"}, "positions: expected one of 'learned', 'rotary', got 'rope'"),
+        ({"activation": "gelu_new"}, "activation: expected one of .* did you mean"),
+        ({"head": "lm_head"}, "head: expected one of .*, got 'lm_head'"),
+        ({"pooling": "max"}, "pooling: expected one of .*, got 'max'"),
     ],
 )
-def test_what_does_not_fit_is_named(settings: dict[str, Any], message: str) -> None:
+def test_each_invalid_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TransformerConfig(**SIZES | settings)
 
@@ -81,8 +87,8 @@ def test_all_problems_are_named_at_once() -> None:
         TransformerConfig(**SIZES | {"vocab_size": 0, "hidden_dropout": 2, "norm": "batch"})
 
     assert str(error.value).splitlines() == [
-        "this transformer cannot be:",
-        "  - norm is 'batch', expected one of 'layer_norm', 'rms_norm'",
+        "invalid TransformerConfig:",
+        "  - norm: expected one of 'layer_norm', 'rms_norm', got 'batch'",
         "  - vocab_size must be at least 1",
         "  - dropout rates are at least 0 and below 1",
     ]
@@ -93,7 +99,7 @@ def test_all_problems_are_named_at_once() -> None:
     [
         (
             {"rope_type": "yarn", "factor": 2.0},
-            "rope_type is 'yarn', expected one of 'linear', 'll",
+            "rope_type: expected one of 'linear', 'llama3'.*, got 'yarn'",
         ),
         ({"rope_type": "linear", "factor": 0.0}, "factor must be above 0"),
         (
@@ -106,7 +112,7 @@ def test_all_problems_are_named_at_once() -> None:
         ),
     ],
 )
-def test_rope_scaling_that_cannot_be_is_named(settings: dict[str, Any], message: str) -> None:
+def test_invalid_rope_scaling_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RopeScaling(**settings)
 
@@ -114,14 +120,17 @@ def test_rope_scaling_that_cannot_be_is_named(settings: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_hidden_layers": 10_001}, "num_hidden_layers 10001 is more than 10000"),
-        ({"head_dim": 100_001}, "head_dim 100001 is more than 100000"),
-        ({"head": "classification", "num_labels": 10**9}, "num_labels 1000000000 is more than"),
+        ({"num_hidden_layers": 10_001}, "num_hidden_layers: expected at most 10000, got 10001"),
+        ({"head_dim": 100_001}, "head_dim: expected at most 100000, got 100001"),
+        (
+            {"head": "classification", "num_labels": 10**9},
+            "num_labels: expected at most 100000",
+        ),
         ({"norm_eps": float("inf")}, "norm_eps and rope_theta must be above 0"),
         ({"rope_theta": float("nan")}, "norm_eps and rope_theta must be above 0"),
     ],
 )
-def test_what_no_model_has_is_refused_before_it_is_built(
+def test_absurd_sizes_are_refused_before_anything_is_built(
     changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):

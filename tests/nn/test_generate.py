@@ -5,7 +5,14 @@ import pytest
 
 from tinygrad_peft.arrays import IntArray
 from tinygrad_peft.errors import ConfigError, TokenError
-from tinygrad_peft.nn import Init, RopeScaling, Transformer, TransformerConfig
+from tinygrad_peft.nn import (
+    Generation,
+    GenerationSettings,
+    Init,
+    RopeScaling,
+    Transformer,
+    TransformerConfig,
+)
 from tinygrad_peft.nn.generate import generate
 from tinygrad_peft.tensor import no_grad
 
@@ -72,7 +79,7 @@ def by_hand(model: Transformer, ids: IntArray, new: int) -> IntArray:
     return ids
 
 
-def test_cached_generation_is_what_reading_everything_anew_gives(model: Transformer) -> None:
+def test_generation_with_a_cache_equals_generation_without(model: Transformer) -> None:
     made = generate(model, PROMPT, max_new_tokens=12)
     np.testing.assert_array_equal(made, by_hand(model, PROMPT, 12))
     assert made.dtype == np.int64
@@ -101,7 +108,7 @@ def test_nothing_is_recorded(gpt2: Transformer) -> None:
     assert gpt2(PROMPT).requires_grad, "recording goes on afterwards"
 
 
-def test_a_prompt_may_end_at_the_last_position_but_the_new_tokens(gpt2: Transformer) -> None:
+def test_prompt_and_new_tokens_may_fill_all_positions(gpt2: Transformer) -> None:
     made = generate(gpt2, np.ones((1, 20), int), max_new_tokens=4)
     assert made.shape == (1, 24)
 
@@ -116,7 +123,7 @@ def test_padding_takes_no_positions(gpt2: Transformer) -> None:
 # ---------- stopping ----------
 
 
-def test_a_row_that_stops_goes_on_with_padding(gpt2: Transformer) -> None:
+def test_a_finished_row_continues_with_padding(gpt2: Transformer) -> None:
     free = generate(gpt2, PROMPT, max_new_tokens=8)[:, 5:]
     stop = next(int(t) for t in free[0] if t not in free[1])
     place = free[0].tolist().index(stop)
@@ -136,7 +143,7 @@ def test_generation_ends_when_every_row_has_stopped(gpt2: Transformer) -> None:
     assert len(steps) == 1
 
 
-def test_every_step_is_told(gpt2: Transformer) -> None:
+def test_on_token_gets_every_step(gpt2: Transformer) -> None:
     steps: list[IntArray] = []
     made = generate(gpt2, PROMPT, max_new_tokens=3, on_token=steps.append)
     np.testing.assert_array_equal(np.stack(steps, axis=1), made[:, 5:])
@@ -181,31 +188,69 @@ def test_top_p_draws_from_the_nucleus_and_from_all_of_it(gpt2: Transformer, top_
     assert set(drawn.tolist()) == set(order[:count].tolist())
 
 
-# ---------- what cannot be ----------
+# ---------- errors ----------
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
-        ({"temperature": -1.0}, "temperature is -1.0, expected at least 0"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 0.0}, "top_p is 0.0, expected above 0 and at most 1"),
-        ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"pad_id": 23}, r"\[23\] are outside the vocabulary 0..22"),
-        ({"stop_ids": [5, -1]}, r"\[-1\] are outside the vocabulary 0..22"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature: expected a finite number of at least 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature: .*, got nan"),
+        ({"top_p": 0.0}, "top_p: expected above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "top_p: .*, got 1.1"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"pad_id": 23}, r"pad_id: expected 0 to 22, got \[23\]"),
+        ({"stop_ids": [5, -1]}, r"stop_ids and pad_id: expected 0 to 22, got \[-1\]"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_invalid_settings_are_refused(
     gpt2: Transformer, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         generate(gpt2, PROMPT, **{"max_new_tokens": 1, **settings})  # type: ignore[arg-type]
 
 
-def test_all_that_is_wrong_with_the_settings_is_in_one_error(gpt2: Transformer) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)max_new_tokens.*temperature.*top_p"):
-        generate(gpt2, PROMPT, max_new_tokens=0, temperature=-1, top_p=2)
+def test_one_error_lists_every_invalid_setting() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Generation(max_new_tokens=0, temperature=-1, top_p=2, seed=-3)
+    assert str(caught.value).splitlines() == [
+        "invalid Generation:",
+        "  - max_new_tokens: expected at least 1, got 0",
+        "  - temperature: expected a finite number of at least 0, got -1",
+        "  - top_p: expected above 0 and at most 1, got 2",
+        "  - seed: expected at least 0, got -3",
+    ]
+
+
+def test_one_error_lists_all_that_the_model_cannot_do(gpt2: Transformer) -> None:
+    gpt2.with_classifier(2)
+    with pytest.raises(ConfigError) as caught:
+        gpt2.generate(PROMPT, max_new_tokens=1, stop_ids=[40, -1], pad_id=23)
+    assert str(caught.value).splitlines() == [
+        "the model cannot generate:",
+        "  - the model has no language-model head",
+        "  - stop_ids and pad_id: expected 0 to 22, got [-1, 23, 40]",
+    ]
+
+
+def test_settings_are_one_object_or_keywords(gpt2: Transformer) -> None:
+    settings = Generation(max_new_tokens=4, temperature=1.0, top_p=0.9, seed=3)
+    by_keyword = gpt2.generate(PROMPT, max_new_tokens=4, temperature=1.0, top_p=0.9, seed=3)
+    np.testing.assert_array_equal(gpt2.generate(PROMPT, settings), by_keyword)
+    np.testing.assert_array_equal(generate(gpt2, PROMPT, settings), by_keyword)
+
+
+def test_settings_in_both_ways_or_none_are_refused(gpt2: Transformer) -> None:
+    with pytest.raises(ConfigError, match="or its settings by keyword, got both"):
+        gpt2.generate(PROMPT, Generation(max_new_tokens=1), top_p=0.5)
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        gpt2.generate(PROMPT)
+
+
+def test_the_keywords_are_the_fields_of_a_generation() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(Generation)}
+    assert GenerationSettings.__annotations__ == fields
 
 
 def test_a_model_without_a_language_head_is_refused(gpt2: Transformer) -> None:
@@ -217,7 +262,7 @@ def test_a_model_without_a_language_head_is_refused(gpt2: Transformer) -> None:
 @pytest.mark.parametrize(
     "prompt", [np.zeros((1, 0), int), np.zeros(3, int), np.zeros((1, 3))], ids=str
 )
-def test_a_prompt_that_is_none_is_refused(gpt2: Transformer, prompt: IntArray) -> None:
+def test_a_prompt_without_tokens_is_refused(gpt2: Transformer, prompt: IntArray) -> None:
     with pytest.raises(TokenError, match="expected integers"):
         generate(gpt2, prompt, max_new_tokens=1)
 
@@ -229,18 +274,18 @@ def test_a_token_outside_the_vocabulary_is_refused(gpt2: Transformer) -> None:
 
 def test_padding_on_the_right_is_refused(gpt2: Transformer) -> None:
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    with pytest.raises(TokenError, match=r"padded on the left, and rows \[1\] are not"):
+    with pytest.raises(TokenError, match=r"padding on the left alone, .* rows \[1\]"):
         generate(gpt2, PROMPT, max_new_tokens=1, attention_mask=mask)
 
 
 def test_holes_in_the_mask_are_refused(gpt2: Transformer) -> None:
     mask = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    with pytest.raises(TokenError, match=r"rows \[0\] are not"):
+    with pytest.raises(TokenError, match=r"rows \[0\]"):
         generate(gpt2, PROMPT, max_new_tokens=1, attention_mask=mask)
 
 
 def test_a_mask_of_another_shape_is_refused(gpt2: Transformer) -> None:
-    with pytest.raises(TokenError, match=r"attention_mask \(2, 4\) for prompts \(2, 5\)"):
+    with pytest.raises(TokenError, match=r"attention_mask: expected \(2, 5\), got \(2, 4\)"):
         generate(gpt2, PROMPT, max_new_tokens=1, attention_mask=np.ones((2, 4)).astype(int))
 
 

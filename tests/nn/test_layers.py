@@ -21,7 +21,7 @@ class Two(Module):
         self.second = Dropout(0.5)
 
 
-def test_layers_start_as_they_say() -> None:
+def test_layers_are_initialised_as_documented() -> None:
     linear = Linear(64, 500)
     table = Embedding(500, 64)
 
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_weights_of_the_dtype(dtype: type[np.floati
     assert (one.weight.data != other.weight.data).any()
 
 
-def test_linear_of_weights_that_exist_shares_them() -> None:
+def test_linear_of_given_weights_shares_them() -> None:
     table = Embedding(7, 3)
     head = Linear.of(table.weight)
 
@@ -86,6 +86,6 @@ def test_seeded_dropout_repeats_itself_and_differs_between_places() -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, float("nan")])
-def test_a_dropout_rate_that_cannot_be_is_an_error(rate: float) -> None:
-    with pytest.raises(ConfigError, match="a dropout rate is at least 0 and below 1, and this is"):
+def test_an_invalid_dropout_rate_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match="dropout rate: expected at least 0 and below 1, got"):
         Dropout(rate)

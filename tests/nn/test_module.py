@@ -1,5 +1,7 @@
 import time
 import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -64,11 +66,93 @@ def test_children_are_replaced_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["second", "rest", "rest.2", "rest.-1", "scale", "size", ""])
-def test_a_child_that_is_not_there_is_not_replaced(name: str) -> None:
+def test_an_unknown_child_cannot_be_replaced(name: str) -> None:
     with pytest.raises(KeyError):
         Pair().set_child(name, Linear(1, 1))
     with pytest.raises(KeyError):
         Pair().get_child(name)
+
+
+# ---------- lists, and places outside the tree ----------
+
+
+class Listed(Module):
+    """Parameters and modules in one list."""
+
+    def __init__(self) -> None:
+        self.parts = [Parameter([1.0]), Linear(2, 2, bias=False), None, Parameter([2.0, 3.0])]
+
+
+def test_parameters_in_a_list_are_weights_as_modules_are_children() -> None:
+    listed = Listed()
+    assert shapes(listed) == {"parts.0": (1,), "parts.3": (2,), "parts.1.weight": (2, 2)}
+    listed.freeze()
+    assert not any(parameter.requires_grad for parameter in listed.parameters())
+    listed.load_state_dict({path: np.full(s, 7.0) for path, s in shapes(listed).items()})
+    assert all((array == 7).all() for array in listed.state_dict().values())
+    assert listed.hidden_parameters() == []
+
+
+def test_a_copy_with_other_weights_shares_the_rest_and_leaves_the_original() -> None:
+    listed, new = Listed(), Parameter([5.0])
+    twin = listed.with_own_parameters({"parts.0": new})
+    assert twin.parts[0] is new
+    assert listed.parts[0] is not new
+    assert twin.parts[1:] == listed.parts[1:]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A dataclass with a weight in it."""
+
+    down: Parameter
+
+
+HIDDEN: dict[str, Callable[[Parameter], object]] = {
+    "a tuple": lambda parameter: (parameter,),
+    "a dict": lambda parameter: {"query": parameter},
+    "the keys of a dict": lambda parameter: {parameter: "query"},
+    "a set": lambda parameter: {parameter},
+    "a list in a list": lambda parameter: [[parameter]],
+    "a dict in a list": lambda parameter: [{"down": parameter}],
+    "a dataclass": Factors,
+    "a dataclass in a list": lambda parameter: [Factors(parameter)],
+    "a module in a dict": lambda parameter: {"layer": Linear.of(parameter)},
+    "modules in a tuple": lambda parameter: (Linear.of(parameter), Linear(1, 1)),
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_parameters_outside_the_tree_are_found_by_field(place: str) -> None:
+    parameter = Parameter([[1.0, 2.0]])
+    pair = Pair()
+    pair.rest[1].extra = HIDDEN[place](parameter)  # type: ignore[attr-defined]
+    assert pair.hidden_parameters() == ["rest.1.extra"]
+    pair.scale = parameter
+    own = [] if "tuple" not in place or "modules" not in place else ["rest.1.extra"]
+    assert pair.hidden_parameters() == own, "what is in the tree as well is not hidden"
+
+
+def test_weights_of_another_tree_may_be_referred_to() -> None:
+    pair, other = Pair(), Pair()
+    pair.other = (other, {"scale": other.scale})  # type: ignore[attr-defined]
+    assert pair.hidden_parameters() == ["other"]
+    assert pair.hidden_parameters(known=other.parameters()) == []
+
+
+def test_settings_hide_no_parameters() -> None:
+    config = TransformerConfig(
+        vocab_size=5,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4,
+        max_position_embeddings=4,
+    )
+    assert Transformer(config).hidden_parameters() == []
+
+
+# ---------- modes ----------
 
 
 def test_modes_reach_the_whole_tree() -> None:
@@ -78,7 +162,7 @@ def test_modes_reach_the_whole_tree() -> None:
     assert not any(module.training for _, module in pair.named_modules())
     pair.train()
     assert all(module.training for _, module in pair.named_modules())
-    assert shapes(pair) == shapes(Pair()), "a mode is no part of the tree"
+    assert shapes(pair) == shapes(Pair()), "a mode is not in the tree"
 
 
 def test_a_frozen_model_collects_no_gradient() -> None:
@@ -108,7 +192,7 @@ def test_loaded_weights_take_the_dtype_of_the_model() -> None:
     assert {parameter.dtype for parameter in pair.parameters()} == {np.dtype(np.float32)}
 
 
-def test_all_that_does_not_fit_is_in_one_error_and_nothing_changes() -> None:
+def test_one_error_lists_every_mismatch_and_nothing_changes() -> None:
     pair = Pair()
     state = pair.state_dict()
     before = dict(state)
@@ -158,7 +242,7 @@ def test_a_skeleton_of_70_billion_weights_takes_no_memory_and_no_time() -> None:
     assert model.state_dict()["lm_head.weight"].shape == (128_256, 8192)
 
 
-def test_constants_have_their_value_but_in_a_skeleton() -> None:
+def test_constants_have_their_value_except_in_a_skeleton() -> None:
     np.testing.assert_array_equal(Init(0, np.float64).constant(2, value=0.1), [0.1, 0.1])
     assert Skeleton().constant(10**15, value=0.1).shape == (10**15,)
 

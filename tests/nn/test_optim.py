@@ -56,7 +56,7 @@ def take_steps(optimizer: Optimizer, grads: Sequence[Sequence[Floats]]) -> None:
 
 
 @pytest.mark.parametrize("kind", [AdamW, SGD])
-def test_a_factor_is_a_rate_of_ones_own(kind: type[AdamW | SGD]) -> None:
+def test_a_factor_gives_a_parameter_its_own_rate(kind: type[AdamW | SGD]) -> None:
     rng = np.random.default_rng(0)
     start = rng.standard_normal((2, 3))
     grads = [np.asarray(rng.standard_normal((2, 3))) for _ in range(3)]
@@ -69,7 +69,7 @@ def test_a_factor_is_a_rate_of_ones_own(kind: type[AdamW | SGD]) -> None:
         np.testing.assert_allclose(together.data, alone.data, rtol=1e-14)
 
 
-def test_a_factor_that_cannot_be_is_refused() -> None:
+def test_an_invalid_factor_is_refused() -> None:
     weight = Parameter(np.ones(2))
     with pytest.raises(ConfigError, match=r"factors\[0\]: expected a finite number of at least 0"):
         AdamW([weight], factors={weight: -1.0})
@@ -176,7 +176,7 @@ def test_a_weight_without_a_gradient_is_left_alone_and_its_count_too(make: Make)
 
 
 @both
-def test_frozen_weights_are_no_business_of_an_optimiser(make: Make) -> None:
+def test_an_optimiser_ignores_frozen_weights(make: Make) -> None:
     frozen, trained = Parameter(np.ones(2), requires_grad=False), Parameter(np.ones(2))
     assert make([frozen, trained]).parameters == [trained]
 
@@ -192,13 +192,13 @@ def test_a_weight_given_twice_moves_once(make: Make) -> None:
 @both
 def test_nothing_to_train_is_an_error(make: Make) -> None:
     frozen = [Parameter(np.ones(2), requires_grad=False) for _ in range(3)]
-    message = "nothing to train: of 3 parameters given, none requires a gradient"
+    message = "nothing to train: expected parameters that require a gradient, got 0 of 3"
     with pytest.raises(TrainingError, match=message):
         make(frozen)
 
 
 @both
-def test_zero_grad_forgets_gradients(make: Make) -> None:
+def test_zero_grad_drops_gradients(make: Make) -> None:
     weight = Parameter(np.ones(2))
     weight.grad = np.ones(2)
     make([weight]).zero_grad()
@@ -234,7 +234,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(make: Make, rng: np.random.Generator
         np.testing.assert_array_equal(there.data, here.data)
 
 
-def test_a_state_that_does_not_fit_is_refused_whole() -> None:
+def test_a_state_of_other_parameters_is_refused_as_a_whole() -> None:
     optimizer = AdamW([Parameter(np.ones(3)), Parameter(np.ones(2))])
     state = {name: array + 1 for name, array in optimizer.state_dict().items()}
     state["exp_avg.0"] = np.ones(4)
@@ -267,7 +267,7 @@ def test_a_state_that_does_not_fit_is_refused_whole() -> None:
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make: Make, message: str) -> None:
+def test_invalid_settings_are_refused(make: Make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make([Parameter(np.ones(1))])
 

@@ -18,6 +18,7 @@ from tinygrad_peft.nn import (
     LayerCache,
     Linear,
     Module,
+    Roles,
     RopeScaling,
     Transformer,
     TransformerConfig,
@@ -100,7 +101,7 @@ def test_gradients_of_a_block_agree_with_differences(
     if config.positions == "rotary":
         rotary = RotaryAngles(config)(np.arange(5), np.dtype(np.float64))
     x = Tensor(rng.standard_normal((2, 5, 8)), requires_grad=True)
-    context = Context(keys=mask, rotary=rotary)
+    context = Context(causal=config.causal, roles=Roles((2, 5)), keys=mask, rotary=rotary)
 
     error = check_gradients(lambda x, *_: block(x, context), [x, *block.parameters()])
     assert error < 1e-6
@@ -150,7 +151,7 @@ def test_the_loss_is_the_cross_entropy_of_the_shifted_logits(family: str) -> Non
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_the_loss_is_the_same_through_a_head_that_is_no_linear() -> None:
+def test_the_loss_is_the_same_through_a_wrapped_head() -> None:
     class Other(Module):
         def __init__(self, base: Linear) -> None:
             self.base = base
@@ -177,7 +178,7 @@ def test_right_padding_does_not_change_what_real_tokens_give(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_stands_at_padding_does_not_matter(family: str) -> None:
+def test_tokens_at_padding_have_no_effect(family: str) -> None:
     model = build(FAMILIES[family])
     ids = IDS.copy()
     ids[1, 3:] = 7
@@ -267,7 +268,7 @@ def test_a_tied_head_is_the_embedding() -> None:
 # ---------- pooling and heads ----------
 
 
-def test_mean_pooling_is_over_what_is_no_padding() -> None:
+def test_mean_pooling_ignores_padding() -> None:
     model = build(CLASSIFIERS["bert-mean"])
     hidden = model.hidden_states(IDS, RIGHT_PADDED)
     pooled = model.pooled(IDS, RIGHT_PADDED).data
@@ -370,13 +371,13 @@ def test_a_new_classifier_takes_the_place_of_any_head() -> None:
 @pytest.mark.parametrize(
     ("labels", "pooling", "message"),
     [
-        (2, "max", "pooling is 'cls' or 'mean', and not 'max'"),
+        (2, "max", "pooling: expected 'cls' or 'mean', got 'max'"),
         (0, "mean", "num_labels of at least 1"),
         ([], "mean", "num_labels of at least 1"),
     ],
     ids=["pooling", "zero", "empty"],
 )
-def test_a_classifier_that_cannot_be_is_an_error_and_changes_nothing(
+def test_an_invalid_classifier_is_refused_and_changes_nothing(
     labels: int | list[str], pooling: str, message: str
 ) -> None:
     model = build(GPT2)
@@ -408,7 +409,7 @@ def test_more_tokens_than_positions_are_an_error(family: str) -> None:
     ],
     ids=["large", "negative", "float", "vector"],
 )
-def test_ids_that_cannot_be_are_named(ids: IntArray, message: str) -> None:
+def test_invalid_ids_are_named(ids: IntArray, message: str) -> None:
     with pytest.raises(TokenError, match=message):
         build(GPT2)(ids)
 
@@ -427,7 +428,7 @@ def test_labels_of_another_shape_are_an_error() -> None:
         build(GPT2).loss(IDS, IDS[:, :4])
 
 
-def test_a_class_that_is_not_there_is_an_error() -> None:
+def test_an_unknown_class_is_an_error() -> None:
     with pytest.raises(TokenError, match=r"target 3 is outside the 3 classes 0\.\.2"):
         build(CLASSIFIERS["bert-cls"]).loss(IDS, np.array([0, 3]))
 

@@ -106,7 +106,7 @@ def test_the_loss_of_rows_with_their_own_fronts_is_that_of_each_alone(
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 @pytest.mark.parametrize(("prompt", "prefix"), [((3,), (2,)), ((3,), ()), ((), (2,)), *LENGTHS])
-def test_cached_generation_is_what_reading_everything_anew_gives(
+def test_generation_with_a_cache_equals_generation_without(
     config: TransformerConfig, prompt: tuple[int, ...], prefix: tuple[int, ...]
 ) -> None:
     model = made(config, prompt, prefix)
@@ -178,7 +178,7 @@ def test_gradients_reach_every_virtual_token() -> None:
 
 
 @pytest.mark.parametrize("front", [3, 1])
-def test_vectors_for_all_stand_before_those_that_rows_have_of_their_own(front: int) -> None:
+def test_shared_vectors_come_before_the_rows_own(front: int) -> None:
     def with_more(lengths: Sequence[int]) -> Transformer:
         model = made(LLAMA, (), ())
         more = normal(front, LLAMA.hidden_size, seed=50)

@@ -9,7 +9,15 @@ import numpy as np
 
 import tinygrad_peft_lora.plugin
 from tinygrad_peft.arrays import Array, IntArray
-from tinygrad_peft.nn import Affine, Init, Module, Parameter, Transformer, TransformerConfig
+from tinygrad_peft.nn import (
+    Affine,
+    Block,
+    Init,
+    Module,
+    Parameter,
+    Transformer,
+    TransformerConfig,
+)
 from tinygrad_peft.peft import (
     Host,
     PeftConfig,
@@ -45,6 +53,13 @@ def small(config: TransformerConfig = LLAMA, dtype: type[np.floating] = np.float
             parameter.data = rng.normal(0, 0.1, parameter.shape).astype(dtype)
     model.eval()
     return model
+
+
+def block_of(model: Transformer, layer: int = 0) -> Block:
+    """The block of a layer that no method has wrapped whole."""
+    block = model.blocks[layer]
+    assert isinstance(block, Block)
+    return block
 
 
 def lora_host() -> Host:

@@ -1,6 +1,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from tests.peft.small import (
     small,
 )
 from tinygrad_peft.errors import PeftError, PluginError, TargetError
-from tinygrad_peft.nn import Affine, Embedding, Init, Linear, Module, Transformer
+from tinygrad_peft.nn import Affine, Embedding, Init, Linear, Module, Parameter, Transformer
 from tinygrad_peft.peft import (
     Applied,
     Draft,
@@ -290,6 +291,63 @@ def test_the_module_itself_is_no_answer() -> None:
         apply_recipe(small(), [SHIFT_Q], shift_host(adapt))
 
 
+def test_an_answer_that_hides_parameters_leaves_the_model_as_it_was() -> None:
+    class Hiding(ShiftLinear):
+        def __init__(self, base: Affine, init: Init) -> None:
+            super().__init__(base, 0.0, init)
+            self.by_name = {"shift": Parameter(init.ones(2))}
+
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
+        wanted = isinstance(config, ShiftConfig) and site.is_target
+        return (
+            Hiding(site.module, site.init) if wanted and isinstance(site.module, Affine) else None
+        )
+
+    model = small()
+    before = Snapshot.of(model)
+    message = r"shift: Hiding for model\.layers\.0\.\S+ hides parameters.* got by_name$"
+    with pytest.raises(PluginError, match=message):
+        apply_recipe(model, [SHIFT_Q], shift_host(adapt))
+    before.assert_unchanged(model)
+
+
+def test_an_answer_may_refer_to_the_models_own_parameters() -> None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
+        made = shift(config, site)
+        if made is not None:
+            made.site = site  # type: ignore[attr-defined]
+        return made
+
+    record = apply_recipe(small(), [SHIFT_Q], shift_host(adapt))
+    assert record.rewrites[0].after.hidden_parameters() == ["site"]
+
+
+def test_parameters_in_a_list_are_trained_and_saved(tmp_path: Path) -> None:
+    class Listed(Module):
+        base_layer: Affine
+
+        def __init__(self, base: Affine, init: Init) -> None:
+            self.in_features, self.out_features = base.in_features, base.out_features
+            self.base_layer = base
+            self.shifts = [Parameter(init.zeros(base.out_features)) for _ in range(2)]
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return self.base_layer(x) + self.shifts[0] + self.shifts[1] * 2.0
+
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
+        wanted = isinstance(config, ShiftConfig) and site.is_target
+        return (
+            Listed(site.module, site.init) if wanted and isinstance(site.module, Affine) else None
+        )
+
+    peft = get_peft_model(small(), SHIFT_Q, host=shift_host(adapt))
+    assert list(peft.record.rewrites[0].added) == ["shifts.0", "shifts.1"]
+    shake(peft)
+    peft.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(small(), tmp_path, host=shift_host(adapt))
+    np.testing.assert_array_equal(logits(loaded), logits(peft))
+
+
 def test_a_list_of_blocks_takes_blocks_alone() -> None:
     def adapt(config: PeftConfig, site: Site) -> Module | None:
         wrong = isinstance(config, ShiftConfig) and site.path == "model.layers.1"
@@ -297,7 +355,7 @@ def test_a_list_of_blocks_takes_blocks_alone() -> None:
 
     model = small()
     before = Snapshot.of(model)
-    with pytest.raises(PeftError, match=r"model\.layers\.1: expected Block, got Linear$"):
+    with pytest.raises(PeftError, match=r"called as \(x, context\), got Linear, called as \(x\)"):
         apply_recipe(model, [ShiftConfig(target_modules=["layers.1"])], shift_host(adapt))
     before.assert_unchanged(model)
 

@@ -39,3 +39,13 @@ def test_arrays_are_shared_until_others_take_their_place() -> None:
 def test_there_is_no_copy_of_what_has_no_weights() -> None:
     assert trained_copy(Dropout(0.1)) is None
     assert with_trained_bias(Linear(2, 3, bias=False)) is None
+
+
+def test_weights_in_a_list_are_copied_in_a_list_of_the_copys_own() -> None:
+    base = Linear(2, 3)
+    base.factors = [Parameter([1.0]), Parameter([2.0])]  # type: ignore[attr-defined]
+    copied = trained_copy(base, ["factors.1"])
+    assert isinstance(copied, Linear)
+    own, others = dict(copied.own_parameters()), dict(base.own_parameters())
+    assert own["factors.1"] is not others["factors.1"]
+    assert own["factors.0"] is others["factors.0"]

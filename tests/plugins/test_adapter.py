@@ -10,14 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 import tinygrad_peft_adapter.plugin
-from tests.peft.small import FAMILIES, IDS, LLAMA, Snapshot, logits, lora_host, shake
+from tests.peft.small import FAMILIES, IDS, LLAMA, Snapshot, block_of, logits, lora_host, shake
 from tests.peft.small import small as small_model
 from tinygrad_peft import reference
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import ConfigError, PeftError
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.models import named_shape
-from tinygrad_peft.nn import Context, Init, Layer, Module
+from tinygrad_peft.nn import Context, Init, Layer, Module, Norm, Roles
 from tinygrad_peft.peft import (
     Host,
     PeftConfig,
@@ -93,6 +93,13 @@ def adapters(peft: PeftModel) -> list[BottleneckAdapter]:
 # ---------- the formula ----------
 
 
+def context(
+    x: Tensor, *, causal: bool = True, rotary: tuple[Array, Array] | None = None
+) -> Context:
+    """The context of a whole text without padding."""
+    return Context(causal=causal, roles=Roles(x.shape[:2]), rotary=rotary)
+
+
 class Doubled(Module):
     """A layer, and an attention, whose derivative is 2."""
 
@@ -158,7 +165,7 @@ class Case:
         made.dropout.rng = np.random.default_rng(2)
         keep = (np.random.default_rng(2).random(8, dtype=np.float32) >= rate) / (1 - rate)
         tensor = Tensor(x, requires_grad=True)
-        y = made(tensor, Context()) if isinstance(made, AttentionAdapter) else made(tensor)
+        y = made(tensor, context(tensor))
         y.backward(g)
         inward = 1 if self.config.placement == "parallel" else 2  # d(what it sees)/dx
         expected = by_hand(made, self.config, inward * x.astype(np.float64), g, keep)
@@ -214,11 +221,12 @@ def test_the_gradients_of_a_block_are_its_differences(family: str, option: str) 
     model = peft.base_model
     rotary = model.angles(np.arange(5), np.dtype(np.float64)) if model.angles else None
     x = Tensor(np.random.default_rng(0).normal(size=(2, 5, 16)), requires_grad=True)
-    parameters = [p for p in model.blocks[0].parameters() if p.requires_grad]
+    first = block_of(model)
+    parameters = [p for p in first.parameters() if p.requires_grad]
     assert len(parameters) >= 4
 
     def block(x: Tensor, *_: Tensor) -> Tensor:
-        return model.blocks[0](x, Context(rotary=rotary))
+        return first(x, context(x, causal=model.config.causal, rotary=rotary))
 
     assert check_gradients(block, [x, *parameters]) < 1e-6
 
@@ -250,16 +258,17 @@ def test_each_placement_has_its_places(family: str, placement: str) -> None:
 
 def test_with_norms_after_the_residual_the_adapter_comes_before_both() -> None:
     peft = trained(HOULSBY, "bert", np.float64)
-    block = peft.base_model.blocks[0]
+    block = block_of(peft.base_model)
     attn, mlp = block.attn, block.mlp
     assert isinstance(attn, AttentionAdapter)
     assert isinstance(mlp, LayerAdapter)
-    x, context = Tensor(np.random.default_rng(0).normal(size=(2, 3, 16))), Context()
-    h = attn.base_layer(x, context)
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 3, 16)))
+    facts = context(x, causal=False)
+    h = attn.base_layer(x, facts)
     middle = block.attn_norm(x + h + attn.update(h))
-    h = mlp.base_layer(middle)
+    h = mlp.base_layer(middle, facts)
     expected = block.mlp_norm(middle + h + mlp.update(h))
-    np.testing.assert_allclose(block(x, context).data, expected.data, rtol=1e-12)
+    np.testing.assert_allclose(block(x, facts).data, expected.data, rtol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -267,23 +276,27 @@ def test_with_norms_after_the_residual_the_adapter_comes_before_both() -> None:
 def test_an_adapter_may_read_the_hidden_states(placement: str, family: str) -> None:
     option = "beside the sum" if placement == "parallel" else "after the sum"
     peft = trained(OPTIONS[option], family, np.float64)
-    block, base = peft.base_model.blocks[0], small_model(FAMILIES[family], np.float64).blocks[0]
+    block, base = block_of(peft.base_model), block_of(small_model(FAMILIES[family], np.float64))
     x = Tensor(np.random.default_rng(0).normal(size=(2, 3, 16)))
     rotary = peft.base_model.angles
-    context = Context(rotary=rotary(np.arange(3), np.dtype(np.float64)) if rotary else None)
+    facts = context(
+        x,
+        causal=peft.config.causal,
+        rotary=rotary(np.arange(3), np.dtype(np.float64)) if rotary else None,
+    )
 
-    def joined(x: Tensor, h: Tensor, norm: Layer, adapter: object) -> Tensor:
+    def joined(x: Tensor, h: Tensor, norm: Norm, adapter: object) -> Tensor:
         after = x + h if block.pre_norm else norm(x + h)
         if isinstance(adapter, ResidualAdapter):
             h = h + adapter.update(x if placement == "parallel" else after)
         return x + h if block.pre_norm else norm(x + h)
 
-    h = base.attn(base.attn_norm(x) if block.pre_norm else x, context)
+    h = base.attn(base.attn_norm(x) if block.pre_norm else x, facts)
     middle = joined(x, h, base.attn_norm, block.attn_residual)
-    h = base.mlp(base.mlp_norm(middle) if block.pre_norm else middle)
+    h = base.mlp(base.mlp_norm(middle) if block.pre_norm else middle, facts)
     expected = joined(middle, h, base.mlp_norm, block.mlp_residual)
     assert isinstance(block.mlp_residual, ResidualAdapter)
-    np.testing.assert_allclose(block(x, context).data, expected.data, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(block(x, facts).data, expected.data, rtol=1e-12, atol=1e-14)
 
 
 def test_beside_a_layer_that_takes_the_hidden_states_both_are_the_same() -> None:
@@ -315,7 +328,7 @@ def test_only_the_layers_that_are_named_are_adapted(layers: int | list[int]) -> 
 
 
 def test_a_wrapped_attention_is_still_an_attention() -> None:
-    attn = adapted([HOULSBY, HOULSBY]).base_model.blocks[0].attn
+    attn = block_of(adapted([HOULSBY, HOULSBY]).base_model).attn
     assert isinstance(attn, AttentionAdapter)
     assert isinstance(attn.base_layer, AttentionAdapter)
     assert (attn.num_heads, attn.num_kv_heads, attn.head_dim) == (4, 2, 4)
@@ -407,12 +420,13 @@ def test_dropout_falls_on_the_bottleneck_and_in_training_alone() -> None:
         Doubled(), replace(PFEIFFER, bottleneck_dim=3, dropout=0.5, activation="silu"), 6, Init(0)
     )
     made.adapter_up.weight.data = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    x = Tensor(np.ones((400, 6)))
+    x = Tensor(np.ones((1, 400, 6)))
+    facts = context(x)
     made.eval()
-    quiet = made(x).data
+    quiet = made(x, facts).data[0]
     assert len(np.unique(quiet, axis=0)) == 1
     made.train()
-    noisy = made(x).data
+    noisy = made(x, facts).data[0]
     assert len(np.unique(noisy.round(4), axis=0)) == 2**3
     np.testing.assert_allclose(noisy.mean(axis=0), quiet[0], atol=0.3)
 
@@ -531,7 +545,7 @@ def test_lora_within_is_the_same_whether_it_came_first_or_last() -> None:
 
 def mlps(recipe: Sequence[PeftConfig]) -> tuple[LayerAdapter, LayerAdapter, Layer]:
     """The outer and the inner adapter of one place, and the base's layer."""
-    outer = trained(recipe, dtype=np.float64).base_model.blocks[0].mlp
+    outer = block_of(trained(recipe, dtype=np.float64).base_model).mlp
     assert isinstance(outer, LayerAdapter)
     assert isinstance(outer.base_layer, LayerAdapter)
     return outer, outer.base_layer, outer.base_layer.base_layer
@@ -539,15 +553,16 @@ def mlps(recipe: Sequence[PeftConfig]) -> tuple[LayerAdapter, LayerAdapter, Laye
 
 def test_stacked_adapters_are_applied_in_the_order_of_the_recipe() -> None:
     x = Tensor(np.random.default_rng(0).normal(size=(2, 3, 16)))
+    facts = context(x)
     outer, inner, base = mlps([PFEIFFER, PFEIFFER])
-    h = base(x) + inner.update(base(x))
-    np.testing.assert_allclose(outer(x).data, (h + outer.update(h)).data, rtol=1e-12)
+    h = base(x, facts) + inner.update(base(x, facts))
+    np.testing.assert_allclose(outer(x, facts).data, (h + outer.update(h)).data, rtol=1e-12)
     outer, inner, base = mlps([PFEIFFER, PARALLEL])
-    h = base(x) + inner.update(base(x))
-    np.testing.assert_allclose(outer(x).data, (h + outer.update(x)).data, rtol=1e-12)
+    h = base(x, facts) + inner.update(base(x, facts))
+    np.testing.assert_allclose(outer(x, facts).data, (h + outer.update(x)).data, rtol=1e-12)
     outer, inner, base = mlps([PARALLEL, PFEIFFER])
-    h = base(x) + inner.update(x)
-    np.testing.assert_allclose(outer(x).data, (h + outer.update(h)).data, rtol=1e-12)
+    h = base(x, facts) + inner.update(x)
+    np.testing.assert_allclose(outer(x, facts).data, (h + outer.update(h)).data, rtol=1e-12)
 
 
 def test_an_adapter_cannot_be_merged_and_merging_leaves_all_as_it_was() -> None:

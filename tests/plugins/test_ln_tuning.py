@@ -8,7 +8,7 @@ from tests.peft.small import FAMILIES, IDS, LLAMA, ShiftConfig, logits, plugin, 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, TargetError
 from tinygrad_peft.nn import LayerNorm, Module, RMSNorm, Transformer, TransformerConfig
-from tinygrad_peft.nn.seams import Layer
+from tinygrad_peft.nn.seams import Norm
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, Site, count_recipe, get_peft_model
 from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import Tensor, no_grad
@@ -89,7 +89,7 @@ def test_a_norm_is_trained_by_one_step_alone() -> None:
 
 
 class Wrapped(Module):
-    def __init__(self, base: Layer) -> None:
+    def __init__(self, base: Norm) -> None:
         self.base = base
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Wrapped(Module):
 def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
     def wrap(config: PeftConfig, site: Site) -> Module | None:
         wanted = isinstance(config, ShiftConfig) and site.is_target
-        return Wrapped(site.module) if wanted and isinstance(site.module, Layer) else None
+        return Wrapped(site.module) if wanted and isinstance(site.module, Norm) else None
 
     host = Host.installed()
     host.register(plugin(ShiftConfig, adapt=wrap), "wrapping")

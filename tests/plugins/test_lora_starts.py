@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from tests.peft.small import (
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import CheckpointError, PeftError
 from tinygrad_peft.gradcheck import check_gradients
-from tinygrad_peft.nn import Init, Linear, Parameter
-from tinygrad_peft.peft import PeftModel, count_recipe, get_peft_model
+from tinygrad_peft.nn import Init, Linear, Parameter, Skeleton, Transformer
+from tinygrad_peft.peft import PeftModel, count_recipe, get_peft_model, inspect_path
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_lora import LoraConfig, LoraLinear, TakenOutLora
+from tinygrad_peft_lora.norms import Norms
 
 TAKEN_OUT = ["pissa", "olora"]
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
@@ -294,3 +296,55 @@ def test_the_settings_on_disk_are_the_plain_ones(tmp_path: Path) -> None:
     written = json.loads((tmp_path / FILES[0]).read_text())
     assert (written["r"], written["init_lora_weights"]) == (4, True)
     assert written["lora_alpha"] == pytest.approx(3 * np.sqrt(2))
+
+
+# ---------- a base without weights ----------
+
+
+@pytest.fixture
+def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the matrices that SVD and QR are asked to decompose."""
+    shapes: list[tuple[int, ...]] = []
+
+    def counted(decompose: Callable[..., object]) -> Callable[..., object]:
+        def call(matrix: Array, *more: object, **settings: object) -> object:
+            shapes.append(matrix.shape)
+            return decompose(matrix, *more, **settings)
+
+        return call
+
+    for name in ("svd", "qr"):
+        monkeypatch.setattr(np.linalg, name, counted(getattr(np.linalg, name)))
+    return shapes
+
+
+@pytest.mark.parametrize("start", TAKEN_OUT)
+def test_nothing_is_decomposed_where_the_base_has_no_weights(
+    start: str, tmp_path: Path, decompositions: list[tuple[int, ...]]
+) -> None:
+    unconverted(tmp_path, start)
+    assert len(decompositions) == 6, "a base with weights is decomposed at each target"
+    decompositions.clear()
+    assert inspect_path(tmp_path, lora_host(), base=LLAMA).problems == []
+    config = LoraConfig(r=2, init_lora_weights=start, target_modules=["q_proj"])
+    skeleton = get_peft_model(Transformer(LLAMA, Skeleton()), config, host=lora_host())
+    assert not any(p.data.any() for p in skeleton.trainable_parameters())
+    with pytest.raises(PeftError, match=f"{start} of rank 99"):
+        get_peft_model(Transformer(LLAMA, Skeleton()), replace(config, r=99), host=lora_host())
+    assert decompositions == []
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]])
+def test_doras_norms_are_not_computed_where_a_folder_has_the_magnitudes(
+    targets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LoraConfig(r=2, use_dora=True, target_modules=targets)
+    peft = get_peft_model(small(LLAMA), config, host=lora_host())
+    shake(peft)
+    peft.save_pretrained(tmp_path)
+    expected = logits(peft)
+    with monkeypatch.context() as patch:
+        patch.setattr(Norms, "__call__", lambda *_: pytest.fail("the norms are computed"))
+        assert inspect_path(tmp_path, lora_host(), base=LLAMA).problems == []
+        loaded = PeftModel.from_pretrained(small(LLAMA), tmp_path, host=lora_host())
+    np.testing.assert_array_equal(logits(loaded), expected)

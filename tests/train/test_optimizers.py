@@ -55,7 +55,7 @@ def test_a_model_with_nothing_to_train_is_an_error() -> None:
     model = classifier()
     for parameter in model.parameters():
         parameter.requires_grad = False
-    with pytest.raises(TrainingError, match=r"nothing to train: of \d+ parameters"):
+    with pytest.raises(TrainingError, match=r"nothing to train: .* got 0 of \d+"):
         make_optimizer(TrainConfig(), model)
 
 

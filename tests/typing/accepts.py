@@ -18,6 +18,7 @@ from tinygrad_peft import Host, Module, Parameter, PeftModel, Tensor, Transforme
 from tinygrad_peft.nn import (
     Affine,
     Block,
+    Context,
     Init,
     Linear,
     MultiHeadAttention,
@@ -246,10 +247,10 @@ def put_a_4_bit_layer_into_a_seam(attention: MultiHeadAttention, linear: Linear)
     print(bits)
 
 
-def put_an_adapter_around_a_layer(block: Block, init: Init) -> None:
+def put_an_adapter_around_a_layer(block: Block, init: Init, context: Context) -> None:
     config = BottleneckAdapterConfig(bottleneck_dim=8, activation="gelu", scaling=0.5)
     block.mlp = LayerAdapter(block.mlp, config, 16, init)
-    assert_type(block.mlp(Tensor([[[0.0]]])), Tensor)
+    assert_type(block.mlp(Tensor([[[0.0]]]), context), Tensor)
     width: int = config.bottleneck(768)
     print(width)
 

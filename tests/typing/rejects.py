@@ -217,7 +217,7 @@ def adapt(model: Transformer, attention: MultiHeadAttention, base: Affine, init:
     attention.q_prj = base  # type: ignore[attr-defined]
     LoraLinear(Embedding(4, 4), LoraConfig(), "path", None)  # type: ignore[arg-type]
     AttentionAdapter(base, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
-    LayerAdapter(attention, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
+    LayerAdapter(base, BottleneckAdapterConfig(), 4, init)  # type: ignore[arg-type]
     LayerAdapter(base, LoraConfig(), 4, init)  # type: ignore[arg-type]
     TrainedPrefix(attention, init.zeros(4, 8), model.config)  # type: ignore[arg-type]
     SoftPrompt(base, init.zeros(4, 8))  # type: ignore[arg-type]

@@ -222,10 +222,13 @@ def generate(
     as_json: bool,
 ) -> None:
     """Go on from a prompt."""
-    from tinygrad_peft.cli.generating import Sampling, generate_text
+    from tinygrad_peft.cli.generating import generate_text
+    from tinygrad_peft.nn import Generation
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    generate_text(model, adapter, prompt, sampling, as_json=as_json)
+    generation = Generation(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    generate_text(model, adapter, prompt, generation, as_json=as_json)
 
 
 @cli.command()

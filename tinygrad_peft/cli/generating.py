@@ -1,7 +1,7 @@
 """`tinygrad-peft generate`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,14 @@ from tinygrad_peft.cli.loading import check_tokens, load_adapted
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import Tokenizer, load_tokenizer
-from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.nn import Generation, TransformerConfig
 from tinygrad_peft.train.encoding import prompt_ids
 
-__all__ = ["Sampling", "generate_text"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
+__all__ = ["generate_text"]
 
 
 def generate_text(
-    model: str, adapter: Path | None, prompt: str, sampling: Sampling, *, as_json: bool
+    model: str, adapter: Path | None, prompt: str, generation: Generation, *, as_json: bool
 ) -> None:
     """Print the prompt and what the model makes of it."""
     source = model_path(model)
@@ -41,14 +31,8 @@ def generate_text(
     if not given:
         raise ConfigError("the prompt is empty")
     check_tokens(given, tokenizer, adapted.config)
-    output = adapted.generate(
-        np.array([given]),
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        stop_ids=_stop_ids(tokenizer, adapted.config),
-    )
+    generation = replace(generation, stop_ids=_stop_ids(tokenizer, adapted.config))
+    output = adapted.generate(np.array([given]), generation)
     new = [int(token) for token in output[0, len(given) :]]
     text = _completion(tokenizer, given, new)
     emit(

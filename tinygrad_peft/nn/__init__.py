@@ -5,6 +5,7 @@ from tinygrad_peft.nn.attention import MultiHeadAttention, PackedAttention
 from tinygrad_peft.nn.block import Block, FeedForward, GatedFeedForward
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import RopeScaling, TransformerConfig
+from tinygrad_peft.nn.generation import Generation, GenerationSettings
 from tinygrad_peft.nn.init import Init, Skeleton
 from tinygrad_peft.nn.layers import (
     Dropout,
@@ -16,12 +17,15 @@ from tinygrad_peft.nn.layers import (
 )
 from tinygrad_peft.nn.module import Module, Parameter, mismatches
 from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer, clip_grad_norm
+from tinygrad_peft.nn.roles import Roles
 from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
 from tinygrad_peft.nn.seams import (
     Affine,
     Attention,
+    BlockLike,
     Context,
     Layer,
+    Norm,
     Prefix,
     Prompt,
     Residual,
@@ -29,6 +33,7 @@ from tinygrad_peft.nn.seams import (
 )
 from tinygrad_peft.nn.transformer import Transformer
 from tinygrad_peft.nn.virtual import NoPrefix, NoPrompt, VirtualKeys, VirtualTokens
+from tinygrad_peft.nn.weights import DenseWeight, times_weight, weight_of
 
 __all__ = [
     "SGD",
@@ -36,11 +41,15 @@ __all__ = [
     "Affine",
     "Attention",
     "Block",
+    "BlockLike",
     "Context",
+    "DenseWeight",
     "Dropout",
     "Embedding",
     "FeedForward",
     "GatedFeedForward",
+    "Generation",
+    "GenerationSettings",
     "Init",
     "Layer",
     "LayerCache",
@@ -50,6 +59,7 @@ __all__ = [
     "MultiHeadAttention",
     "NoPrefix",
     "NoPrompt",
+    "Norm",
     "Optimizer",
     "PackedAttention",
     "Parameter",
@@ -57,6 +67,7 @@ __all__ = [
     "Prompt",
     "RMSNorm",
     "Residual",
+    "Roles",
     "RopeScaling",
     "Schedule",
     "Skeleton",
@@ -72,4 +83,6 @@ __all__ = [
     "linear_decay",
     "mismatches",
     "seed_dropout",
+    "times_weight",
+    "weight_of",
 ]

@@ -13,17 +13,19 @@ __all__ = ["MultiHeadAttention", "PackedAttention"]
 
 
 class _SelfAttention(Module):
-    """What both kinds share: heads, dropout, and attention itself."""
+    """The common part of both kinds: heads, dropout, and attention itself."""
 
     def __init__(self, config: TransformerConfig) -> None:
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.causal = config.causal
         self.dropout = Dropout(config.attention_dropout)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        """q (B, T, H, D), k and v (B, T, K, D), placed and cached -> (B, T, H D)."""
+        """softmax(q kᵀ / √D) v, after rotary positions and the cache.
+
+        q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H D).
+        """
         if context.rotary is not None:
             q, k = F.rotary(q, *context.rotary), F.rotary(k, *context.rotary)
         if context.cache is not None:
@@ -33,7 +35,7 @@ class _SelfAttention(Module):
             k,
             v,
             prefix=context.prefix,
-            causal=self.causal,
+            causal=context.causal,
             keys=context.keys,
             keep=self._keep(q.shape[0], q.shape[1], k.shape[1], context),
             rate=self.dropout.rate,
@@ -41,13 +43,13 @@ class _SelfAttention(Module):
         return mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
 
     def _keep(self, batch: int, queries: int, keys: int, context: Context) -> BoolArray | None:
-        """Which probabilities dropout keeps: (B, H, T, P + S); None: all."""
+        """The probabilities that dropout keeps: (B, H, T, P + S). None: all."""
         virtual = 0 if context.prefix is None else context.prefix[0].shape[-3]
         return self.dropout.keep((batch, self.num_heads, queries, virtual + keys))
 
 
 class MultiHeadAttention(_SelfAttention):
-    """softmax(q kᵀ / √D) v over heads, with keys and values shared by groups of heads or not.
+    """softmax(q kᵀ / √D) v over heads, whose keys and values groups of heads may share.
 
     (Vaswani et al. 2017, section 3.2.2; grouped queries: Ainslie et al. 2023.)
     """
@@ -74,7 +76,7 @@ class MultiHeadAttention(_SelfAttention):
 
 
 class PackedAttention(_SelfAttention):
-    """The same with queries, keys and values from one projection, as GPT-2 has it."""
+    """softmax(q kᵀ / √D) v with one projection for queries, keys and values, as in GPT-2."""
 
     qkv_proj: Affine
     o_proj: Affine
@@ -93,7 +95,7 @@ class PackedAttention(_SelfAttention):
                 qkv,
                 prefix=context.prefix,
                 heads=self.num_heads,
-                causal=self.causal,
+                causal=context.causal,
                 keys=context.keys,
                 keep=self._keep(batch, tokens, tokens, context),
                 rate=self.dropout.rate,

@@ -8,7 +8,7 @@ from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.layers import Dropout, LayerNorm, Linear, RMSNorm
 from tinygrad_peft.nn.module import Module
-from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, Residual
+from tinygrad_peft.nn.seams import Affine, Attention, Context, Layer, Norm, Residual
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["Block", "FeedForward", "GatedFeedForward", "ResidualSum", "make_norm"]
@@ -33,7 +33,7 @@ class FeedForward(Module):
         self.down_proj = Linear(inner, width, bias=bias, init=init)
         self.activation = _ACTIVATIONS[config.activation]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, _: Context | None = None) -> Tensor:
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
@@ -50,14 +50,14 @@ class GatedFeedForward(Module):
         self.up_proj = Linear(width, inner, bias=bias, init=init)
         self.down_proj = Linear(inner, width, bias=bias, init=init)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, _: Context | None = None) -> Tensor:
         return self.down_proj(F.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class ResidualSum(Module):
-    """x + h, or the norm of that: twice (B, T, D) -> (B, T, D)."""
+    """x + h, or norm(x + h): twice (B, T, D) -> (B, T, D)."""
 
-    def __call__(self, x: Tensor, h: Tensor, norm: Layer | None) -> Tensor:
+    def __call__(self, x: Tensor, h: Tensor, norm: Norm | None, _: Context | None = None) -> Tensor:
         y = x + h
         return y if norm is None else norm(y)
 
@@ -69,10 +69,10 @@ class Block(Module):
     """
 
     attn: Attention
-    attn_norm: Layer
+    attn_norm: Norm
     attn_residual: Residual
     mlp: Layer
-    mlp_norm: Layer
+    mlp_norm: Norm
     mlp_residual: Residual
 
     def __init__(self, config: TransformerConfig, init: Init) -> None:
@@ -88,13 +88,16 @@ class Block(Module):
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         if self.pre_norm:
             h = self.dropout(self.attn(self.attn_norm(x), context))
-            x = self.attn_residual(x, h, None)
-            return self.mlp_residual(x, self.dropout(self.mlp(self.mlp_norm(x))), None)
-        x = self.attn_residual(x, self.dropout(self.attn(x, context)), self.attn_norm)
-        return self.mlp_residual(x, self.dropout(self.mlp(x)), self.mlp_norm)
+            x = self.attn_residual(x, h, None, context)
+            h = self.dropout(self.mlp(self.mlp_norm(x), context))
+            return self.mlp_residual(x, h, None, context)
+        h = self.dropout(self.attn(x, context))
+        x = self.attn_residual(x, h, self.attn_norm, context)
+        h = self.dropout(self.mlp(x, context))
+        return self.mlp_residual(x, h, self.mlp_norm, context)
 
 
 def make_norm(config: TransformerConfig, init: Init) -> LayerNorm | RMSNorm:
-    """The norm that a config asks for, over the hidden size."""
+    """Make the norm over the hidden size that a config names."""
     kind = RMSNorm if config.norm == "rms_norm" else LayerNorm
     return kind(config.hidden_size, config.norm_eps, init=init)

@@ -1,4 +1,4 @@
-"""The keys and values of the tokens that were generated so far."""
+"""The keys and values of the tokens that were read so far."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ __all__ = ["LayerCache"]
 
 
 class LayerCache:
-    """One layer's keys and values (B, length, K, D), in memory taken once for `capacity` tokens."""
+    """One layer's keys and values (B, length, K, D), in memory allocated for `capacity` tokens."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -21,26 +21,26 @@ class LayerCache:
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, T, K, D) and return all of them: (B, length, K, D).
 
-        Raises ShapeError past the capacity, and GraphError where a gradient is wanted, since none
-        goes back through what is stored.
+        Raises ShapeError past the capacity, and GraphError where a gradient is wanted, since the
+        stored arrays pass none on.
         """
         return self.store(keys, values, slice(None), batch=keys.shape[0], start=self.length)
 
     def of(self, rows: IntArray, batch: int) -> "RowsOfCache":
-        """Some rows of the cache of a batch, as it is now: they are extended by themselves."""
+        """Select rows of a batch's cache, to be extended by themselves from its present length."""
         return RowsOfCache(self, rows, batch)
 
     def store(
         self, keys: Tensor, values: Tensor, rows: IntArray | slice, *, batch: int, start: int
     ) -> tuple[Tensor, Tensor]:
-        """Put (R, T, K, D) into `rows` of a batch from `start` on; return all of these rows'."""
+        """Store (R, T, K, D) in `rows` of a batch from `start` on; return all of theirs."""
         if keys.requires_grad or values.requires_grad:
             raise GraphError(
                 "a cache is for generation, without gradients: use it within no_grad()"
             )
         end = start + keys.shape[1]
         if end > self.capacity:
-            raise ShapeError(f"a cache for {self.capacity} tokens cannot take {end}")
+            raise ShapeError(f"cache: expected at most {self.capacity} tokens, got {end}")
         if self._keys is None or self._values is None:
             shape = (batch, self.capacity, *keys.shape[2:])
             self._keys, self._values = np.empty(shape, keys.dtype), np.empty(shape, keys.dtype)
@@ -51,7 +51,7 @@ class LayerCache:
 
 
 class RowsOfCache(LayerCache):
-    """Some rows of another cache, which has the memory."""
+    """Rows of another cache, which holds the memory."""
 
     def __init__(self, whole: LayerCache, rows: IntArray, batch: int) -> None:
         super().__init__(whole.capacity)
@@ -61,7 +61,7 @@ class RowsOfCache(LayerCache):
     def store(
         self, keys: Tensor, values: Tensor, rows: IntArray | slice, *, batch: int, start: int
     ) -> tuple[Tensor, Tensor]:
-        """Put (R, T, K, D) into `rows` of these; return all of theirs. `batch` is the whole's."""
+        """Store (R, T, K, D) in `rows` of these; return all that they have. `batch` is ignored."""
         del batch
         own = self.rows[rows]
         extended = self.whole.store(keys, values, own, batch=self.batch, start=start)

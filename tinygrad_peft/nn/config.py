@@ -9,18 +9,18 @@ from tinygrad_peft.errors import ConfigError, listed, nearest
 
 __all__ = ["RopeScaling", "TransformerConfig"]
 
-# Far beyond any model there is: what a broken file asks for must not be built.
+# Far beyond any existing model: a broken file must not make us build one.
 MOST: Mapping[str, int] = {"num_hidden_layers": 10_000, "head_dim": 100_000, "num_labels": 100_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those of pretraining.
+    """The stretching of rotary frequencies for contexts longer than those of pretraining.
 
     "linear" divides all by `factor`; "llama3" only the low ones, with a smooth passage between
     wavelengths of context / high_freq_factor and context / low_freq_factor (Llama 3, section 3.2).
 
-    Raises ConfigError that lists all that does not fit.
+    Raises ConfigError that lists every invalid setting.
     """
 
     rope_type: Literal["linear", "llama3"]
@@ -41,14 +41,14 @@ class RopeScaling:
         }
         problems = [*_unknown_choices(self), *(rule for rule, holds in rules.items() if not holds)]
         if problems:
-            raise ConfigError(f"this rope scaling cannot be:\n{listed(problems)}")
+            raise ConfigError(f"invalid RopeScaling:\n{listed(problems)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """The shape and kind of a Transformer; names are Hugging Face's where it has one for all.
+    """The shape and kind of a Transformer, in Hugging Face's names where all families share one.
 
-    Raises ConfigError that lists all that does not fit.
+    Raises ConfigError that lists every invalid setting.
     """
 
     vocab_size: int
@@ -78,11 +78,11 @@ class TransformerConfig:
     head: Literal["lm", "classification", "none"] = "lm"
     tie_word_embeddings: bool = True
     num_labels: int = 0
-    label_names: tuple[str, ...] = ()  # of the classes, in order; none, or num_labels of them
+    label_names: tuple[str, ...] = ()  # the classes' names in order: num_labels, or 0
     pooler: bool = False  # a dense layer and tanh on the first token
     pooling: Literal["cls", "mean"] = "cls"
 
-    bos_token_id: int | None = None  # what generation and padding use; no part of the computation
+    bos_token_id: int | None = None  # for generation and padding alone
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
@@ -96,7 +96,7 @@ class TransformerConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         problems = [*_unknown_choices(self), *self._wrong_sizes(), *self._contradictions()]
         if problems:
-            raise ConfigError(f"this transformer cannot be:\n{listed(problems)}")
+            raise ConfigError(f"invalid TransformerConfig:\n{listed(problems)}")
 
     def _wrong_sizes(self) -> list[str]:
         sizes = [
@@ -105,7 +105,7 @@ class TransformerConfig:
         ]
         small = [f"{name} must be at least 1" for name in sizes if getattr(self, name) < 1]
         large = [
-            f"{name} {value} is more than {most}"
+            f"{name}: expected at most {most}, got {value}"
             for name, most in MOST.items()
             if (value := getattr(self, name)) > most
         ]
@@ -114,13 +114,13 @@ class TransformerConfig:
     def _contradictions(self) -> list[str]:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         rules = {
-            f"{heads} attention heads are no multiple of {kv_heads} key/value heads": (
+            f"num_attention_heads: expected a multiple of {kv_heads} kv heads, got {heads}": (
                 kv_heads < 1 or heads % kv_heads == 0
             ),
-            f"hidden_size {self.hidden_size} is no multiple of {heads} attention heads": (
+            f"hidden_size: expected a multiple of {heads} heads, got {self.hidden_size}": (
                 heads < 1
                 or self.hidden_size % heads == 0
-                or self.head_dim != self.hidden_size // heads  # another one was given
+                or self.head_dim != self.hidden_size // heads  # given explicitly
             ),
             "type_vocab_size must be at least 0": self.type_vocab_size >= 0,
             "norm_eps and rope_theta must be above 0": (
@@ -152,9 +152,9 @@ class TransformerConfig:
 
 
 def _unknown_choices(config: RopeScaling | TransformerConfig) -> Iterator[str]:
-    """A sentence for each setting that is none of the values that its type allows."""
+    """Describe each setting whose value its type does not allow."""
     for field in fields(config):
         value, choices = getattr(config, field.name), get_args(field.type)
         if get_origin(field.type) is Literal and value not in choices:
             known = ", ".join(map(repr, choices)) + nearest(str(value), choices)
-            yield f"{field.name} is {value!r}, expected one of {known}"
+            yield f"{field.name}: expected one of {known}, got {value!r}"

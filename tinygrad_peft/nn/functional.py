@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def embedding(weight: Tensor, ids: IntArray) -> Tensor:
-    """Rows of W (count, D) by id: (...) -> (..., D). Raises TokenError for an id outside."""
+    """W[ids], for W (count, D): (...) -> (..., D). Raises TokenError for an id out of range."""
     return apply(ops.embedding, weight, ids=ids)
 
 
@@ -50,7 +50,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GPT-2's approximation of GELU."""
+    """x Φ(x) in GPT-2's approximation by tanh."""
     return apply_fused(ops.gelu_tanh, x)
 
 
@@ -70,32 +70,32 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def erf(x: Tensor) -> Tensor:
-    """The error function."""
+    """Compute the error function 2/√π ∫₀ˣ e^(-t²) dt."""
     return apply(ops.erf, x)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
-    """The larger of a and b, element by element."""
+    """max(a, b), element by element."""
     return apply(ops.maximum, a, b)
 
 
 def max(x: Tensor, axis: int, *, keepdims: bool = False) -> Tensor:  # noqa: A001 - NumPy's name
-    """The largest along one axis."""
+    """Take the maximum along one axis."""
     return apply(ops.max, x, axis=axis, keepdims=keepdims)
 
 
 def where(condition: AnyArray, a: Tensor, b: Tensor) -> Tensor:
-    """a where the condition holds, else b."""
+    """Choose a where the condition holds, else b."""
     return apply(ops.where, a, b, condition=condition)
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """The tensors one after the other along one axis."""
+    """Join the tensors along one axis."""
     return apply(ops.concatenate, *tensors, axis=axis)
 
 
 def broadcast_to(x: Tensor, shape: Shape) -> Tensor:
-    """Repeated along new and size-one axes."""
+    """Repeat x along new axes and axes of size one."""
     return apply(ops.broadcast_to, x, shape=shape)
 
 
@@ -110,12 +110,12 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """Layer norm over the last axis, of size D as weight and bias."""
+    """Normalise the last axis to mean 0 and variance 1, times `weight` (D,) plus `bias`."""
     return apply_fused(ops.layer_norm, x, weight, bias, eps=eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last axis, of size D as the weight."""
+    """Divide by the root mean square over the last axis, and scale by `weight` (D,)."""
     return apply_fused(ops.rms_norm, x, weight, eps=eps)
 
 
@@ -125,7 +125,7 @@ def dropout(x: Tensor, keep: BoolArray, rate: float) -> Tensor:
 
 
 def rotary(x: Tensor, cos: Array, sin: Array) -> Tensor:
-    """Rotary positions on (B, T, H, D), with cos and sin (T, D/2) or (B, T, D/2)."""
+    """Rotate (B, T, H, D) by its positions' cos and sin, each (T, D/2) or (B, T, D/2)."""
     return apply(ops.rotary, x, cos=cos, sin=sin)
 
 
@@ -140,10 +140,11 @@ def attention(
     rate: float = 0.0,
     prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """q (B, T, H, D), k and v (B, S, K, D), prefix keys and values (P, K, D) -> (B, T, H, D).
+    """softmax([Pk; k] q / √D) [Pv; v], [;] joining along the keys: (B, T, H, D).
 
-    `keys` (B, S) is True where a key is no padding; `keep` (B, H, T, P + S) and `rate` are dropout
-    of the probabilities. Raises ShapeError where the heads do not divide.
+    q (B, T, H, D), k and v (B, S, K, D), prefix keys and values (P, K, D) or (B, P, K, D).
+    `keys` (B, S) is True for the keys of real tokens; `keep` (B, H, T, P + S) and `rate` drop
+    probabilities. Raises ShapeError where the heads do not divide.
     """
     prefix_k, prefix_v = prefix or (None, None)
     return apply_fused(
@@ -161,7 +162,7 @@ def attention_packed(
     keep: BoolArray | None = None,
     rate: float = 0.0,
 ) -> Tensor:
-    """`attention` of one projection's queries, keys and values: (B, T, 3 H D) -> (B, T, H D)."""
+    """Apply `attention` to packed queries, keys and values: (B, T, 3 H D) -> (B, T, H D)."""
     prefix_k, prefix_v = prefix or (None, None)
     return apply_fused(
         ops.attention_packed,
@@ -183,7 +184,7 @@ def cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The mean over targets (...) that are not ignored, for logits (..., C): a scalar."""
+    """Average -ln softmax over the targets (...) that count, for logits (..., C): a scalar."""
     return apply_fused(
         ops.cross_entropy,
         logits,
@@ -202,7 +203,7 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`cross_entropy(linear(x, W, b), targets)` without the logits ever being in memory at once."""
+    """cross_entropy(linear(x, W, b), targets), with a part of the logits in memory at a time."""
     return apply_fused(
         ops.linear_cross_entropy,
         x,

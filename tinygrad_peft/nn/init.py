@@ -1,4 +1,4 @@
-"""Where new weights come from."""
+"""The values of new weights."""
 
 import math
 from functools import cached_property
@@ -8,11 +8,11 @@ import numpy as np
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import ConfigError
 
-__all__ = ["Init", "Skeleton"]
+__all__ = ["Init", "Skeleton", "is_hollow"]
 
 
 class Init:
-    """Draws weights of one dtype from one generator: the same seed gives the same model."""
+    """Weights of one dtype, drawn from one generator: the same seed gives the same model."""
 
     def __init__(
         self,
@@ -24,19 +24,19 @@ class Init:
 
     @cached_property
     def rng(self) -> np.random.Generator:
-        """Where the weights are drawn: not made for the many places that draw none."""
+        """The generator, made at the first draw: many places draw nothing."""
         return np.random.default_rng(self._seed)
 
     def zeros(self, *shape: int) -> Array:
-        """All 0."""
+        """Fill with 0."""
         return np.zeros(shape, self.dtype)
 
     def ones(self, *shape: int) -> Array:
-        """All 1."""
+        """Fill with 1."""
         return np.ones(shape, self.dtype)
 
     def constant(self, *shape: int, value: float) -> Array:
-        """All the same value."""
+        """Fill with one value."""
         return np.full(shape, value, self.dtype)
 
     def normal(self, *shape: int, std: float) -> Array:
@@ -44,7 +44,7 @@ class Init:
         return (self.rng.standard_normal(shape) * std).astype(self.dtype)
 
     def truncated_normal(self, *shape: int, std: float) -> Array:
-        """N(0, std²) within two deviations: what lies outside is drawn again."""
+        """N(0, std²) within two deviations: values outside are drawn again."""
         drawn = self.rng.standard_normal(shape)
         while (outside := np.abs(drawn) > 2).any():
             drawn[outside] = self.rng.standard_normal(int(outside.sum()))
@@ -60,37 +60,42 @@ class Init:
 
 
 class Skeleton(Init):
-    """Gives arrays that have a shape and take no memory: every element is the same zero.
+    """Arrays that have a shape and take no memory: every element is the same zero.
 
     A model built with it can be counted, whatever its size, and waits for a checkpoint's arrays.
     """
 
     def zeros(self, *shape: int) -> Array:
-        """A read-only zero, seen in that shape."""
+        """Broadcast a read-only zero to the shape."""
         return self._hollow(shape)
 
     def ones(self, *shape: int) -> Array:
-        """A read-only zero, seen in that shape."""
+        """Broadcast a read-only zero to the shape."""
         return self._hollow(shape)
 
     def constant(self, *shape: int, value: float) -> Array:  # noqa: ARG002 - Init's signature
-        """A read-only zero, seen in that shape."""
+        """Broadcast a read-only zero to the shape."""
         return self._hollow(shape)
 
     def normal(self, *shape: int, std: float) -> Array:  # noqa: ARG002 - Init's signature
-        """A read-only zero, seen in that shape."""
+        """Broadcast a read-only zero to the shape."""
         return self._hollow(shape)
 
     def truncated_normal(self, *shape: int, std: float) -> Array:  # noqa: ARG002 - as Init's
-        """A read-only zero, seen in that shape."""
+        """Broadcast a read-only zero to the shape."""
         return self._hollow(shape)
 
     def uniform(self, *shape: int, bound: float) -> Array:  # noqa: ARG002 - Init's signature
-        """A read-only zero, seen in that shape."""
+        """Broadcast a read-only zero to the shape."""
         return self._hollow(shape)
 
     def _hollow(self, shape: Shape) -> Array:
         try:
             return np.broadcast_to(np.zeros((), self.dtype), shape)
         except ValueError:
-            raise ConfigError(f"no array can have the shape {shape}") from None
+            raise ConfigError(f"invalid shape of an array: {shape}") from None
+
+
+def is_hollow(array: Array) -> bool:
+    """Return True for an array of a `Skeleton`, whose elements are all one."""
+    return array.ndim > 0 and not any(array.strides)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinygrad_peft.arrays import BoolArray, IntArray, Shape
+from tinygrad_peft.arrays import Array, BoolArray, IntArray, Shape
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.init import Init
@@ -15,7 +15,7 @@ __all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "RMSNorm", "seed_dropo
 class Linear(Module):
     """y = x Wᵀ + b: (..., in_features) -> (..., out_features), with W (out, in) and b (out,).
 
-    W starts Kaiming-uniform (bound 1/√in), b at zero.
+    W is initialised Kaiming-uniform (bound 1/√in), b with zeros.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Linear(Module):
 
     @classmethod
     def of(cls, weight: Parameter, bias: Parameter | None = None) -> "Linear":
-        """A layer of weights that exist: W (out, in), b (out,). They are shared, not copied."""
+        """Make a layer of given weights, which are shared: W (out, in), b (out,)."""
         layer = cls.__new__(cls)
         layer.out_features, layer.in_features = weight.shape
         layer.weight = weight
@@ -43,6 +43,10 @@ class Linear(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def dense_weight(self) -> Array:
+        """W (out, in): the layer's own array."""
+        return self.weight.data
 
 
 class Embedding(Module):
@@ -84,14 +88,14 @@ class RMSNorm(Module):
 
 
 class Dropout(Module):
-    """Zeroes a share `rate` of the elements in training, scaling the others by 1 / (1 - rate).
+    """x / (1 - rate) for a random share 1 - rate of the elements in training, 0 for the others.
 
-    It draws from its own generator: see `seed_dropout`.
+    Each layer draws from its own generator: see `seed_dropout`.
     """
 
     def __init__(self, rate: float) -> None:
         if not 0 <= rate < 1:
-            raise ConfigError(f"a dropout rate is at least 0 and below 1, and this is {rate}")
+            raise ConfigError(f"dropout rate: expected at least 0 and below 1, got {rate}")
         self.rate = rate
         self.rng = np.random.default_rng(0)
 
@@ -100,7 +104,7 @@ class Dropout(Module):
         return x if keep is None else F.dropout(x, keep, self.rate)
 
     def keep(self, shape: Shape) -> BoolArray | None:
-        """What to keep of an array of that shape; None, all of it, out of training."""
+        """Draw the elements to keep of an array of that shape. None, outside training: all."""
         if not self.training or not self.rate:
             return None
         kept: BoolArray = self.rng.random(shape, dtype=np.float32) >= self.rate
@@ -108,7 +112,7 @@ class Dropout(Module):
 
 
 def seed_dropout(model: Module, seed: int) -> None:
-    """Start each Dropout's generator from (seed, the order of its place in the model)."""
+    """Seed each Dropout's generator with (seed, its number in the order of the model)."""
     dropouts = [m for _, m in model.named_modules() if isinstance(m, Dropout)]
     for place, module in enumerate(dropouts):
         module.rng = np.random.default_rng((seed, place))

@@ -1,10 +1,20 @@
 """Module and Parameter: a tree of typed fields.
 
-A module's fields are its tree: a Parameter is a weight, a Module (or a list of them) is a child,
-and all else is a setting. Names are the fields' own, in the order of assignment.
+A module's fields are its tree. One rule holds for both kinds of node: a Parameter or a Module is
+part of the tree if it stands in a field, or in a list in a field. All else is a setting. Names are
+the fields' own, in the order of assignment; those in a list are `name.0`, `name.1`, ...
+
+Parameters anywhere else, as in a dict, a tuple, a list in a list or a dataclass, are outside the
+tree: they would be neither trained nor saved. `hidden_parameters` finds them, and a module that has
+some is refused where a method puts it into a model.
 """
 
+import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from itertools import chain
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,34 +49,34 @@ class Module:
     """
 
     training: bool = True
-    packed_elements: int = 0  # weights that are stored otherwise than as parameters, as 4-bit ones
+    packed_elements: int = 0  # weights that are not parameters, such as 4-bit ones
 
     # ---------- the tree ----------
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
-        """The direct children with their names; those in a list are `name.0`, `name.1`, ..."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, list):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
+        """Iterate over the direct children with their names."""
+        return ((name, node) for name, node in self._nodes() if isinstance(node, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
-        """This module and all below it, parents first, with their dotted paths."""
+        """Iterate over this module and all below it, parents first, with their dotted paths."""
         yield prefix, self
         for name, child in self.children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def own_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """The weights of this module itself, without its children's."""
+        """Iterate over the weights of this module itself, without its children's."""
+        return ((name, node) for name, node in self._nodes() if isinstance(node, Parameter))
+
+    def _nodes(self) -> Iterator[tuple[str, object]]:
+        """Iterate over what may be part of the tree: each field, or the items of a list."""
         for name, value in vars(self).items():
-            if isinstance(value, Parameter):
+            if isinstance(value, list):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
+            else:
                 yield name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All weights with their dotted paths; a shared one once, under its first path."""
+        """Iterate over all weights with their paths; a shared one comes once, by its first path."""
         seen: set[int] = set()
         for path, module in self.named_modules():
             for name, parameter in module.own_parameters():
@@ -75,32 +85,52 @@ class Module:
                     yield f"{path}.{name}" if path else name, parameter
 
     def parameters(self) -> Iterator[Parameter]:
-        """All weights, a shared one once."""
+        """Iterate over all weights, a shared one once."""
         return (parameter for _, parameter in self.named_parameters())
 
     def get_child(self, name: str) -> "Module":
-        """The direct child of that name. Raises KeyError where there is none."""
-        child = vars(self).get(name)  # as a rule; only those in lists have other names
+        """Return the direct child of that name. Raises KeyError for an unknown name."""
+        child = vars(self).get(name)  # all but those in lists
         return child if isinstance(child, Module) else dict(self.children())[name]
 
     def set_child(self, name: str, module: "Module") -> None:
-        """Put `module` where the direct child of that name stands. Raises KeyError if none does."""
+        """Replace the direct child of that name. Raises KeyError for an unknown name."""
         self.get_child(name)
-        field, _, index = name.partition(".")
-        if index:
-            vars(self)[field][int(index)] = module
-        else:
-            setattr(self, field, module)
+        _put(self, name, module)
+
+    def with_own_parameters(self, replaced: Mapping[str, Parameter]) -> Self:
+        """Copy the module with some of its own weights replaced; all else is shared."""
+        twin = copy.copy(self)
+        for name, value in vars(twin).items():
+            if isinstance(value, list):
+                vars(twin)[name] = list(value)
+        for name, parameter in replaced.items():
+            _put(twin, name, parameter)
+        return twin
+
+    def hidden_parameters(self, known: Iterable[Parameter] = ()) -> list[str]:
+        """Find parameters that the tree misses, and return the paths of the fields they are in.
+
+        They are looked for in lists, tuples, sets, mappings and dataclasses, however nested, and in
+        modules that stand there. Those in `known`, of another tree, are not hidden.
+        """
+        found = {id(parameter) for parameter in chain(self.parameters(), known)}
+        return [
+            f"{path}.{name}" if path else name
+            for path, module in self.named_modules()
+            for name, value in vars(module).items()
+            if any(id(parameter) not in found for parameter in _parameters_in(value))
+        ]
 
     def count(self) -> int:
-        """How many elements all weights of the tree have, shared ones once."""
+        """Count the elements of all weights of the tree, shared ones once."""
         packed = sum(module.packed_elements for _, module in self.named_modules())
         return packed + count_elements(self.parameters())
 
     # ---------- modes ----------
 
     def train(self, *, mode: bool = True) -> None:
-        """Switch training mode (dropout) on, or off, in the whole tree."""
+        """Switch training mode (dropout) on or off in the whole tree."""
         for _, module in self.named_modules():
             module.training = mode
 
@@ -109,18 +139,18 @@ class Module:
         self.train(mode=False)
 
     def freeze(self) -> None:
-        """No weight of the tree is trained from now on."""
+        """Exclude every weight of the tree from training."""
         for parameter in self.parameters():
             parameter.requires_grad = False
 
     # ---------- weights ----------
 
     def state_dict(self) -> dict[str, Array]:
-        """The arrays of all weights by path: not copies."""
+        """Return the arrays of all weights by path: not copies."""
         return {path: parameter.data for path, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take over the arrays of `state`, which become the weights: no copy where dtypes agree.
+        """Replace the weights by the arrays of `state`, which are not copied where dtypes agree.
 
         Raises CheckpointError that lists every missing, unexpected and mis-shaped array; then
         nothing has changed.
@@ -135,10 +165,10 @@ class Module:
 
 
 def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
-    """What is missing, unexpected, or of another shape, one sentence each."""
+    """List what is missing, unexpected, or of another shape, one sentence each."""
     missing = [path for path in expected if path not in found]
     unexpected = [path for path in found if path not in expected]
-    guessed = frozenset(missing[:LISTED])  # of those that no message shows, no name is looked for
+    guessed = frozenset(missing[:LISTED])  # the message shows no others
     return [
         *(
             f"missing: {path} {expected[path]}"
@@ -155,5 +185,36 @@ def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> lis
 
 
 def count_elements(parameters: Iterable[Tensor]) -> int:
-    """Σ of the sizes."""
+    """Sum the sizes."""
     return sum(p.size for p in parameters)
+
+
+def _put(module: Module, name: str, node: Module | Parameter) -> None:
+    field, _, index = name.partition(".")
+    if index:
+        vars(module)[field][int(index)] = node
+    else:
+        setattr(module, field, node)
+
+
+def _parameters_in(value: object) -> Iterator[Parameter]:
+    """Iterate over the parameters in a field's value, however deep in containers they are."""
+    if isinstance(value, Parameter):
+        yield value
+    elif isinstance(value, Module):
+        yield from value.parameters()
+    else:
+        for item in _items(value):
+            yield from _parameters_in(item)
+
+
+def _items(value: object) -> Iterable[object]:
+    """Return the items of a container or dataclass; nothing for any other value."""
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    if isinstance(value, list | tuple | AbstractSet):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return [getattr(value, field.name, None) for field in fields]
+    return ()

@@ -22,11 +22,11 @@ __all__ = ["SGD", "AdamW", "Optimizer", "clip_grad_norm"]
 
 
 class Optimizer(ABC):
-    """The base: which weights are trained, and what is remembered about each.
+    """The base of optimisers: the weights to train, and the moments of each.
 
-    Of the parameters given, those that require a gradient are trained, each once. A step leaves
-    those alone that have no gradient then. `lr` may be set between steps; for the parameters in
-    `factors` it is multiplied by theirs. Raises TrainingError where nothing requires a gradient.
+    Trains those of the given parameters that require a gradient, each once; a step skips those
+    without a gradient. `lr` may be set between steps; `factors` multiplies it for the parameters
+    that it names. Raises TrainingError where nothing requires a gradient.
     """
 
     lr: float
@@ -43,7 +43,8 @@ class Optimizer(ABC):
         self.parameters = [p for p in given if p.requires_grad]
         if not self.parameters:
             raise TrainingError(
-                f"nothing to train: of {len(given)} parameters given, none requires a gradient"
+                "nothing to train: expected parameters that require a gradient, "
+                f"got 0 of {len(given)}"
             )
         own = factors or {}
         self.factors = [own.get(p, 1.0) for p in self.parameters]
@@ -59,7 +60,7 @@ class Optimizer(ABC):
         self._bytes = np.empty(min(largest, max(widest, BLOCK_ELEMENTS)), np.float64)
 
     def step(self) -> None:
-        """Move each weight that has a gradient."""
+        """Update each weight that has a gradient."""
         for i, parameter in enumerate(self.parameters):
             grad = parameter.grad
             if grad is None:
@@ -78,10 +79,10 @@ class Optimizer(ABC):
 
     @abstractmethod
     def update(self, weight: Array, grad: Array, /, *moments: Array, lr: float, count: int) -> None:
-        """Move a block of one weight, in place, on the `count`-th step that it takes part in."""
+        """Update a block of one weight in place, at the weight's `count`-th step."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad = None
@@ -101,11 +102,11 @@ class Optimizer(ABC):
             arrays[i] = arrays[i][rows].copy()
 
     def scratch(self, like: Array) -> Array:
-        """An array of the shape and dtype of `like`, whose content nobody needs."""
+        """Return a scratch array of the shape and dtype of `like`, with arbitrary content."""
         return self._bytes.view(like.dtype)[: like.size].reshape(like.shape)
 
     def state_dict(self) -> dict[str, AnyArray]:
-        """What a later run needs to go on: the arrays themselves, not copies."""
+        """Return the state from which a later run continues: the arrays themselves, not copies."""
         named = {
             f"{name}.{i}": array
             for name, arrays in self.moments.items()
@@ -114,7 +115,7 @@ class Optimizer(ABC):
         return {"steps": self.steps, **named}
 
     def load_state_dict(self, state: Mapping[str, AnyArray]) -> None:
-        """Copy in what `state_dict` gave for the same parameters in the same order.
+        """Copy in the `state_dict` of an optimiser of the same parameters in the same order.
 
         Raises CheckpointError that lists every missing, unexpected and mis-shaped array; then
         nothing has changed.
@@ -155,7 +156,7 @@ class AdamW(Optimizer):
         self.weight_decay = weight_decay
 
     def update(self, weight: Array, grad: Array, /, *moments: Array, lr: float, count: int) -> None:
-        """One line of Algorithm 2 after the other."""
+        """Run the lines of Algorithm 2 in their order."""
         first, second = moments
         (beta1, beta2), work = self.betas, self.scratch(weight)
         if self.weight_decay:
@@ -195,7 +196,7 @@ class SGD(Optimizer):
         self.weight_decay = weight_decay
 
     def update(self, weight: Array, grad: Array, /, *moments: Array, lr: float, count: int) -> None:  # noqa: ARG002 - no bias to correct
-        """The three assignments in their order."""
+        """Run the three assignments in their order."""
         work = self.scratch(weight)
         np.multiply(weight, self.weight_decay, out=work)
         work += grad
@@ -207,10 +208,10 @@ class SGD(Optimizer):
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """The 2-norm of all gradients together, which are scaled in place to at most `max_norm`.
+    """Scale all gradients in place to a joint 2-norm of at most `max_norm`; return their norm.
 
-    g ← g min(1, max_norm / (norm + 10⁻⁶)), as in PyTorch. `max_norm` may be inf: nothing is
-    scaled. A norm that is not finite is returned as it is, and scales nothing.
+    g ← g min(1, max_norm / (norm + 10⁻⁶)), as in PyTorch. `max_norm` may be inf, which scales
+    nothing. A norm that is not finite is returned, and scales nothing.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
@@ -225,7 +226,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
 
 
 def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Views of the same rows of arrays of one shape, few enough to stay in the cache."""
+    """Iterate over views of the same rows of all arrays, few enough to stay in the cache."""
     matrices = [a.reshape(1) if a.ndim == 0 else a for a in arrays]
     for block in blocks(len(matrices[0]), _row_size(matrices[0])):
         yield tuple([a[block] for a in matrices])

@@ -20,7 +20,7 @@ class RotaryAngles:
             self.frequencies = _scaled(self.frequencies, config.rope_scaling)
 
     def __call__(self, positions: IntArray, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
-        """Positions (...) -> cos and sin (..., D/2), computed in float64."""
+        """Map positions (...) to cos and sin (..., D/2), computed in float64."""
         angles = positions[..., None] * self.frequencies
         return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 

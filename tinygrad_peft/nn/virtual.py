@@ -1,10 +1,10 @@
-"""What methods put in front of the tokens: virtual tokens, and virtual keys and values.
+"""Virtual tokens, and virtual keys and values, in front of the tokens.
 
 A prompt is vectors in front of the embedded tokens, and goes through all layers as they do (Lester
 et al. 2021, arXiv 2104.08691). A prefix is keys and values in front of each attention layer's own
 (Li and Liang 2021, arXiv 2101.00190). Both take positions: those of the prefix come first, then the
-prompt's, then the tokens'. Rows may have different ones: the shorter are filled up at the left, and
-what fills them is seen by nobody.
+prompt's, then the tokens'. Rows may have different ones: the shorter are filled up on the left, and
+no query sees the filler.
 
 Axes: B rows, N the prompt's length, P the prefix's, K key/value heads, D a vector's or a head's
 size.
@@ -29,7 +29,8 @@ __all__ = ["Front", "NoPrefix", "NoPrompt", "VirtualKeys", "VirtualTokens"]
 class VirtualTokens:
     """A prompt: vectors (N, D) for every row, or (B, N, D).
 
-    `present` (B, N) says which of them a row has, those that it has not being the first; None: all.
+    `present` (B, N) is True for a row's own vectors, which come last, and False for filler; None:
+    all are its own.
     """
 
     states: Tensor
@@ -41,7 +42,7 @@ class VirtualTokens:
         return self.states.shape[-2]
 
     def behind(self, front: Tensor) -> "VirtualTokens":
-        """These behind vectors (F, D) that every row has: a prompt of length F + N."""
+        """Prepend vectors (F, D) to every row: a prompt of length F + N."""
         place = _Behind(front.shape[0], self.present)
         return VirtualTokens(place.put(front, self.states), place.present)
 
@@ -50,7 +51,8 @@ class VirtualTokens:
 class VirtualKeys:
     """A prefix: each layer's keys and values, (P, K, D) for every row, or (B, P, K, D).
 
-    `present` (B, P) says which of them a row has, those that it has not being the first; None: all.
+    `present` (B, P) is True for a row's own keys and values, which come last, and False for filler;
+    None: all are its own.
     """
 
     layers: Sequence[tuple[Tensor, Tensor]]
@@ -62,7 +64,7 @@ class VirtualKeys:
         return self.layers[0][0].shape[-3]
 
     def behind(self, front: Sequence[tuple[Tensor, Tensor]]) -> "VirtualKeys":
-        """These behind keys and values (F, K, D) that every row has: a prefix of length F + P."""
+        """Prepend keys and values (F, K, D) to every row: a prefix of length F + P."""
         place = _Behind(front[0][0].shape[0], self.present)
         pairs = zip(front, self.layers, strict=True)
         return VirtualKeys(
@@ -71,9 +73,9 @@ class VirtualKeys:
 
 
 class _Behind:
-    """How what rows may have of their own is joined to `front` vectors that all of them have.
+    """The order in which `front` shared vectors come before the rows' own ones.
 
-    What a row has not stays the first of all: it moves before the front.
+    Filler stays on the left: it moves before the front.
     """
 
     def __init__(self, front: int, present: BoolArray | None) -> None:
@@ -111,7 +113,7 @@ class NoPrefix(Module):
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """All that stands in front of the tokens of one forward pass."""
+    """The prompt and the prefix of one forward pass."""
 
     prompt: VirtualTokens | None
     prefix: VirtualKeys | None
@@ -126,18 +128,27 @@ class Front:
         """P, the length of the prefix."""
         return 0 if self.prefix is None else self.prefix.length
 
+    def present_tokens(self, rows: int) -> BoolArray | None:
+        """True where a row has a virtual token of its own: (B, N). None without a prompt."""
+        if self.prompt is None:
+            return None
+        present = self.prompt.present
+        return np.ones((rows, self.tokens), bool) if present is None else present
+
     def before(self, x: Tensor) -> Tensor:
-        """The prompt and then each row of x: (B, T, D) -> (B, N + T, D)."""
+        """Prepend the prompt to each row of x: (B, T, D) -> (B, N + T, D)."""
         if self.prompt is None:
             return x
         shape = (x.shape[0], *self.prompt.states.shape[-2:])
         return F.concatenate([F.broadcast_to(self.prompt.states, shape), x], axis=1)
 
     def positions(self, own: IntArray, *, with_prompt: bool) -> IntArray:
-        """The tokens' positions after all that is in front; the prompt's too, before them.
+        """Compute the tokens' positions after prefix and prompt, and the prompt's before them.
 
         `own` (T,) or (B, T) counts the tokens alone: (T,), (N + T,), or the same for each row.
         """
+        if self.prompt is None and self.prefix is None:
+            return own
         prefix = self._present(None if self.prefix is None else self.prefix.present, self.keys)
         prompt = self._present(None if self.prompt is None else self.prompt.present, self.tokens)
         after = prefix + prompt + own
@@ -150,7 +161,7 @@ class Front:
         )
 
     def visible(self, mask: BoolArray | None, rows: int, tokens: int) -> BoolArray | None:
-        """Which keys there are, (B, P + N + S): the mask (B, S) of the tokens, and the front's.
+        """Join the mask (B, S) of the tokens to the front's: the keys to see, (B, P + N + S).
 
         None: all. Raises ShapeError for a mask of another shape.
         """
@@ -169,9 +180,9 @@ class Front:
         )
 
     def targets(self, labels: IntArray) -> IntArray:
-        """What each place is to predict, of labels (B, T): (B, N + T), -100 where nothing.
+        """Shift labels (B, T) to the positions that predict them: (B, N + T), -100 for no label.
 
-        The last virtual token predicts the first token; where a row has none, nothing does.
+        The last virtual token predicts the first token; in a row without one, nothing does.
         """
         targets = np.full((len(labels), self.tokens + labels.shape[1]), IGNORE_INDEX, np.int64)
         if not self.tokens:
@@ -183,12 +194,12 @@ class Front:
         return targets
 
     def first(self, rows: int) -> IntArray:
-        """The place of each row's first vector, of the prompt's or of its own: (B,)."""
+        """Find the position of each row's first vector, virtual or its own: (B,)."""
         if self.prompt is None or self.prompt.present is None:
             return np.zeros(rows, np.int64)
         return np.asarray(self.tokens - self.prompt.present.sum(axis=1))
 
     @staticmethod
     def _present(present: BoolArray | None, length: int) -> IntArray:
-        """How many there are: (1,) for every row, or (B, 1)."""
+        """Count those present: (1,) for every row, or (B, 1)."""
         return np.array([length]) if present is None else present.sum(axis=1, keepdims=True)

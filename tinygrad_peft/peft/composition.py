@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tinygrad_peft.errors import PeftError, PluginError, TargetError, listed, nearest
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter, Transformer
+from tinygrad_peft.nn.init import is_hollow
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, steps_of
 from tinygrad_peft.peft.copies import trained_copy
@@ -34,6 +35,7 @@ def apply_recipe(
 
     Raises:
         TargetError: entries that name no module, all of them, with the nearest names.
+        PluginError: a plugin answered with what is no new module, or hides parameters.
         PeftError: objections of plugins, a method that no plugin provides, or a step that did
             nothing.
     """
@@ -41,12 +43,13 @@ def apply_recipe(
     seams = capture_seams(model) if seams is None else seams
     targets = checked_targets(model, steps, seams, host)
     record = Record(steps, tuple(targets))
+    has_weights = not all(is_hollow(parameter.data) for parameter in model.parameters())
     try:
         _freeze(model, record)
         for step, found in enumerate(targets):
             paths = found.paths
             named = tuple(seam.module for seam in seams if seam.path in paths)
-            start = Start(model, seed, step, loading, named)
+            start = Start(model, seed, step, loading, named, has_weights=has_weights)
             _apply_step(record, seams, found, host, start)
         for rewrite in record.rewrites:
             rewrite.after.train(mode=model.training)
@@ -126,6 +129,7 @@ def _apply_step(
             after = host.one(hookspecs.adapt_module, config, site)
         if after is None:
             continue
+        _refuse_hidden(after, seam, config, start.model)
         added = _own_parameters(after, seam.module, record)
         record.rewrites.append(Rewrite(step, config, seam, seam.module, after, saved, added))
         seam.put(after)
@@ -138,6 +142,18 @@ def _own_parameters(after: Module, before: Module, record: Record) -> dict[str, 
     old = {id(p) for p in record.parameters()}
     new = new_parameters(after, before)
     return {name: parameter for name, parameter in new.items() if id(parameter) not in old}
+
+
+def _refuse_hidden(after: Module, seam: Seam, config: PeftConfig, model: Module) -> None:
+    """Raise if an answer has parameters of its own that are no part of its tree."""
+    if not after.hidden_parameters():
+        return
+    if hidden := after.hidden_parameters(known=model.parameters()):
+        raise PluginError(
+            f"{config.peft_type.lower()}: {type(after).__name__} for {seam.path} hides parameters, "
+            "which would be neither trained nor saved: expected them in fields or in lists in "
+            f"fields, got {', '.join(hidden)}"
+        )
 
 
 def _refuse_idle(

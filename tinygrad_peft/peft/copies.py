@@ -1,6 +1,5 @@
 """Copies of modules with trained weights of their own, which share all that is not trained."""
 
-import copy
 from collections.abc import Collection
 
 from tinygrad_peft.nn import Module, Parameter
@@ -19,7 +18,5 @@ def trained_copy(
     own = {n: p for n, p in module.own_parameters() if names is None or n in names}
     if not own:
         return None
-    twin = copy.copy(module)
-    for name, parameter in own.items():
-        setattr(twin, name, Parameter(parameter.data.copy() if fresh else parameter.data))
-    return twin
+    copied = {n: Parameter(p.data.copy() if fresh else p.data) for n, p in own.items()}
+    return module.with_own_parameters(copied)

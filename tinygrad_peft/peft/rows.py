@@ -10,7 +10,7 @@ from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Module, VirtualKeys, VirtualTokens
 from tinygrad_peft.nn import functional as F
-from tinygrad_peft.nn.seams import Context, Layer
+from tinygrad_peft.nn.seams import Context, Norm
 from tinygrad_peft.peft.sites import Seam
 from tinygrad_peft.tensor import Tensor
 
@@ -61,7 +61,7 @@ class _ByRow(Module):
 class ByRow(_ByRow):
     """Any layer: its inputs and its output have the rows as their first axis."""
 
-    def __call__(self, x: Tensor | IntArray, *more: Tensor | Context | Layer | None) -> Tensor:
+    def __call__(self, x: Tensor | IntArray, *more: Tensor | Context | Norm | None) -> Tensor:
         now = self.batch.rows
         if not isinstance(x, Tensor) and (x.ndim == 1 or len(x) == 1):  # positions and types
             x = np.broadcast_to(x, (len(now), x.shape[-1]))  # that all rows share

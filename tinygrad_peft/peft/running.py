@@ -1,12 +1,20 @@
 """An adapted transformer as something to run: called, trained, and made to generate."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Unpack
 
 from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.host import Host
-from tinygrad_peft.nn import LayerCache, Module, Transformer, TransformerConfig
+from tinygrad_peft.nn import (
+    Generation,
+    GenerationSettings,
+    LayerCache,
+    Module,
+    Transformer,
+    TransformerConfig,
+)
 from tinygrad_peft.peft.adapters import Adapters
 from tinygrad_peft.tensor import Tensor
 
@@ -36,6 +44,7 @@ class AdaptedTransformer(Module):
         token_type_ids: IntArray | None = None,
         positions: IntArray | None = None,
         cache: Sequence[LayerCache] | None = None,
+        prompt_lengths: IntArray | None = None,
         adapter_names: Sequence[str] | None = None,
     ) -> Tensor:
         """What the transformer gives, adapted: see `Transformer.__call__`.
@@ -52,6 +61,7 @@ class AdaptedTransformer(Module):
                 token_type_ids=token_type_ids,
                 positions=positions,
                 cache=cache,
+                prompt_lengths=prompt_lengths,
             )
 
     def loss(
@@ -72,32 +82,24 @@ class AdaptedTransformer(Module):
     def generate(
         self,
         input_ids: IntArray,
+        generation: Generation | None = None,
         *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop_ids: Collection[int] = (),
-        seed: int = 0,
         attention_mask: BoolArray | IntArray | None = None,
-        pad_id: int = 0,
         on_token: Callable[[IntArray], None] | None = None,
         adapter_names: Sequence[str] | None = None,
+        **settings: Unpack[GenerationSettings],
     ) -> IntArray:
-        """Continue prompts (B, T): (B, T + new). See `tinygrad_peft.nn.generate.generate`.
+        """Continue prompts (B, T): (B, T + new). See `Transformer.generate`.
 
         `adapter_names`: as for a call.
         """
         with self._by_row(adapter_names, len(input_ids)):
             return self.base_model.generate(
                 input_ids,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                stop_ids=stop_ids,
-                seed=seed,
+                generation,
                 attention_mask=attention_mask,
-                pad_id=pad_id,
                 on_token=on_token,
+                **settings,
             )
 
     def _by_row(self, names: Sequence[str] | None, rows: int) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ the wrapping of `attn` moves nothing that a later method looks for, and every me
 of the original model. A site is a seam as one step of a recipe sees it.
 """
 
+import inspect
 import types
 import typing
 import zlib
@@ -57,13 +58,18 @@ class Seam:
     def put(self, module: Module) -> None:
         """Put `module` there.
 
-        Raises PeftError if it is not what the owner's annotation asks for.
+        Raises PeftError if it is not what the owner's annotation asks for, or is called otherwise.
         """
         expected = _annotation(type(self.owner), self.name.partition(".")[0])
         if expected and not isinstance(module, expected):
             names = " or ".join(kind.__name__ for kind in expected)
             why = _missing(module, expected[0]) if len(expected) == 1 else ""
             raise PeftError(f"{self.path}: expected {names}, got {type(module).__name__}{why}")
+        if expected and not any(_is_called_as(module, kind) for kind in expected):
+            raise PeftError(
+                f"{self.path}: expected a module called as {_call(expected[0])}, got "
+                f"{type(module).__name__}, called as {_call(type(module))}"
+            )
         self.owner.set_child(self.name, module)
 
 
@@ -73,7 +79,8 @@ class Site:
 
     Attributes:
         path: the place in the checkpoint's names, such as "model.layers.0.self_attn.q_proj".
-        slot: the field of its owner: "q_proj", "attn", "mlp", "embed_tokens", in every family.
+        slot: the field of its owner, the same in every family: "q_proj", "attn", "mlp",
+            "embed_tokens", or "blocks" for a whole layer.
         module: what stands there now: the base's layer, or an earlier step's.
         layer: the number of the layer, if it is in one.
         is_target: whether the config's targets name this place.
@@ -83,6 +90,8 @@ class Site:
         loading: the weights will be read from a folder, so it does not matter where they start.
         targets: the modules that the config's targets name, as they were before this step.
         common: holds what the places of this step share, such as one projection for all of them.
+        has_weights: False for a base of shapes alone (`Skeleton`), as while a folder is inspected:
+            a start that is computed from the base's weights is zero there.
     """
 
     path: str
@@ -95,6 +104,7 @@ class Site:
     loading: bool = False
     targets: tuple[Module, ...] = field(default=(), repr=False)
     common: Common = field(default_factory=Common, repr=False)
+    has_weights: bool = True
 
 
 def capture_seams(model: Module) -> tuple[Seam, ...]:
@@ -121,6 +131,7 @@ class Start:
     loading: bool
     targets: tuple[Module, ...] = ()
     common: Common = field(default_factory=Common)
+    has_weights: bool = True
 
     def site(self, seam: Seam, *, is_target: bool) -> Site:
         """The seam as this step sees it."""
@@ -131,7 +142,7 @@ class Start:
         init = kind((self.seed, self.step, zlib.crc32(seam.path.encode())), dtype)
         return Site(
             seam.path,
-            seam.name,
+            seam.name.partition(".")[0],
             seam.module,
             seam.layer,
             is_target,
@@ -140,6 +151,7 @@ class Start:
             self.loading,
             self.targets,
             self.common,
+            self.has_weights,
         )
 
 
@@ -168,3 +180,32 @@ def _annotation(owner: type[Module], name: str) -> tuple[type, ...]:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
     return tuple(k for k in kinds if isinstance(k, type) and k is not type(None))
+
+
+def _is_called_as(module: Module, kind: type) -> bool:
+    """Return True if a call with the arguments that `kind` takes reaches the module.
+
+    A protocol that is checked when the program runs looks for the name `__call__` alone.
+    """
+    wanted, own = _signature(kind), _signature(type(module))
+    if wanted is None or own is None:
+        return wanted is None
+    given = [p for p in wanted.parameters.values() if p.default is p.empty]
+    try:
+        own.bind(*given)
+    except TypeError:
+        return False
+    return True
+
+
+def _call(kind: type) -> str:
+    signature = _signature(kind)
+    if signature is None:
+        return "nothing"
+    return f"({', '.join(list(signature.parameters)[1:])})"
+
+
+def _signature(kind: type) -> inspect.Signature | None:
+    """The signature of a class's `__call__`, `self` included; None without one of its own."""
+    call = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
+    return inspect.signature(call) if inspect.isfunction(call) else None

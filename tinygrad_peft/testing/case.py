@@ -74,10 +74,12 @@ class Case:
         model: Transformer | PeftModel,
         ids: IntArray | None = None,
         mask: BoolArray | None = None,
+        prompt_lengths: IntArray | None = None,
     ) -> Array:
-        """What the model makes of `ids`, or of the case's own."""
+        """Run the model on `ids`, or on the case's own."""
+        ids = self.ids if ids is None else ids
         with no_grad():
-            return model(self.ids if ids is None else ids, mask).data
+            return model(ids, mask, prompt_lengths=prompt_lengths).data
 
     def shake(self, peft: PeftModel, *, seed: int = 0) -> None:
         """Move all that is trained, in arrays of its own, as many steps would have done."""

@@ -58,7 +58,8 @@ class RunningPromises(MethodSettings):
         expect(bool(np.isfinite(single).all()), f"{case}: logits of a single token are not finite")
         if case.is_language_model:
             virtual = whole.shape[1] - case.ids.shape[1]
-            first = whole[:, : virtual + 1]
+            one_each = np.ones(len(case.ids), np.int64)
+            first = case.logits(peft, prompt_lengths=one_each)[:, : virtual + 1]
             expect_close(single, first, f"{case}: the first token alone")
 
     def test_padding_changes_nothing(self, case: Case) -> None:
@@ -143,8 +144,9 @@ def _with_rates(config: PeftConfig, names: list[str], rate: float) -> PeftConfig
 
 
 def _continued(case: Case, peft: PeftModel, ids: IntArray, count: int) -> IntArray:
-    """The ids with the likeliest next ones after them, each from the whole sequence."""
+    """Append the likeliest next ids, each by the whole sequence before it."""
+    lengths = np.full(len(ids), ids.shape[1])
     for _ in range(count):
-        following = case.logits(peft, ids)[:, -1].argmax(axis=-1)
+        following = case.logits(peft, ids, prompt_lengths=lengths)[:, -1].argmax(axis=-1)
         ids = np.concatenate([ids, following[:, None]], axis=1)
     return ids

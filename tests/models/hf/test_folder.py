@@ -150,9 +150,7 @@ def test_all_faults_of_a_config_are_in_one_error(copy: Copying) -> None:
 
 def test_inconsistent_sizes_are_refused(copy: Copying) -> None:
     folder = configure(copy("llama"), num_key_value_heads=3)
-    found = message(folder, ConfigError)
-    assert "4 attention heads" in found
-    assert "3 key/value heads" in found
+    assert "expected a multiple of 3 kv heads, got 4" in message(folder, ConfigError)
 
 
 # ---------- tensors ----------
@@ -297,9 +295,9 @@ def test_no_more_layers_are_built_than_there_are_tensors(copy: Copying) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"n_layer": 10**9}, "num_hidden_layers 1000000000 is more than 10000"),
-        ({"n_embd": 2**40, "n_head": 1}, "head_dim 1099511627776 is more than 100000"),
-        ({"vocab_size": 10**30}, "no array can have the shape (10"),
+        ({"n_layer": 10**9}, "num_hidden_layers: expected at most 10000, got 1000000000"),
+        ({"n_embd": 2**40, "n_head": 1}, "head_dim: expected at most 100000, got 1099511627776"),
+        ({"vocab_size": 10**30}, "invalid shape of an array: (10"),
         ({"activation_function": ["gelu"]}, "activation_function: expected one of gelu"),
     ],
 )

@@ -21,6 +21,7 @@ from tests.peft.small import (
     LLAMA,
     ShiftConfig,
     Snapshot,
+    block_of,
     logits,
     lora_host,
     plugin,
@@ -143,7 +144,7 @@ def test_what_is_saved_whole_is_stored_as_a_checkpoint_has_it(tmp_path: Path) ->
     config = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["attn.c_proj", "mlp"])
     peft = adapted(GPT2, config)
     peft.save_pretrained(tmp_path)
-    stored, block = load_file(tmp_path / WEIGHTS), peft.base_model.blocks[0]
+    stored, block = load_file(tmp_path / WEIGHTS), block_of(peft.base_model)
     assert isinstance(block.attn, PackedAttention)
     assert isinstance(block.mlp, FeedForward)
     places = {"attn.c_proj": block.attn.o_proj, "mlp.c_fc": block.mlp.up_proj}

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from tests.peft.small import LLAMA, logits, shake, small
-from tinygrad_peft.nn import Init, Linear, Parameter
+from tinygrad_peft.nn import DenseWeight, Init, Linear, Parameter, times_weight, weight_of
 from tinygrad_peft.peft import PeftModel, get_peft_model
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_lora import DoraLinear, LoraConfig, LoraLinear
-from tinygrad_peft_lora.bases import images, weight_of
 from tinygrad_peft_qlora import QuantizeConfig
 from tinygrad_peft_qlora.layer import QuantizedLinear
 from tinygrad_peft_qlora.quantization import quantize
@@ -32,22 +31,26 @@ def quantized(seed: int = 0) -> QuantizedLinear:
     return QuantizedLinear(quantize(weight), Parameter(np.ones(4, np.float32)))
 
 
-def test_the_weight_of_any_affine_layer_is_found() -> None:
+def test_a_4_bit_layer_gives_the_weight_that_its_codes_stand_for() -> None:
     base = quantized()
-    np.testing.assert_allclose(
-        weight_of(base, np.dtype(np.float32)), base.dequantized().weight.data, atol=1e-6
-    )
+    assert isinstance(base, DenseWeight)
+    np.testing.assert_array_equal(weight_of(base), base.dequantized().weight.data)
     x = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
-    np.testing.assert_allclose(images(base, x), x @ base.dequantized().weight.data.T, atol=1e-5)
-    plain = Linear(5, 4)
-    assert weight_of(plain, np.dtype(np.float32)) is plain.weight.data
+    expected = x @ base.dequantized().weight.data.T
+    np.testing.assert_allclose(times_weight(base, x), expected, atol=1e-5)
+
+
+def test_a_lora_around_a_4_bit_layer_has_the_weight_of_both() -> None:
+    base = quantized()
+    made = LoraLinear(base, LoraConfig(r=2, init_lora_weights=False), "layer", Init())
+    np.testing.assert_allclose(weight_of(made), weight_of(base) + made.delta(), atol=1e-5)
 
 
 def test_an_adapted_layer_has_the_weight_that_it_was_given() -> None:
     made = LoraLinear(Linear(5, 4), LoraConfig(r=2, init_lora_weights=False), "layer", Init())
     merged = made.merge()
     assert merged is not None
-    found = weight_of(made, np.dtype(np.float32))
+    found = weight_of(made)
     np.testing.assert_allclose(found, merged.weight.data, atol=1e-6)
 
 

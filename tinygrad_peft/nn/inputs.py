@@ -1,0 +1,87 @@
+"""The inputs of one forward pass, and what follows from them alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygrad_peft.arrays import BoolArray, IntArray
+from tinygrad_peft.errors import ShapeError, TokenError
+from tinygrad_peft.nn.cache import LayerCache
+from tinygrad_peft.nn.roles import Roles
+from tinygrad_peft.nn.virtual import Front
+
+__all__ = ["Inputs"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """B rows of T tokens, what stands in front of them, and what was read before.
+
+    `Transformer.__call__` describes the fields.
+
+    Raises TokenError for ids that are not a matrix, and ShapeError for token types or prompt
+    lengths of another shape.
+    """
+
+    front: Front
+    ids: IntArray  # (B, T)
+    attention_mask: BoolArray | IntArray | None = None  # (B, cached + T)
+    token_type_ids: IntArray | None = None  # (B, T) or (1, 1)
+    positions: IntArray | None = None  # (B, T) or (T,)
+    cache: Sequence[LayerCache] | None = None  # one per layer
+    prompt_lengths: IntArray | None = None  # (B,)
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 2:
+            raise TokenError(f"token ids of shape {self.ids.shape}, expected (batch, tokens)")
+        types, lengths = self.token_type_ids, self.prompt_lengths
+        if types is not None and types.shape not in ((1, 1), self.ids.shape):
+            raise ShapeError(f"token_type_ids {types.shape} for input ids {self.ids.shape}")
+        if lengths is not None and lengths.shape != (len(self.ids),):
+            raise ShapeError(f"prompt_lengths {lengths.shape} for input ids {self.ids.shape}")
+
+    @property
+    def mask(self) -> BoolArray | None:
+        """True for a real token, False for padding: (B, cached + T). None: all are real."""
+        return None if self.attention_mask is None else np.asarray(self.attention_mask) != 0
+
+    @property
+    def starts(self) -> bool:
+        """True for the first pass over these rows: the prompt is not in the cache yet."""
+        return not self.cache or not self.cache[0].length
+
+    @property
+    def cached(self) -> int:
+        """The tokens per row that the cache has, without the virtual ones."""
+        return 0 if self.starts or not self.cache else self.cache[0].length - self.front.tokens
+
+    @property
+    def token_types(self) -> IntArray:
+        """The token types, 0 by default and for a prompt: (B, N + T), or (1, 1) for all."""
+        if self.token_type_ids is None:
+            return np.zeros((1, 1), np.int64)
+        virtual = self.front.tokens if self.starts and self.token_type_ids.shape[1] > 1 else 0
+        return np.pad(self.token_type_ids, ((0, 0), (virtual, 0)))
+
+    def all_positions(self) -> IntArray:
+        """The positions of the vectors that this pass reads: (N + T,) or (B, N + T)."""
+        own = self.positions
+        if own is None:
+            own = np.arange(self.cached, self.cached + self.ids.shape[1])
+        return self.front.positions(own, with_prompt=self.starts)
+
+    def keys(self) -> BoolArray | None:
+        """The keys that attention may see: (B, P + N + cached + T). None: all.
+
+        Raises ShapeError for a mask of another shape.
+        """
+        rows, tokens = self.ids.shape
+        return self.front.visible(self.mask, rows, self.cached + tokens)
+
+    def roles(self) -> Roles:
+        """The roles of the positions that this pass reads: (B, N + T)."""
+        rows, tokens = self.ids.shape
+        virtual = self.front.present_tokens(rows) if self.starts else None
+        places = tokens if virtual is None else virtual.shape[1] + tokens
+        return Roles((rows, places), virtual, self.cached, self.mask, self.prompt_lengths)
