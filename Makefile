@@ -23,7 +23,7 @@ PYTEST := OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytest
 MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format-check lint types imports unit interop bench wheel-test format clean
+.PHONY: help demo test format-check lint types imports unit interop bench wheel-test pictures format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: $(PEERS_READY) ## speed and memory, beside torch
 wheel-test: ## the tests against the built wheel, without the extras
 	@$(CHECK_PYTHON)
 	PYTHON="$(PYTHON)" .ci/wheel-test
+
+pictures: $(READY) ## draw the documents' pictures anew, from the figures that they show
+	@$(VENV)/bin/python -m docs.pictures
 
 format: $(READY) ## format the code and repair what ruff can
 	$(VENV)/bin/ruff check --fix

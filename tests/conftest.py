@@ -21,12 +21,16 @@ PEERS = ("bitsandbytes", "peft", "torch", "transformers")
 # Without the peers these files cannot be imported; `make interop` and `make bench` install them.
 missing_peers = [name for name in PEERS if find_spec(name) is None]
 collect_ignore = list(MARKER_OF_FOLDER) if missing_peers else []
+# The pictures are drawn from a checkout; the wheel has neither them nor what draws them.
+if not (TESTS.parent / "docs" / "pictures").is_dir():
+    collect_ignore.append("pictures")
 
 
 def pytest_report_header() -> str | None:
     if not missing_peers:
         return None
-    return f"not collected: {', '.join(collect_ignore)} ({', '.join(missing_peers)} not installed)"
+    folders = ", ".join(MARKER_OF_FOLDER)
+    return f"not collected: {folders} ({', '.join(missing_peers)} not installed)"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -216,3 +216,52 @@ def test_every_page_can_be_reached_from_the_first() -> None:
             links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
             left += [(page.parent / link).resolve() for link in links]
     assert set(PAGES[1:]) <= reached
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_into_pages_lead_to_headings(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text("utf-8"))
+    lost = [
+        f"{page}#{anchor}"
+        for page, anchor in links
+        if anchor not in anchors(path.parent / page if page else path)
+    ]
+    assert lost == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings as GitHub and MkDocs name them in links."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def glossary() -> dict[str, str]:
+    """The terms and what is said of them."""
+    text = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    return dict(part.split("\n", 1) for part in parts[1:])
+
+
+def test_the_glossary_is_in_order_and_each_entry_is_short_and_links_to_a_page() -> None:
+    terms = glossary()
+    assert list(terms) == sorted(terms, key=str.lower)
+    assert [term for term, text in terms.items() if "](" not in text] == []
+    assert [term for term, text in terms.items() if len(text.split()) > 60] == []
+
+
+def test_every_term_of_the_glossary_is_used_on_the_page_that_it_links_to_or_in_the_code() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in SOURCES).lower()
+    unused = []
+    for term, text in glossary().items():
+        pages = [ROOT / "docs" / link for link in re.findall(r"\]\(([^)#:]+)", text)]
+        linked = "".join(page.read_text("utf-8") for page in pages)
+        if term.lower() not in linked.lower() + code:
+            unused.append(term)
+    assert unused == []
+
+
+def test_other_pages_lead_to_the_glossary_and_it_has_the_terms_of_the_design() -> None:
+    assert "(glossary.md)" in (ROOT / "docs" / "index.md").read_text("utf-8")
+    asked = {"Pullback", "Seam", "Site", "Host", "Step", "Family", "Tied", "Absmax", "Density"}
+    assert asked <= set(glossary())

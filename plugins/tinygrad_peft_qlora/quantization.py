@@ -216,25 +216,26 @@ def _encode_int4(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
     """Codes (count, size), s (count,) and z (count,)."""
     low, high = blocks.min(axis=1), blocks.max(axis=1)
     bottom, top = np.minimum(low, 0), np.maximum(high, 0)
-    scale = top / 15 - bottom / 15
-    scale = np.where(scale < _FLOAT32.tiny, _subnormal_scale(top, bottom), scale)
-    scale = np.where(scale > _FLOAT32.max / 8, np.maximum(-bottom, top) / 7.5, scale)
-    scale = np.where(low == high, np.abs(low), scale)
-    scale = np.where(scale > 0, scale, 1)  # a block of zeros
+    scale = np.where(low == high, np.abs(low), _int4_scale(bottom, top))
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)  # a block of zeros has none
     zero_point = np.rint(-bottom / scale)
-    # No step may reach beyond float32: near both ends of its range 7 steps are left on each side.
+    # A step of a huge block may pass float32's range by rounding.
     most = np.floor(_FLOAT32.max / np.maximum(scale, 1))[:, None]
     steps = np.clip(np.rint(blocks / scale[:, None]), -most, most)  # (count, size)
     codes = np.clip(steps + zero_point[:, None], 0, 15)
     return codes.astype(np.uint8), scale, zero_point.astype(np.uint8)
 
 
-def _subnormal_scale(top: Floats, bottom: Floats) -> Floats:
-    """s rounded up to a multiple of the smallest number: rounded down, 15 s may miss the ends."""
+def _int4_scale(bottom: Floats, top: Floats) -> Floats:
+    """(top - bottom) / 15, so that 15 s reaches both ends and no step passes float32's range."""
+    scale: Floats = (top / 15 - bottom / 15).astype(np.float32, copy=False)
+    huge, tiny = scale > _FLOAT32.max / 8, scale < _FLOAT32.tiny
+    scale[huge] = np.maximum(-bottom, top)[huge] / 7.5  # 7 steps on each side of zero
+    # Subnormal numbers are multiples of the smallest: rounded down, 15 s would miss the ends.
     least = float(_FLOAT32.smallest_subnormal)
-    width = top.astype(np.float64) - bottom
-    steps = np.ceil(np.minimum(width, 15 * float(_FLOAT32.tiny)) / 15 / least)
-    return (steps * least).astype(np.float32)
+    width = top[tiny].astype(np.float64) - bottom[tiny]
+    scale[tiny] = np.ceil(width / 15 / least) * least
+    return scale
 
 
 def _packed(codes: Bytes, zero: int) -> Bytes:

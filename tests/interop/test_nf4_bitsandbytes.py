@@ -27,14 +27,18 @@ def drawn(*shape: int) -> Array:
 def both(
     weight: Array, block_size: int, *, double_quant: bool
 ) -> tuple[QuantizedWeight, np.ndarray, bnb.QuantState, Array]:
-    """Ours; and the codes, the state and the unpacked weight of bitsandbytes."""
+    """Ours; and the codes, the state and the unpacked weight of bitsandbytes.
+
+    It gets the weight as one row: its kernel for AVX-512 unpacks a block that goes on in the next
+    row with another block's scale.
+    """
     codes, state = bnb.quantize_4bit(
-        torch.from_numpy(weight),
+        torch.from_numpy(weight.reshape(1, -1)),
         blocksize=block_size,
         quant_type="nf4",
         compress_statistics=double_quant,
     )
-    unpacked = bnb.dequantize_4bit(codes, state).numpy()
+    unpacked = bnb.dequantize_4bit(codes, state).numpy().reshape(weight.shape)
     ours = quantize(weight, block_size=block_size, double_quant=double_quant)
     return ours, codes.numpy().reshape(-1), state, unpacked
 

@@ -209,7 +209,7 @@ def test_lora_on_a_4_bit_layer_is_that_of_the_reference(
 ) -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(8, 8)).astype(np.float32)
-    plain = reference.QLoRALayer(*reference.quantize_to_4bit(weight), rank=2, alpha=3)
+    plain = reference.QLoRALayer(*reference.quantize_to_4bit(weight), rank=2, alpha=3, rng=rng)
     plain.lora.B = rng.normal(size=(8, 2))
     base = QuantizedLinear(quantize(weight.astype(dtype), quant_type="int4"))
     layer = LoraLinear(base, LoraConfig(r=2, lora_alpha=3), "layer", Init(0, dtype))

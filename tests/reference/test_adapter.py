@@ -78,6 +78,10 @@ def test_sizes_and_names_that_cannot_be_are_refused() -> None:
         Adapter(5, 0)
     with pytest.raises(ValueError, match="expected at least 1, got bottleneck_dim=0"):
         Adapter(5, bottleneck=0)
+    message = "bottleneck or bottleneck_dim, got bottleneck=3 and bottleneck_dim="
+    for given in (4, 64):
+        with pytest.raises(ValueError, match=f"{message}{given}"):
+            Adapter(5, given, bottleneck=3)
     with pytest.raises(ValueError, match=r"unknown activation 'gelo', .* did you mean 'gelu'\?"):
         Adapter(5, 3, "gelo")
     with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 5\), got \(3, 4\)"):

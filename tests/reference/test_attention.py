@@ -12,13 +12,14 @@ from tinygrad_peft.reference import (
     apply_lora_to_attention,
     attention,
     attention_backward,
+    mask_bias,
 )
 
 CAUSAL = np.tri(4, dtype=bool)
 MASKS: dict[str, npt.NDArray[Any] | None] = {
     "none": None,
     "causal": CAUSAL,
-    "added": np.where(CAUSAL, 0.5, -np.inf),
+    "added": np.where(CAUSAL, 0.0, -np.inf),
     "padding": np.array([[True] * 4, [True, True, False, False]])[:, None, None, :],
 }
 
@@ -82,12 +83,80 @@ def test_float32_stays_float32() -> None:
     assert out.dtype == np.float32
 
 
-def test_masks_and_heads_that_do_not_fit_are_refused() -> None:
+def test_heads_that_do_not_fit_are_refused() -> None:
     q = np.ones((1, 4, 4, 3))
-    with pytest.raises(ValueError, match="mask: expected booleans, or floats to add, got int64"):
-        attention(q, q, q, np.ones((4, 4), np.int64))
     with pytest.raises(ValueError, match="3 key heads do not divide 4 query heads"):
         attention(q, q[:, :, :3], q[:, :, :3])
+
+
+def test_without_a_batch_the_output_is_that_of_a_batch_of_one(rng: np.random.Generator) -> None:
+    q, k, v, g = (rng.standard_normal((4, 2, 3)) for _ in range(4))
+    out, p = attention(q, k, v, CAUSAL)
+    batched, batched_p = attention(q[None], k[None], v[None], CAUSAL)
+    assert (out == batched[0]).all()
+    assert (p == batched_p[0]).all()
+    grads = attention_backward(g, q, k, v, p)
+    expected = attention_backward(g[None], q[None], k[None], v[None], batched_p)
+    for grad, one in zip(grads, expected, strict=True):
+        assert (grad == one[0]).all()
+
+
+# ---------- masks ----------
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8, np.float32, np.float64])
+def test_ones_and_zeros_are_booleans_in_every_dtype(dtype: type) -> None:
+    assert (mask_bias(CAUSAL.astype(dtype)) == np.where(CAUSAL, 0.0, -1e9)).all()
+    assert not mask_bias(np.ones((4, 4), dtype)).any(), "all may look"
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, -1e4, -1e9, np.finfo(np.float32).min])
+def test_zero_and_a_large_negative_number_are_added(hidden: float) -> None:
+    assert (mask_bias(np.where(CAUSAL, 0.0, hidden)) == np.where(CAUSAL, 0.0, -1e9)).all()
+    assert (mask_bias(np.full((4, 4), hidden)) == -1e9).all()
+
+
+def test_large_negative_integers_are_added_too() -> None:
+    assert (mask_bias(np.where(CAUSAL, 0, -(10**9))) == np.where(CAUSAL, 0.0, -1e9)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_zeros_alone_hide_nothing_as_the_causal_mask_of_one_token(dtype: type) -> None:
+    assert not mask_bias(np.zeros((4, 4), dtype)).any()
+    assert not mask_bias(np.where(np.tri(1, dtype=bool), 0.0, -np.inf)).any()
+
+
+def test_false_alone_hides_everything() -> None:
+    assert (mask_bias(np.zeros((4, 4), dtype=bool)) == -1e9).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "got"),
+    [
+        ([0.0, 0.5], "got 0.5"),
+        ([0.0, 2.0], "got 2.0"),
+        ([0.0, -3.0], "got -3.0"),
+        ([0.0, np.nan], "got nan"),
+        ([0.0, np.inf], "got inf"),
+        ([1.0, -np.inf], "got -inf beside 1"),
+        ([1.0, 0.0, 0.5], "got 0.5 beside 1"),
+    ],
+)
+def test_a_mask_that_means_nothing_is_refused(values: list[float], got: str) -> None:
+    meant = "expected booleans, or 1 where a query may look and 0 elsewhere, or 0 where it may look"
+    with pytest.raises(ValueError, match=f"mask: {meant} and -inf elsewhere; {got}$"):
+        mask_bias(np.array(values))
+
+
+def test_a_mask_of_text_or_of_another_shape_is_refused() -> None:
+    q = np.ones((2, 4, 1, 3))
+    with pytest.raises(ValueError, match="mask: expected booleans or numbers, got <U1"):
+        attention(q, q, q, np.array(["x"]))
+    message = r"mask: expected a shape that broadcasts to \(2, 1, 4, 4\), got \({}\)"
+    with pytest.raises(ValueError, match=message.format("3, 4")):
+        attention(q, q, q, np.ones((3, 4)))
+    with pytest.raises(ValueError, match=message.format("5, 1, 1, 4, 4")):
+        attention(q, q, q, np.ones((5, 1, 1, 4, 4)))
 
 
 # ---------- LoRA on the projections ----------
@@ -137,6 +206,15 @@ def test_the_modules_gradients_are_those_of_differences(
         assert_gradient(forward, g, array, grad)
 
 
+def test_tokens_without_a_batch_go_through_the_module(rng: np.random.Generator) -> None:
+    made, x, g = module(rng), rng.standard_normal((4, 6)), rng.standard_normal((4, 6))
+    y = made.forward(x, CAUSAL)
+    assert (y == made.forward(x[None], CAUSAL)[0]).all()
+    made.forward(x, CAUSAL)
+    grad = made.backward(g)
+    assert_gradient(lambda: made.forward(x, CAUSAL), g, x, grad)
+
+
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o")])
 def test_merging_keeps_the_output_and_leaves_nothing_to_train(
     rng: np.random.Generator, targets: tuple[str, ...]
@@ -147,6 +225,12 @@ def test_merging_keeps_the_output_and_leaves_nothing_to_train(
     made.merge_lora()
     assert made.count_trainable_params() == 0
     np.testing.assert_allclose(made.forward(x, CAUSAL), before, rtol=1e-10)
+
+
+def test_tokens_of_another_width_or_without_an_axis_are_refused() -> None:
+    for shape in ((2, 4, 5), (6,)):
+        with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., T, 6\), got"):
+            LoRAMultiHeadAttention(6, 2).forward(np.ones(shape))
 
 
 def test_heads_that_do_not_divide_and_weights_that_do_not_fit_are_refused() -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -102,9 +104,26 @@ def test_float32_stays_float32(rng: np.random.Generator) -> None:
 
 
 def test_the_same_generator_gives_the_same_matrices() -> None:
-    assert (LoRALayer(5, 4).A == LoRALayer(5, 4).A).all()
-    other = LoRALayer(5, 4, rng=np.random.default_rng(1))
-    assert (other.A != LoRALayer(5, 4).A).all()
+    one, two, other = (LoRALayer(5, 4, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (one.A == two.A).all()
+    assert (one.A != other.A).all()
+
+
+def test_trained_matrices_become_a_layer_without_a_copy(
+    rng: np.random.Generator, reseed: Callable[[], None]
+) -> None:
+    A, B = drawn(rng, 2, 5), drawn(rng, 4, 2)
+    made, first = LoRALayer.of(A, B, 1.5), LoRALayer(5, 4).A
+    assert made.A is A
+    assert made.B is B
+    assert (made.rank, made.in_features, made.out_features) == (2, 5, 4)
+    assert (made.alpha, made.scaling) == (3.0, 1.5)
+    reseed()
+    assert (first == LoRALayer(5, 4).A).all(), "no number of the global generator is used up"
+    message = r"expected A \(r, in\) and B \(out, r\), got \(2, 5\) and \({}\)"
+    for shape in ((4, 3), (4, 2, 1)):
+        with pytest.raises(ValueError, match=message.format(", ".join(map(str, shape)))):
+            LoRALayer.of(A, drawn(rng, *shape))
 
 
 def test_backward_without_forward_is_refused() -> None:

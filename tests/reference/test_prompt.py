@@ -21,6 +21,13 @@ def test_the_gradients_are_those_of_differences(rng: np.random.Generator) -> Non
     assert_gradient(lambda: tuning.forward(x), g, tuning.prompt, tuning.prompt_grad)
 
 
+def test_tokens_without_a_batch_have_the_prompt_before_them(rng: np.random.Generator) -> None:
+    tuning, x, g = PromptTuning(4, 3), rng.standard_normal((5, 4)), rng.standard_normal((8, 4))
+    assert (tuning.forward(x) == tuning.forward(x[None])[0]).all()
+    assert (tuning.backward(g) == g[3:]).all()
+    assert (tuning.prompt_grad == g[:3]).all()
+
+
 def test_it_may_start_from_a_copy_of_the_vocabularys_embeddings(rng: np.random.Generator) -> None:
     vocabulary = rng.standard_normal((50, 4))
     tuning = PromptTuning(4, 6, vocabulary)
@@ -36,8 +43,16 @@ def test_what_cannot_be_is_refused() -> None:
         PromptTuning(4, 0)
     with pytest.raises(ValueError, match=r"init_from_vocab: expected shape \(\.\.\., 4\), got"):
         PromptTuning(4, 2, np.ones((50, 5)))
-    with pytest.raises(ValueError, match=r"input_embeddings: expected shape \(2, 5, 4\), got"):
-        PromptTuning(4).forward(np.ones((2, 5, 3)))
+    for wrong in ((2, 5, 3), (4,)):
+        with pytest.raises(
+            ValueError, match=r"input_embeddings: expected shape \(..., T, 4\), got"
+        ):
+            PromptTuning(4).forward(np.ones(wrong))
+    x = np.ones((2, 5, 4))
+    with pytest.raises(ValueError, match="input_embeddings or input_embeds, got 2 of the two"):
+        PromptTuning(4).forward(x, input_embeds=x)
+    with pytest.raises(ValueError, match="input_embeddings or input_embeds, got 0 of the two"):
+        PromptTuning(4).forward()
 
 
 @pytest.mark.parametrize(

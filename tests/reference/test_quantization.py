@@ -42,6 +42,24 @@ def test_affine_codes_by_hand() -> None:
     assert dequantize_4bit(quantized, scale, zero_point)[0, 2] == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("largest", [5e-324, 2e-323, 1e-310, 2e-45, 2e-39, 1e-30, 3e38, 1e308])
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_affine_codes_of_weights_of_any_size_are_off_by_half_a_step_at_most(
+    largest: float, sign: int, dtype: type[np.floating]
+) -> None:
+    if largest > float(np.finfo(dtype).max):
+        return
+    weight = np.random.default_rng(0).uniform(-1, 1, 40)
+    weight[:2] = -1, 1
+    weight = (largest * (weight if sign == 0 else sign * np.abs(weight))).astype(dtype)
+    quantized, scale, zero_point = quantize_to_4bit(weight)
+    error = np.abs(
+        dequantize_4bit(quantized, scale, zero_point) / 2 - weight.astype(np.float64) / 2
+    )
+    assert error.max() <= 0.2501 * scale + np.finfo(np.float64).smallest_subnormal
+
+
 @pytest.mark.parametrize("value", [0.0, 3.5, -0.25])
 def test_a_constant_weight_comes_back_exactly(value: float) -> None:
     weight = np.full((3, 4), value)

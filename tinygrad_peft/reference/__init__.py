@@ -1,9 +1,10 @@
 """Every method in plain NumPy, with its gradients derived by hand: to read, and to check against.
 
-Nothing here shares code with the framework or its plugins, so that the tests may compare the two.
-Each file opens with the method's formulas, and each line that computes one has it above. Random
-draws come from `rng`, by default a generator that starts alike in every run. `python -m
-tinygrad_peft.reference` shows the methods at work.
+The names, arguments and defaults are those of the course chapter on fine-tuning, stage 9 of "LLM
+first principles". Nothing here shares code with the framework or its plugins, so that the tests may
+compare the two. Each file opens with the method's formulas, and each line that computes one has it
+above. Random draws come from `rng`, by default from NumPy's global generator: `np.random.seed`
+makes a run repeatable. `python -m tinygrad_peft.reference` shows the methods at work.
 """
 
 from tinygrad_peft.reference.activations import ACTIVATIONS, Activation
@@ -13,12 +14,16 @@ from tinygrad_peft.reference.attention import (
     apply_lora_to_attention,
     attention,
     attention_backward,
+    mask_bias,
 )
 from tinygrad_peft.reference.comparison import (
     Efficiency,
     MethodCount,
     analyze_peft_efficiency,
     compare_peft_methods,
+    compute_parameter_efficiency,
+    count_frozen_parameters,
+    count_trainable_parameters,
 )
 from tinygrad_peft.reference.ia3 import IA3Linear
 from tinygrad_peft.reference.layer_norm import layer_norm, layer_norm_backward
@@ -62,11 +67,15 @@ __all__ = [
     "attention",
     "attention_backward",
     "compare_peft_methods",
+    "compute_parameter_efficiency",
+    "count_frozen_parameters",
+    "count_trainable_parameters",
     "dequantize_4bit",
     "dequantize_nf4",
     "layer_norm",
     "layer_norm_backward",
     "lora_backward",
+    "mask_bias",
     "pack_4bit",
     "quantize_nf4",
     "quantize_to_4bit",

@@ -35,24 +35,36 @@ from tinygrad_peft.reference.activations import activation_named
 __all__ = ["Adapter"]
 
 
+class _Default(int):
+    """A default size that differs from the same number given by the caller."""
+
+
+BOTTLENECK = _Default(64)
+
+
 class Adapter:
     """A small two-layer network beside the identity: (..., d_model) -> (..., d_model).
 
-    bottleneck: another name of bottleneck_dim.
-    activation: relu, gelu, gelu_tanh, silu or tanh.
-    bias: whether b_down and b_up are trained; otherwise they stay zero and are not counted.
-    scaling: s, for the parallel form mostly.
+    bottleneck: another name of bottleneck_dim; give one of the two.
+    activation: relu, gelu, gelu_tanh, silu or tanh. The course's "gelu" is gelu_tanh here, with
+        the exact slope; "gelu" is x Φ(x), as papers and checkpoints have it.
+    bias: train b_down and b_up. Otherwise they stay zero and are not counted.
+    scaling: s, mostly for the parallel form.
+    rng: source of the matrices; NumPy's global generator by default.
 
-    `backward` leaves W_down_grad, W_up_grad, b_down_grad and b_up_grad, which are zero before it.
+    `forward` keeps x, h and f(h) in `cache` under "x", "down" and "activated"; a subclass that
+    fills it in a forward of its own may inherit `backward`. `backward` leaves W_down_grad,
+    W_up_grad, b_down_grad and b_up_grad, which are zero before it.
 
     Raises:
-        ValueError: a size below 1, an unknown activation, or an input of another width.
+        ValueError: both bottleneck and bottleneck_dim, a size below 1, an unknown activation, or an
+            input of another width.
     """
 
     def __init__(
         self,
         d_model: int,
-        bottleneck_dim: int = 64,
+        bottleneck_dim: int = BOTTLENECK,
         activation: str = "relu",
         *,
         bottleneck: int | None = None,
@@ -60,52 +72,60 @@ class Adapter:
         scaling: float = 1.0,
         rng: np.random.Generator | None = None,
     ) -> None:
-        inner = bottleneck_dim if bottleneck is None else bottleneck
+        if bottleneck is not None and bottleneck_dim is not BOTTLENECK:
+            raise ValueError(
+                "expected bottleneck or bottleneck_dim, "
+                f"got bottleneck={bottleneck} and bottleneck_dim={bottleneck_dim}"
+            )
+        inner = int(bottleneck_dim) if bottleneck is None else bottleneck
         check_sizes(d_model=d_model, bottleneck_dim=inner)
-        rng = generator(rng)
+        draws = generator(rng)
         self.d_model, self.bottleneck_dim = d_model, inner
-        self.activation = activation_named(activation)
+        self.activation, self._f = activation, activation_named(activation)
         self.bias, self.scaling = bias, scaling
-        self.W_down = normal(rng, d_model, inner, std=0.01)
-        self.W_up = normal(rng, inner, d_model, std=0.01)
+        self.W_down = normal(draws, d_model, inner, std=0.01)
+        self.W_up = normal(draws, inner, d_model, std=0.01)
         self.b_down: Array = np.zeros(inner)
         self.b_up: Array = np.zeros(d_model)
         self.W_down_grad: Array = np.zeros_like(self.W_down)
         self.W_up_grad: Array = np.zeros_like(self.W_up)
         self.b_down_grad: Array = np.zeros_like(self.b_down)
         self.b_up_grad: Array = np.zeros_like(self.b_up)
-        self._cache: tuple[Array, Array] | None = None
+        self.cache: dict[str, Array] = {}
 
     def forward(self, x: Array) -> Array:
-        """(..., d_model) -> (..., d_model)."""
+        """Compute y: (..., d_model) -> (..., d_model)."""
         # y = x + s (f(h) U + c)
         return x + self.update(x)
 
     def backward(self, grad_output: Array) -> Array:
-        """The gradient of x: (..., d_model) -> (..., d_model)."""
+        """Return the gradient of x: (..., d_model) -> (..., d_model)."""
         # dx = g + dh Dᵀ
         return grad_output + self.update_backward(grad_output)
 
     def update(self, x: Array) -> Array:
-        """What the adapter adds: (..., d_model) -> (..., d_model)."""
+        """Compute the part that is added to x: (..., d_model) -> (..., d_model)."""
         check_width("x", x, self.d_model)
         # h = x D + b
         h = x @ self.W_down + self.b_down  # (..., m)
-        self._cache = x, h
+        # f(h)
+        activated = self._f.value(h)  # (..., m)
+        self.cache = {"x": x, "down": h, "activated": activated}
         # s (f(h) U + c)
-        return self.scaling * (self.activation.value(h) @ self.W_up + self.b_up)
+        return self.scaling * (activated @ self.W_up + self.b_up)
 
     def update_backward(self, grad_output: Array) -> Array:
-        """The gradient of x through the adapter alone: (..., d_model) -> (..., d_model)."""
-        x, h = remembered(self._cache)
+        """Return the gradient of x without the residual: (..., d_model) -> (..., d_model)."""
+        cache = remembered(self.cache or None)
+        x, h, activated = cache["x"], cache["down"], cache["activated"]
         # s g
         g = self.scaling * grad_output  # (..., d)
         # dU = s f(h)ᵀ g
-        self.W_up_grad = rows(self.activation.value(h)).T @ rows(g)  # (m, d)
+        self.W_up_grad = rows(activated).T @ rows(g)  # (m, d)
         # dc = s Σ g
         self.b_up_grad = rows(g).sum(axis=0)  # (d,)
         # dh = s (g Uᵀ) ⊙ f'(h)
-        dh = (g @ self.W_up.T) * self.activation.slope(h)  # (..., m)
+        dh = (g @ self.W_up.T) * self._f.slope(h)  # (..., m)
         # dD = xᵀ dh
         self.W_down_grad = rows(x).T @ rows(dh)  # (d, m)
         # db = Σ dh
@@ -113,7 +133,15 @@ class Adapter:
         # dh Dᵀ
         return dh @ self.W_down.T  # (..., d)
 
+    def parameters(self) -> list[Array]:
+        """Return [W_down, W_up], and [b_down, b_up] after them if they are trained."""
+        return [self.W_down, self.W_up, *([self.b_down, self.b_up] if self.bias else [])]
+
+    def gradients(self) -> list[Array]:
+        """Return the gradients of `parameters`, in the same order."""
+        biases = [self.b_down_grad, self.b_up_grad] if self.bias else []
+        return [self.W_down_grad, self.W_up_grad, *biases]
+
     def num_parameters(self) -> int:
-        """2 d m, and d + m for the biases."""
-        biases = self.b_down.size + self.b_up.size if self.bias else 0
-        return self.W_down.size + self.W_up.size + biases
+        """Return 2 d m, and d + m more with biases."""
+        return sum(array.size for array in self.parameters())

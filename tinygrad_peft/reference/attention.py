@@ -6,8 +6,9 @@
 
     x (B, T, d)    W (d, d)    q (B, T, H, D)    k, v (B, S, K, D)    p (B, H, T, S)
 
-There are H query heads, and K key heads, each of which serves H / K query heads; mostly K = H. With
-g the gradient of the output o = p v:
+Without a batch, the axis B is missing throughout, and with more axes they all stand for it.
+There are H query heads and K key heads; each key head serves H / K query heads, and mostly K = H.
+With g the gradient of the output o = p v:
 
     dv = pᵀ g
     dp = g vᵀ
@@ -28,7 +29,7 @@ from tinygrad_peft.reference._basics import (
     check_heads,
     check_shape,
     check_sizes,
-    check_width,
+    check_tokens,
     generator,
     normal,
     remembered,
@@ -41,74 +42,111 @@ __all__ = [
     "apply_lora_to_attention",
     "attention",
     "attention_backward",
+    "mask_bias",
 ]
 
 PROJECTIONS = ("q", "k", "v", "o")
+TARGETS = ("q", "v")
 MASKED = -1e9  # finite, so that a row in which all is masked stays finite
+LARGE = 1e4  # from here on a negative bias leaves nothing of a probability
 
 
 def attention(
     q: Array, k: Array, v: Array, mask: npt.NDArray[Any] | None = None
 ) -> tuple[Array, Array]:
-    """(output, probabilities): q (B, T, H, D), k and v (B, S, K, D) -> (B, T, H, D), (B, H, T, S).
+    """Return (output, probabilities): (B, T, H, D) and (B, H, T, S).
 
-    mask: broadcasts to (B, H, T, S). Booleans are True where a query may look; numbers are added
-    to the scores.
+    q (B, T, H, D), k and v (B, S, K, D), all with or without B. The mask broadcasts to the
+    probabilities, in one of the forms that `mask_bias` takes.
 
     Raises:
-        ValueError: K does not divide H, or a mask of integers, which could mean either.
+        ValueError: K does not divide H, or a mask that does not fit or means nothing.
     """
     k, v = _for_each_query_head(k, q), _for_each_query_head(v, q)
     # q kᵀ / √D + mask
-    scores = np.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
+    scores = np.einsum("...thd,...shd->...hts", q, k) / math.sqrt(q.shape[-1])
     if mask is not None:
-        scores = scores + _as_bias(mask, scores)
+        scores = scores + _fitting(mask_bias(mask), scores)
     # softmax, from the largest score down so that nothing overflows
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     p = powers / powers.sum(axis=-1, keepdims=True)  # (B, H, T, S)
     # o = p v
-    return np.einsum("bhts,bshd->bthd", p, v), p
+    return np.einsum("...hts,...shd->...thd", p, v), p
 
 
 def attention_backward(
     grad_output: Array, q: Array, k: Array, v: Array, p: Array
 ) -> tuple[Array, Array, Array]:
-    """(dq, dk, dv), from the gradient of the output (B, T, H, D) and the probabilities."""
-    key_heads = k.shape[2]
+    """Return (dq, dk, dv), from the gradient of the output (B, T, H, D) and the probabilities."""
+    key_heads = k.shape[-2]
     k, v = _for_each_query_head(k, q), _for_each_query_head(v, q)
     # dv = pᵀ g
-    dv = np.einsum("bhts,bthd->bshd", p, grad_output)
+    dv = np.einsum("...hts,...thd->...shd", p, grad_output)
     # dp = g vᵀ
-    dp = np.einsum("bthd,bshd->bhts", grad_output, v)
+    dp = np.einsum("...thd,...shd->...hts", grad_output, v)
     # ds = p ⊙ (dp - Σ dp ⊙ p)
     ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
     # dq = ds k / √D
-    dq = np.einsum("bhts,bshd->bthd", ds, k) / math.sqrt(q.shape[-1])
+    dq = np.einsum("...hts,...shd->...thd", ds, k) / math.sqrt(q.shape[-1])
     # dk = dsᵀ q / √D
-    dk = np.einsum("bhts,bthd->bshd", ds, q) / math.sqrt(q.shape[-1])
+    dk = np.einsum("...hts,...thd->...shd", ds, q) / math.sqrt(q.shape[-1])
     return dq, _for_each_key_head(dk, key_heads), _for_each_key_head(dv, key_heads)
 
 
-def _as_bias(mask: npt.NDArray[Any], scores: Array) -> Array:
-    """What a mask adds to the scores, in their dtype."""
-    if mask.dtype.kind not in "bf":
-        raise ValueError(f"mask: expected booleans, or floats to add, got {mask.dtype}")
-    bias = np.where(mask, 0.0, MASKED) if mask.dtype == bool else np.maximum(mask, MASKED)
+def mask_bias(mask: npt.NDArray[Any]) -> Array:
+    """Return the numbers that a mask adds to the scores: 0 where a query may look, else -1e9.
+
+    A mask is, by its values and whatever its dtype,
+
+        True and False, or 1 and 0     1 where a query may look
+        0 and -inf, or -1e4 and less   to be added to the scores: 0 where a query may look
+
+    A mask of zeros alone could be either. It is taken as the second and hides nothing, as the
+    course's causal mask of one token does: a mask that hides everything is of no use.
+
+    Raises:
+        ValueError: any other values.
+    """
+    values = np.asarray(mask)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"mask: expected booleans or numbers, got {values.dtype}")
+    one, zero = values == 1, values == 0
+    hidden = ~one if one.any() or values.dtype == bool else values <= -LARGE
+    unclear = values[~(one | zero) if one.any() else ~(zero | hidden)]
+    if unclear.size:
+        raise ValueError(
+            "mask: expected booleans, or 1 where a query may look and 0 elsewhere, or 0 where it "
+            f"may look and -inf elsewhere; got {unclear.flat[0]}"
+            f"{' beside 1' if one.any() else ''}"
+        )
+    return np.where(hidden, MASKED, 0.0)
+
+
+def _fitting(bias: Array, scores: Array) -> Array:
+    """Return a bias in the dtype of the scores, once it is known to broadcast to them."""
+    try:
+        fits = np.broadcast_shapes(bias.shape, scores.shape) == scores.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"mask: expected a shape that broadcasts to {scores.shape}, got {bias.shape}"
+        )
     return bias.astype(scores.dtype)
 
 
 def _for_each_query_head(x: Array, q: Array) -> Array:
-    """(B, S, K, D) -> (B, S, H, D): each key head beside itself, H / K times."""
-    heads, key_heads = q.shape[2], x.shape[2]
+    """Repeat each key head H / K times, side by side: (B, S, K, D) -> (B, S, H, D)."""
+    heads, key_heads = q.shape[-2], x.shape[-2]
     if heads % key_heads:
         raise ValueError(f"{key_heads} key heads do not divide {heads} query heads")
-    return np.repeat(x, heads // key_heads, axis=2)
+    return np.repeat(x, heads // key_heads, axis=-2)
 
 
 def _for_each_key_head(grad: Array, heads: int) -> Array:
-    """(B, S, H, D) -> (B, S, K, D): the sum over the query heads that a key head serves."""
-    batch, keys, _, size = grad.shape
-    total: Array = grad.reshape(batch, keys, heads, -1, size).sum(axis=3)
+    """Sum over the query heads that a key head serves: (B, S, H, D) -> (B, S, K, D)."""
+    *batch, _, size = grad.shape
+    total: Array = grad.reshape(*batch, heads, -1, size).sum(axis=-2)
     return total
 
 
@@ -119,31 +157,34 @@ def apply_lora_to_attention(
     wo: Array,
     rank: int = 8,
     alpha: float = 16.0,
-    target_modules: Sequence[str] = ("q", "v"),
+    target_modules: Sequence[str] | None = None,
     *,
     rng: np.random.Generator | None = None,
 ) -> dict[str, LoRALinear | Array]:
-    """The four projections as q, k, v, o: a LoRALinear for each target, the bare weight else.
+    """Return the four projections as q, k, v, o: a LoRALinear for each target, else the weight.
+
+    target_modules: any of q, k, v, o; q and v by default.
 
     Raises:
-        ValueError: a target that is none of the four, or a rank below 1.
+        ValueError: an unknown target, or a rank below 1.
     """
     weights = dict(zip(PROJECTIONS, (wq, wk, wv, wo), strict=True))
-    return _adapted(weights, rank, alpha, target_modules, generator(rng))
+    return _adapted(weights, rank, alpha, target_modules, rng)
 
 
 def _adapted(
     weights: Mapping[str, Array],
     rank: int,
     alpha: float,
-    target_modules: Sequence[str],
-    rng: np.random.Generator,
+    target_modules: Sequence[str] | None,
+    rng: np.random.Generator | None,
 ) -> dict[str, LoRALinear | Array]:
-    for name in target_modules:
+    targets = TARGETS if target_modules is None else target_modules
+    for name in targets:
         if name not in PROJECTIONS:
             raise unknown("target", name, PROJECTIONS)
     return {
-        name: LoRALinear(weight, None, rank, alpha, rng=rng) if name in target_modules else weight
+        name: LoRALinear(weight, None, rank, alpha, rng=rng) if name in targets else weight
         for name, weight in weights.items()
     }
 
@@ -151,14 +192,18 @@ def _adapted(
 class LoRAMultiHeadAttention:
     """Self-attention with frozen projections and LoRA on some: (B, T, d_model) -> the same.
 
+    x may also come without a batch, (T, d_model).
+
     weights: the projections q, k, v, o of (d_model, d_model) each; drawn from N(0, 0.02²) if left
         out.
+    rng: source of weights and matrices; NumPy's global generator by default.
 
-    `projections` holds the layers as `apply_lora_to_attention` gives them; after `backward`, each
+    `projections` holds the layers as `apply_lora_to_attention` returns them; after `backward`, each
     adapted one has its gradients.
 
     Raises:
-        ValueError: heads that do not divide d_model, a size below 1, or an unknown target.
+        ValueError: heads that do not divide d_model, a size below 1, an unknown target, or weights
+            that do not fit.
     """
 
     def __init__(
@@ -166,7 +211,7 @@ class LoRAMultiHeadAttention:
         d_model: int,
         n_heads: int,
         rank: int = 8,
-        target_modules: Sequence[str] = ("q", "v"),
+        target_modules: Sequence[str] | None = TARGETS,
         alpha: float = 16.0,
         weights: Mapping[str, Array] | None = None,
         *,
@@ -174,9 +219,9 @@ class LoRAMultiHeadAttention:
     ) -> None:
         check_sizes(d_model=d_model, n_heads=n_heads, rank=rank)
         check_heads(d_model, n_heads)
-        rng = generator(rng)
         if weights is None:
-            weights = {name: normal(rng, d_model, d_model) for name in PROJECTIONS}
+            draws = generator(rng)
+            weights = {name: normal(draws, d_model, d_model, std=0.02) for name in PROJECTIONS}
         if set(weights) != set(PROJECTIONS):
             raise ValueError(
                 f"weights: expected {', '.join(PROJECTIONS)}, got {', '.join(weights)}"
@@ -188,8 +233,8 @@ class LoRAMultiHeadAttention:
         self._cache: tuple[Array, Array, Array, Array] | None = None
 
     def forward(self, x: Array, mask: npt.NDArray[Any] | None = None) -> Array:
-        """x (B, T, d_model), and a mask as `attention` takes it -> (B, T, d_model)."""
-        check_width("x", x, self.d_model)
+        """Compute y: x (B, T, d_model), and a mask as `attention` takes it -> (B, T, d_model)."""
+        check_tokens("x", x, self.d_model)
         q, k, v = (self._cut(self._project(name, x)) for name in ("q", "k", "v"))
         out, p = attention(q, k, v, mask)
         self._cache = q, k, v, p
@@ -197,11 +242,11 @@ class LoRAMultiHeadAttention:
         return self._project("o", out.reshape(x.shape))
 
     def backward(self, grad_output: Array) -> Array:
-        """The gradient of x: (B, T, d_model) -> (B, T, d_model)."""
+        """Return the gradient of x: (B, T, d_model) -> (B, T, d_model)."""
         q, k, v, p = remembered(self._cache)
         grad_out = self._cut(self._project_back("o", grad_output))
         grads = attention_backward(grad_out, q, k, v, p)
-        # dx is the sum of what comes back through q, k and v
+        # dx is the sum of the gradients through q, k and v
         through = [
             self._project_back(name, grad.reshape(grad_output.shape))
             for name, grad in zip(("q", "k", "v"), grads, strict=True)
@@ -209,20 +254,20 @@ class LoRAMultiHeadAttention:
         return through[0] + through[1] + through[2]
 
     def merge_lora(self) -> None:
-        """Fold each update into its weight: the same output, and nothing to train."""
+        """Fold each update into its weight: the same output, with nothing left to train."""
         self.projections = {
             name: layer.merge()[0] if isinstance(layer, LoRALinear) else layer
             for name, layer in self.projections.items()
         }
 
     def count_trainable_params(self) -> int:
-        """2 r d_model for each target."""
+        """Return 2 r d_model for each target."""
         layers = self.projections.values()
         return sum(layer.num_parameters() for layer in layers if isinstance(layer, LoRALinear))
 
     def _cut(self, x: Array) -> Array:
-        """(B, T, d_model) -> (B, T, H, D)."""
-        return x.reshape(*x.shape[:2], self.n_heads, -1)
+        """Cut into heads: (B, T, d_model) -> (B, T, H, D)."""
+        return x.reshape(*x.shape[:-1], self.n_heads, -1)
 
     def _project(self, name: str, x: Array) -> Array:
         layer = self.projections[name]

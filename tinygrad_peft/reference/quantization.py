@@ -7,6 +7,10 @@ Affine, one scale for the whole weight (Jacob et al. 2017, arXiv 1712.05877, eq.
     q = round(W / s) + z, kept in 0 ... 15
     W' = s (q - z)                            off by s / 2 at most
 
+The zero point z is the code that stands for 0: a whole number, kept as a float, and outside
+0 ... 15 if all of W has one sign. The other usual form has an offset in the weight's own units,
+W' = s q + m; the same codes have m = -s z there, which is min W up to half a step.
+
 NF4, in blocks of 64 values (section 3): the nearest of 16 levels that suit normally distributed
 weights, with
 
@@ -18,6 +22,8 @@ QLoRA is LoRA on such a weight: y = x W'ᵀ + s (x Aᵀ) Bᵀ. The codes get no 
 LoRA's.
 """
 
+import math
+import sys
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,25 +57,28 @@ NF4_LEVELS.flags.writeable = False
 Codes: TypeAlias = npt.NDArray[np.uint8]
 
 
-def quantize_to_4bit(weight: Array) -> tuple[Codes, float, int]:
-    """(codes 0 to 15 of the weight's shape, scale, zero point), by the affine formula.
+def quantize_to_4bit(weight: Array) -> tuple[Codes, float, float]:
+    """Return (codes 0 to 15 of the weight's shape, s, z), by the affine formula.
+
+    z is the code of 0, so that W' = s (q - z). The form with an offset, W' = s q + m, has m = -s z.
 
     Raises:
-        ValueError: the weight is empty, or holds what is no number.
+        ValueError: an empty weight, or values that are not finite.
     """
     _check_finite(weight)
     low, high = float(weight.min()), float(weight.max())
     # s = (max W - min W) / 15; a constant weight is its own scale, and comes back exactly
-    scale = (high - low) / 15 or abs(low) or 1.0
+    scale = _affine_scale(low, high) or abs(low) or 1.0
     # z = round(-min W / s)
-    zero_point = round(-low / scale)
-    # q = round(W / s) + z, kept in 0 ... 15
-    quantized = np.clip(np.round(weight / scale) + zero_point, 0, 15)
+    zero_point = float(round(-low / scale))
+    # q = round(W / s) + z, kept in 0 ... 15; a subnormal s would be rounded in the weight's dtype
+    precise = weight if scale >= np.finfo(weight.dtype).tiny else weight.astype(np.float64)
+    quantized = np.clip(np.round(precise / scale) + zero_point, 0, 15)
     return quantized.astype(np.uint8), scale, zero_point
 
 
-def dequantize_4bit(quantized: Codes, scale: float, zero_point: int) -> Array:
-    """The weight that the codes stand for, in float64."""
+def dequantize_4bit(quantized: Codes, scale: float, zero_point: float) -> Array:
+    """Return the weight of the codes, s (q - z), in float64."""
     # W' = s (q - z)
     return scale * (quantized.astype(np.float64) - zero_point)
 
@@ -117,20 +126,20 @@ def unpack_4bit(packed: Codes, count: int) -> Codes:
 
 
 class QLoRALayer:
-    """LoRA on a weight of 4-bit codes, which every use turns into numbers anew.
+    """LoRA on a weight of 4-bit codes, which is dequantized anew for every use.
 
-    weight_4bit (out, in), scale and zero_point as `quantize_to_4bit` gives them. The matrices and
-    their gradients are those of `lora`.
+    weight_4bit (out, in), scale and zero_point as `quantize_to_4bit` returns them. `lora` holds the
+    matrices and their gradients; rng is that of `LoRALayer`.
 
     Raises:
-        ValueError: a rank below 1, or a weight that is no matrix.
+        ValueError: a rank below 1, or a weight without two axes.
     """
 
     def __init__(
         self,
         weight_4bit: Codes,
         scale: float,
-        zero_point: int,
+        zero_point: float,
         rank: int = 8,
         alpha: float = 16.0,
         *,
@@ -138,31 +147,41 @@ class QLoRALayer:
     ) -> None:
         if weight_4bit.ndim != 2:
             raise ValueError(f"weight_4bit: expected shape (out, in), got {weight_4bit.shape}")
-        out_features, in_features = weight_4bit.shape
+        self.out_features, self.in_features = weight_4bit.shape
+        self.rank = rank
         self.weight_4bit, self.scale, self.zero_point = weight_4bit, scale, zero_point
-        self.lora = LoRALayer(in_features, out_features, rank, alpha, rng=rng)
+        self.lora = LoRALayer(self.in_features, self.out_features, rank, alpha, rng=rng)
 
     def forward(self, x: Array) -> Array:
-        """(..., in) -> (..., out)."""
+        """Compute y: (..., in) -> (..., out)."""
         # y = x W'ᵀ + s (x Aᵀ) Bᵀ
         return self.lora.forward(x, self.weight())
 
     def backward(self, grad_output: Array) -> Array:
-        """The gradient of x: (..., out) -> (..., in)."""
+        """Return the gradient of x: (..., out) -> (..., in)."""
         return self.lora.backward(grad_output)
 
     def merge(self) -> Array:
-        """The plain weight with the same output, in floats: (out, in)."""
+        """Return the plain weight with the same output, in floats: (out, in)."""
         # W' + s B A
         return self.lora.merge(self.weight())
 
     def weight(self) -> Array:
-        """W': (out, in)."""
+        """Return W': (out, in)."""
         return dequantize_4bit(self.weight_4bit, self.scale, self.zero_point)
 
     def num_parameters(self) -> int:
-        """What is trained: r (in + out)."""
+        """Return the number of trained parameters: r (in + out)."""
         return self.lora.num_parameters()
+
+
+def _affine_scale(low: float, high: float) -> float:
+    """(high - low) / 15, also where high - low overflows, and where it is subnormal."""
+    scale = (high - low) / 15 if math.isfinite(high - low) else high / 15 - low / 15
+    if 0 < high - low < 15 * sys.float_info.min:
+        # A multiple of the smallest number, rounded up: rounded down, 15 s would miss the ends.
+        scale = math.ceil((high - low) / math.ulp(0.0) / 15) * math.ulp(0.0)
+    return scale
 
 
 def _in_blocks(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

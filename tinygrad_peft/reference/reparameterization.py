@@ -35,6 +35,10 @@ __all__ = ["Reparameterization"]
 class Reparameterization:
     """`length` rows of widths[0], through affine layers, to rows of widths[-1].
 
+    Embedding and weights start as N(0, 0.02²), biases at zero.
+
+    rng: source of the start; NumPy's global generator by default.
+
     `backward` leaves embedding_grad, weight_grads and bias_grads.
 
     Raises:
@@ -52,10 +56,10 @@ class Reparameterization:
         if len(widths) < 2:
             raise ValueError(f"widths: expected two or more, got {list(widths)}")
         check_sizes(length=length, **{f"widths[{i}]": width for i, width in enumerate(widths)})
-        rng = generator(rng)
+        draws = generator(rng)
         self.activation = activation_named(activation)
-        self.embedding = normal(rng, length, widths[0])
-        self.weights = [normal(rng, n, m) for m, n in pairwise(widths)]
+        self.embedding = normal(draws, length, widths[0], std=0.02)
+        self.weights = [normal(draws, n, m, std=0.02) for m, n in pairwise(widths)]
         self.biases: list[Array] = [np.zeros(width) for width in widths[1:]]
         self.embedding_grad: Array = np.zeros_like(self.embedding)
         self.weight_grads: list[Array] = [np.zeros_like(weight) for weight in self.weights]
@@ -63,7 +67,7 @@ class Reparameterization:
         self._cache: list[Array] | None = None
 
     def forward(self) -> Array:
-        """The rows that the model is given: (length, widths[-1])."""
+        """Compute the prompt or the prefix: (length, widths[-1])."""
         hidden = [self.embedding]
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             # hᵢ₊₁ = f(hᵢ) Wᵢᵀ + bᵢ
@@ -72,7 +76,7 @@ class Reparameterization:
         return hidden[-1]
 
     def backward(self, grad_output: Array) -> None:
-        """From the gradient of the rows, (length, widths[-1])."""
+        """Set all gradients, from that of the last h, (length, widths[-1])."""
         hidden = remembered(self._cache)
         check_shape("grad_output", grad_output, hidden[-1].shape)
         grad = grad_output
@@ -88,7 +92,7 @@ class Reparameterization:
         self.embedding_grad = grad
 
     def num_parameters(self) -> int:
-        """Embedding, weights and biases."""
+        """Count the embedding, the weights and the biases."""
         return sum(array.size for array in (self.embedding, *self.weights, *self.biases))
 
     def _input(self, layer: int, hidden: Array) -> Array:

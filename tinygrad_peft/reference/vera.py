@@ -22,6 +22,7 @@ import numpy as np
 
 from tinygrad_peft.reference._basics import (
     Array,
+    Draws,
     check_shape,
     check_sizes,
     check_width,
@@ -36,8 +37,10 @@ __all__ = ["VeRALayer"]
 class VeRALayer:
     """The two vectors of one layer, and the random matrices between them.
 
-    Give A and B of another layer of the same sizes to share them. `backward` leaves lambda_d_grad
-    and lambda_b_grad, which are zero before it.
+    A, B: another layer's of the same sizes, to share them; drawn if they are left out.
+    rng: source of A and B; NumPy's global generator by default.
+
+    `backward` leaves lambda_d_grad and lambda_b_grad, which are zero before it.
 
     Raises:
         ValueError: a size below 1, or arrays whose shapes do not fit.
@@ -54,9 +57,9 @@ class VeRALayer:
         rng: np.random.Generator | None = None,
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features, rank=rank)
-        rng = generator(rng)
-        self.A = _uniform(rng, rank, in_features) if A is None else A
-        self.B = _uniform(rng, out_features, rank) if B is None else B
+        draws = generator(rng)
+        self.A = _uniform(draws, rank, in_features) if A is None else A
+        self.B = _uniform(draws, out_features, rank) if B is None else B
         check_shape("A", self.A, (rank, in_features))
         check_shape("B", self.B, (out_features, rank))
         self.lambda_d: Array = np.full(rank, 0.1)
@@ -66,7 +69,7 @@ class VeRALayer:
         self._cache: tuple[Array, Array] | None = None
 
     def forward(self, x: Array, W: Array) -> Array:
-        """x (..., in), W (out, in) -> (..., out)."""
+        """Compute y: x (..., in), W (out, in) -> (..., out)."""
         check_shape("W", W, (len(self.B), self.A.shape[1]))
         check_width("x", x, self.A.shape[1])
         self._cache = x, W
@@ -74,7 +77,7 @@ class VeRALayer:
         return x @ W.T + self.lambda_b * self._scaled(x)
 
     def backward(self, grad_output: Array) -> Array:
-        """The gradient of x, through both paths: (..., out) -> (..., in)."""
+        """Return the gradient of x, through both paths: (..., out) -> (..., in)."""
         x, W = remembered(self._cache)
         # h = (λ_b ⊙ g) B
         h = (self.lambda_b * grad_output) @ self.B  # (..., r)
@@ -86,22 +89,22 @@ class VeRALayer:
         return grad_output @ W + (self.lambda_d * h) @ self.A
 
     def merge(self, W: Array) -> Array:
-        """The weight with the update in it: (out, in)."""
+        """Return the weight with the update in it: (out, in)."""
         check_shape("W", W, (len(self.B), self.A.shape[1]))
         # W + diag(λ_b) B diag(λ_d) A
         return W + (self.lambda_b[:, None] * self.B) @ (self.lambda_d[:, None] * self.A)
 
     def num_parameters(self) -> int:
-        """out + r."""
+        """Return out + r."""
         return self.lambda_b.size + self.lambda_d.size
 
     def _scaled(self, x: Array) -> Array:
-        """(λ_d ⊙ x Aᵀ) Bᵀ: (..., in) -> (..., out)."""
+        """Compute (λ_d ⊙ x Aᵀ) Bᵀ: (..., in) -> (..., out)."""
         scaled: Array = (self.lambda_d * (x @ self.A.T)) @ self.B.T
         return scaled
 
 
-def _uniform(rng: np.random.Generator, out_features: int, in_features: int) -> Array:
-    """U(±√(6 / in)): He et al. 2015."""
+def _uniform(draws: Draws, out_features: int, in_features: int) -> Array:
+    """Draw from U(±√(6 / in)): He et al. 2015."""
     bound = np.sqrt(6 / in_features)
-    return rng.uniform(-bound, bound, (out_features, in_features))
+    return draws.uniform(-bound, bound, (out_features, in_features))
