@@ -9,6 +9,7 @@ import pytest
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.testing import MethodConformance
 from tinygrad_peft.testing.settings import MethodSettings
+from tinygrad_peft.train import hookspecs as train_hookspecs
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted(ROOT.glob("tinygrad_peft/**/*.py")), *sorted(ROOT.glob("plugins/**/*.py"))]
@@ -23,13 +24,13 @@ pytestmark = pytest.mark.skipif(
 def test_every_hook_has_a_heading_and_every_heading_of_a_hook_is_one() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
     headings = re.findall(r"^### (\w+)$", text, flags=re.MULTILINE)
-    assert sorted(headings) == hookspecs.__all__
+    assert sorted(headings) == sorted([*hookspecs.__all__, *train_hookspecs.__all__])
 
 
 def test_the_files_on_the_plugins_page_are_those_that_are_installed_and_run() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
     shown = re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```\n", text, flags=re.DOTALL)
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert dict(shown) == {path: (ROOT / path).read_text("utf-8") for path, _ in shown}
 
 

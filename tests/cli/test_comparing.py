@@ -18,7 +18,7 @@ from tests.train.test_progress import run_in_terminal
 from tinygrad_peft.cli.comparison_report import comparison_lines
 from tinygrad_peft.train import Comparison, Row
 from tinygrad_peft.train import plot as plotting
-from tinygrad_peft.train.comparison import read_comparison
+from tinygrad_peft.train.comparison_result import read_comparison
 
 PLOT = {"comparison.png"} if find_spec("matplotlib") else set[str]()
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -250,7 +250,7 @@ def test_a_folder_without_a_comparison_is_told(tmp_path: Path, commands: Command
     [
         (methods("lorra"), "no method is called 'lorra'; did you mean 'lora'"),
         (methods("lora", "lora"), "two recipes are called 'lora'"),
-        (methods("lora @ lr=-1"), "lora: training cannot be set up like this"),
+        (methods("lora @ lr=-1"), "lora: invalid TrainConfig"),
         (methods("lora", "lora:target_modules=qery"), "'qery' matches no module"),
         ([*methods("lora"), "--epochs", "0"], "epochs: expected at least 1, got 0"),
         ([*methods("lora"), "--eval", "nowhere.jsonl"], "nowhere.jsonl: no such data file"),
@@ -313,8 +313,8 @@ def test_a_recipe_that_fails_does_not_lose_the_others(
     _, wild, calm, why, *_ = ran.out.splitlines()
     assert wild.startswith("wild (failed)")
     assert calm.startswith("calm  ")
-    assert why.startswith("wild failed: training stopped: ")
-    assert "failed: training stopped: " in ran.err
+    assert why.startswith("wild failed: training stopped in epoch 1")
+    assert "failed: training stopped in epoch 1" in ran.err
     assert (out / "2-calm" / "recipe.json").exists()
     if PLOT:
         assert (out / "comparison.png").exists()

@@ -36,7 +36,7 @@ from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.train import Comparison, Row
-from tinygrad_peft.train.comparison import read_comparison
+from tinygrad_peft.train.comparison_result import read_comparison
 
 ROOT = Path(__file__).parents[2]
 TINY = OfflineSizes(

@@ -68,7 +68,7 @@ def test_labels_that_the_model_does_not_know_are_told_with_their_file(
 ) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"text": "good film", "label": "poss"}])
     message = commands.fails("evaluate", "--model", small_world / "classifier", "--data", data)
-    assert message.startswith(f"tinygrad-peft: {data}: labels that training does not know")
+    assert message.startswith(f"tinygrad-peft: {data}: unknown labels")
     assert "did you mean 'pos'?" in message
 
 

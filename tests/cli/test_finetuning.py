@@ -223,7 +223,7 @@ def test_labels_that_only_the_evaluation_has_are_told_with_their_file(
     data = write_jsonl(tmp_path / "eval.jsonl", [*reviews(4), {"text": "good", "label": "poss"}])
     message = commands.fails(*classify(small_world, tmp_path / "out", "--eval", data))
     assert message.splitlines() == [
-        f"tinygrad-peft: {data}: labels that training does not know ('neg', 'pos'):",
+        f"tinygrad-peft: {data}: unknown labels (expected one of 'neg', 'pos'):",
         "  'poss' in 1 of 5 examples; did you mean 'pos'?",
     ]
     assert not (tmp_path / "out").exists()
@@ -403,7 +403,9 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_weights(
     if evaluation:
         more += ["--eval", small_world / "more-definitions.jsonl", "--eval-every", "1"]
     message = commands.fails(*complete(small_world, tmp_path / "out", "--quiet", *more))
-    assert message.startswith("tinygrad-peft: training stopped: ")
+    assert message.startswith(
+        "tinygrad-peft: training stopped in epoch 1, batch 3: the loss is nan"
+    )
     if evaluation:
         assert f"of step 1, is kept in {tmp_path / 'out'}" in message
         kept = ("--adapter", tmp_path / "out", "--data", small_world / "definitions.jsonl")

@@ -20,7 +20,6 @@ from tinygrad_peft.peft import (
     Host,
     PeftConfig,
     Site,
-    StepEnded,
     hookimpl,
     hookspecs,
 )
@@ -298,16 +297,16 @@ def test_a_plugin_without_methods_is_listed_as_well() -> None:
 def test_an_instance_with_marked_methods_is_a_plugin() -> None:
     class Observer:
         def __init__(self) -> None:
-            self.seen: list[int] = []
+            self.seen: list[str] = []
 
-        @hookimpl(hookspecs.step_ended)
-        def step_ended(self, event: StepEnded) -> None:
-            self.seen.append(event.step)
+        @hookimpl(hookspecs.recipe_applied)
+        def recipe_applied(self, event: Applied) -> None:
+            self.seen.append(event.adapter)
 
     host, observer = Host(), Observer()
     host.register(observer, "observer")
-    host.each(hookspecs.step_ended, StepEnded(small(LLAMA), 7, 9, 1.0, 0.5, 1e-3, 1.0, 10, 0.1))
-    assert observer.seen == [7]
+    host.each(hookspecs.recipe_applied, Applied(Linear(2, 2), (), (), "default"))
+    assert observer.seen == ["default"]
 
 
 def test_an_observer_hears_of_a_recipe_that_was_applied() -> None:
@@ -326,9 +325,9 @@ def test_an_observer_hears_of_a_recipe_that_was_applied() -> None:
 
 
 def test_a_marked_function_is_still_that_function() -> None:
-    def step_ended(event: StepEnded) -> None: ...
+    def recipe_applied(event: Applied) -> None: ...
 
-    assert hookimpl(hookspecs.step_ended)(step_ended) is step_ended
+    assert hookimpl(hookspecs.recipe_applied)(recipe_applied) is recipe_applied
 
 
 def test_a_copy_of_what_holds_a_host_shares_the_host() -> None:

@@ -28,9 +28,7 @@ def main(folder: Path, pace: str) -> None:
         fast(to)
 
     config = TrainConfig(batch_size=4, epochs=1000)
-    result = train(
-        model, needles(64), None, config, pad_id=0, out=folder, save=save, observers=[say]
-    )
+    result = train(model, needles(64), None, config, out=folder, save=save, observers=[say])
     agree = result.saved_to is not None and same(weights(model), saved(result.saved_to))
     print(result.outcome, result.steps, result.saved_to, agree, flush=True)
 

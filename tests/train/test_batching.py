@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.train.batching import Batch, batches
-from tinygrad_peft.train.data import IGNORED, Encoded
+from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft.train.labels import IGNORED
 
 lengths_of_examples = st.lists(st.integers(1, 40), min_size=1, max_size=200)
 seeds = st.none() | st.integers(0, 2**32)
@@ -28,8 +29,8 @@ def padding_share(made: list[Batch]) -> float:
 def test_each_example_appears_exactly_once(
     lengths: list[int], batch_size: int, seed: int | None, epoch: int
 ) -> None:
-    encoded = [causal(length) for length in lengths]
-    made = batches(encoded, batch_size, pad_id=0, seed=seed, epoch=epoch)
+    encoded = EncodedData([causal(length) for length in lengths])
+    made = batches(encoded, batch_size, seed=seed, epoch=epoch)
     places = np.concatenate([batch.index for batch in made])
     assert sorted(places) == list(range(len(encoded)))
     assert sum(len(batch.index) < batch_size for batch in made) <= 1
@@ -39,8 +40,8 @@ def test_each_example_appears_exactly_once(
 def test_rows_hold_their_examples_padded_on_the_right(
     lengths: list[int], batch_size: int, seed: int | None
 ) -> None:
-    encoded = [causal(length) for length in lengths]
-    for batch in batches(encoded, batch_size, pad_id=7, seed=seed):
+    encoded = EncodedData([causal(length) for length in lengths], pad_id=7)
+    for batch in batches(encoded, batch_size, seed=seed):
         assert batch.attention_mask.any(axis=0).all()  # no column of padding alone
         for row, place in enumerate(batch.index):
             length = lengths[place]
@@ -55,9 +56,9 @@ def test_rows_hold_their_examples_padded_on_the_right(
 def test_the_same_seed_and_epoch_give_the_same_batches(
     lengths: list[int], batch_size: int, seed: int | None, epoch: int
 ) -> None:
-    encoded = [causal(length) for length in lengths]
-    first = batches(encoded, batch_size, pad_id=0, seed=seed, epoch=epoch)
-    again = batches(encoded, batch_size, pad_id=0, seed=seed, epoch=epoch)
+    encoded = EncodedData([causal(length) for length in lengths])
+    first = batches(encoded, batch_size, seed=seed, epoch=epoch)
+    again = batches(encoded, batch_size, seed=seed, epoch=epoch)
     assert all(
         np.array_equal(a.index, b.index) and np.array_equal(a.input_ids, b.input_ids)
         for a, b in zip(first, again, strict=True)
@@ -65,9 +66,9 @@ def test_the_same_seed_and_epoch_give_the_same_batches(
 
 
 def test_epochs_and_seeds_give_different_orders() -> None:
-    encoded = [causal(1 + number % 7) for number in range(100)]
+    encoded = EncodedData([causal(1 + number % 7) for number in range(100)])
     orders = {
-        tuple(np.concatenate([b.index for b in batches(encoded, 8, pad_id=0, seed=s, epoch=e)]))
+        tuple(np.concatenate([b.index for b in batches(encoded, 8, seed=s, epoch=e)]))
         for s in (0, 1)
         for e in (0, 1)
     }
@@ -76,15 +77,15 @@ def test_epochs_and_seeds_give_different_orders() -> None:
 
 def test_little_is_padding() -> None:
     lengths = np.random.default_rng(0).geometric(0.05, size=4000).clip(1, 64)
-    encoded = [causal(int(length)) for length in lengths]
-    shuffled = batches(encoded, 32, pad_id=0, seed=0)
+    encoded = EncodedData([causal(int(length)) for length in lengths])
+    shuffled = batches(encoded, 32, seed=0)
     assert padding_share(shuffled) < 0.05
-    assert padding_share(batches(encoded, 32, pad_id=0, seed=None)) < 0.02
+    assert padding_share(batches(encoded, 32, seed=None)) < 0.02
 
 
 def test_training_does_not_go_from_short_to_long() -> None:
-    encoded = [causal(1 + number % 50) for number in range(3200)]
-    widths = [b.input_ids.shape[1] for b in batches(encoded, 32, pad_id=0, seed=0)]
+    encoded = EncodedData([causal(1 + number % 50) for number in range(3200)])
+    widths = [b.input_ids.shape[1] for b in batches(encoded, 32, seed=0)]
     first, second = np.mean(widths[:50]), np.mean(widths[50:])
     assert abs(first - second) < 8
 
@@ -93,7 +94,7 @@ def test_training_does_not_go_from_short_to_long() -> None:
 def test_evaluation_goes_from_long_to_short_and_back_to_the_first_order(
     lengths: list[int], batch_size: int
 ) -> None:
-    made = batches([causal(n) for n in lengths], batch_size, pad_id=0, seed=None)
+    made = batches(EncodedData([causal(n) for n in lengths]), batch_size, seed=None)
     ordered = np.concatenate([batch.attention_mask.sum(axis=1) for batch in made])
     assert (np.diff(ordered) <= 0).all()
     restored = np.empty(len(lengths), dtype=int)
@@ -102,20 +103,20 @@ def test_evaluation_goes_from_long_to_short_and_back_to_the_first_order(
 
 
 def test_shapes_and_dtypes_are_as_promised() -> None:
-    [words] = batches([causal(3), causal(2)], 4, pad_id=0, seed=1)
+    [words] = batches(EncodedData([causal(3), causal(2)]), 4, seed=1)
     assert (words.input_ids.shape, words.labels.shape) == ((2, 3), (2, 3))
     assert words.input_ids.dtype == words.labels.dtype == words.index.dtype == np.int64
     assert words.attention_mask.dtype == np.bool_
-    [classes] = batches([Encoded((1, 2), 1), Encoded((3,), 0)], 4, pad_id=0, seed=None)
+    [classes] = batches(EncodedData([Encoded((1, 2), 1), Encoded((3,), 0)]), 4, seed=None)
     assert classes.labels.tolist() == [1, 0]
     assert classes.labels.dtype == np.int64
 
 
 def test_no_examples_make_no_batches() -> None:
-    assert batches([], 4, pad_id=0, seed=0) == []
-    assert batches([], 4, pad_id=0, seed=None) == []
+    assert batches(EncodedData([]), 4, seed=0) == []
+    assert batches(EncodedData([]), 4, seed=None) == []
 
 
 def test_a_batch_size_below_one_is_an_error() -> None:
     with pytest.raises(ConfigError, match="batch_size: expected at least 1, got 0"):
-        batches([causal(1)], 0, pad_id=0, seed=0)
+        batches(EncodedData([causal(1)]), 0, seed=0)

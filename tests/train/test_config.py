@@ -10,7 +10,8 @@ from tinygrad_peft.errors import ConfigError, TrainingError
 from tinygrad_peft.nn import SGD, AdamW
 from tinygrad_peft.peft import Host, get_peft_model
 from tinygrad_peft.train import TrainConfig
-from tinygrad_peft.train.config import ScheduleName, make_optimizer, make_schedule, peak_rates
+from tinygrad_peft.train.config import ScheduleName
+from tinygrad_peft.train.optimizers import make_optimizer, make_schedule, peak_rates
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prompt import PromptTuningConfig
 
@@ -34,7 +35,7 @@ def test_every_setting_that_cannot_be_is_listed_at_once() -> None:
             seed=-1,
         )
     assert str(error.value).splitlines() == [
-        "training cannot be set up like this:",
+        "invalid TrainConfig:",
         "  - optimizer: expected one of 'adamw', 'sgd', got 'adam'; did you mean 'adamw'?",
         (
             "  - schedule: expected one of 'linear', 'cosine', 'constant', got 'cosin'"

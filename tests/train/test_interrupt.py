@@ -33,7 +33,6 @@ def run_interrupted(
         needles(16),
         None,
         TrainConfig(batch_size=4, epochs=2),
-        pad_id=0,
         out=out,
         save=saving(model) if out else None,
         observers=observers,
@@ -75,7 +74,6 @@ def test_a_second_ctrl_c_within_a_step_saves_nothing(tmp_path: Path) -> None:
             needles(16),
             None,
             TrainConfig(batch_size=4),
-            pad_id=0,
             out=tmp_path,
             save=saving(model),
             observers=[at_step(3, press_twice)],
@@ -171,7 +169,7 @@ def test_training_works_in_a_thread() -> None:
 
     def work() -> None:
         config = TrainConfig(batch_size=4)
-        results.append(train(classifier(), needles(8), None, config, pad_id=0))
+        results.append(train(classifier(), needles(8), None, config))
 
     thread = threading.Thread(target=work)
     thread.start()

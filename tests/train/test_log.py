@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.train.toys import classifier, needles, saving
+from tinygrad_peft.nn import AdamW
 from tinygrad_peft.train import Event, StepEnded, TrainConfig, TrainResult, train
 from tinygrad_peft.train.log import JsonLines, versions, write_metrics
 
@@ -25,7 +26,6 @@ def run(folder: Path, *observers: JsonLines) -> TrainResult:
         needles(8),
         held_out,
         CONFIG,
-        pad_id=0,
         out=folder,
         save=saving(model),
         observers=observers,
@@ -33,13 +33,15 @@ def run(folder: Path, *observers: JsonLines) -> TrainResult:
 
 
 def step(loss: float) -> StepEnded:
+    model = classifier()
     return StepEnded(
-        model=classifier(),
+        model=model,
+        optimizer=AdamW(model.parameters()),
         step=1,
         total_steps=4,
         epoch=0.5,
         loss=loss,
-        lr=1e-3,
+        lrs=(1e-3,),
         grad_norm=2.0,
         tokens=7,
         seconds=0.1,
@@ -145,4 +147,4 @@ def test_a_numpy_that_does_not_know_its_blas_costs_no_metrics(
 def test_observers_of_any_kind_fit() -> None:
     def observe(_event: Event) -> None: ...
 
-    train(classifier(), needles(4), None, CONFIG, pad_id=0, observers=[observe])
+    train(classifier(), needles(4), None, CONFIG, observers=[observe])

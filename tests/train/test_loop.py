@@ -21,7 +21,7 @@ from tests.train.toys import (
 )
 from tinygrad_peft.errors import ConfigError, DataError, TokenError, TrainingError
 from tinygrad_peft.nn import Module, Transformer
-from tinygrad_peft.peft import Host, get_peft_model, hookimpl, hookspecs
+from tinygrad_peft.peft import Host, get_peft_model, hookimpl
 from tinygrad_peft.train import (
     Evaluated,
     Event,
@@ -34,7 +34,8 @@ from tinygrad_peft.train import (
     evaluate,
     train,
 )
-from tinygrad_peft.train.data import Encoded
+from tinygrad_peft.train import hookspecs as train_hookspecs
+from tinygrad_peft.train.encoding import Encoded, EncodedData
 from tinygrad_peft_lora import LoraConfig
 
 SHORT = TrainConfig(batch_size=4, epochs=2, lr=1e-2)
@@ -44,7 +45,7 @@ def run(
     model: Transformer, config: TrainConfig = SHORT, *, count: int = 24, tried: bool = True
 ) -> TrainResult:
     """A few steps on the needles."""
-    return train(model, needles(count), needles(8, seed=1) if tried else None, config, pad_id=0)
+    return train(model, needles(count), needles(8, seed=1) if tried else None, config)
 
 
 # ---------- learning ----------
@@ -54,8 +55,8 @@ def run(
 def test_a_classifier_learns_its_task() -> None:
     config = TrainConfig(epochs=6, batch_size=16, lr=1e-2)
     model, held_out = classifier(dropout=0.1), needles(100, seed=1)
-    before = evaluate(model, held_out, batch_size=50, pad_id=0)
-    result = train(model, needles(400), held_out, config, pad_id=0)
+    before = evaluate(model, held_out, batch_size=50)
+    result = train(model, needles(400), held_out, config)
     assert before.accuracy is not None
     assert before.accuracy < 0.8
     assert result.best is not None
@@ -67,8 +68,8 @@ def test_a_classifier_learns_its_task() -> None:
 def test_a_language_model_learns_its_task() -> None:
     config = TrainConfig(epochs=8, batch_size=16, lr=1e-2, schedule="cosine")
     model, held_out = language_model(), countings(50, seed=1)
-    before = evaluate(model, held_out, batch_size=50, pad_id=0)
-    result = train(model, countings(200), held_out, config, pad_id=0)
+    before = evaluate(model, held_out, batch_size=50)
+    result = train(model, countings(200), held_out, config)
     assert before.loss > 2
     assert result.best is not None
     assert result.best.loss < 0.1
@@ -110,7 +111,7 @@ def test_another_seed_gives_another_run() -> None:
 def test_the_seed_reaches_dropout() -> None:
     def dropped(seed: int) -> tuple[float, ...]:
         config = TrainConfig(batch_size=4, seed=seed)
-        return train(classifier(dropout=0.3), needles(4), None, config, pad_id=0).losses
+        return train(classifier(dropout=0.3), needles(4), None, config).losses
 
     assert dropped(0) != dropped(1)  # there is one batch, of the same examples
     assert dropped(0) == dropped(0)
@@ -131,14 +132,14 @@ def test_an_evaluation_does_not_change_what_comes_after() -> None:
     ids=["classifier", "language model"],
 )
 def test_a_step_over_two_batches_is_that_over_one_of_both(
-    make: Callable[..., Transformer], examples: list[Encoded]
+    make: Callable[..., Transformer], examples: EncodedData
 ) -> None:
     one, two = make(dtype=np.float64), make(dtype=np.float64)
     whole = TrainConfig(batch_size=8, accumulation=1, epochs=3)
     halves = TrainConfig(batch_size=4, accumulation=2, epochs=3)
     # Batches are of like length, so that the halves have different numbers of labels.
-    losses = train(one, examples, None, whole, pad_id=0).losses
-    assert train(two, examples, None, halves, pad_id=0).losses == pytest.approx(losses, rel=1e-12)
+    losses = train(one, examples, None, whole).losses
+    assert train(two, examples, None, halves).losses == pytest.approx(losses, rel=1e-12)
     for path, array in one.state_dict().items():
         np.testing.assert_allclose(two.state_dict()[path], array, rtol=1e-8, atol=1e-10)
 
@@ -159,10 +160,10 @@ def test_only_what_requires_a_gradient_is_trained() -> None:
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
-    rates = []
+    rates: list[float] = []
     config = TrainConfig(batch_size=4, epochs=2, lr=0.01, warmup=0.2, max_grad_norm=1e-9)
-    note = lambda e: rates.append(e.lr) if isinstance(e, StepEnded) else None  # noqa: E731
-    train(classifier(), needles(20), None, config, pad_id=0, observers=[note])
+    note = lambda e: rates.extend(e.lrs) if isinstance(e, StepEnded) else None  # noqa: E731
+    train(classifier(), needles(20), None, config, observers=[note])
     assert rates == pytest.approx([0, 0.005, 0.01, *(0.01 * k / 8 for k in range(7, 0, -1))])
 
 
@@ -174,7 +175,7 @@ def test_gradients_are_clipped_and_told_as_they_were() -> None:
     config = TrainConfig(
         batch_size=8, optimizer="sgd", lr=1.0, warmup=0, schedule="constant", max_grad_norm=0.01
     )
-    train(model, needles(8), None, config, pad_id=0, observers=[note])
+    train(model, needles(8), None, config, observers=[note])
     moved = sum(float(((array - start[path]) ** 2).sum()) for path, array in weights(model).items())
     assert norms[0] > 0.01
     assert math.sqrt(moved) == pytest.approx(0.01, rel=1e-3)
@@ -183,8 +184,8 @@ def test_gradients_are_clipped_and_told_as_they_were() -> None:
 def test_label_smoothing_is_for_training_and_not_for_evaluation() -> None:
     model = classifier()
     config = TrainConfig(batch_size=8, max_steps=1, lr=1e-12, label_smoothing=0.5)  # and stands
-    result = train(model, needles(8), needles(8), config, pad_id=0)
-    plain = evaluate(model, needles(8), batch_size=8, pad_id=0).loss
+    result = train(model, needles(8), needles(8), config)
+    plain = evaluate(model, needles(8), batch_size=8).loss
     assert result.final is not None
     assert result.final.loss == plain
     assert result.losses[0] != pytest.approx(plain, rel=1e-3)
@@ -227,7 +228,6 @@ def test_the_best_weights_are_kept_and_come_back(tmp_path: Path) -> None:
         countings(24),
         held_out,
         config,
-        pad_id=0,
         out=tmp_path,
         save=saving(model),
         observers=[ruined_after(7, model)],
@@ -237,7 +237,7 @@ def test_the_best_weights_are_kept_and_come_back(tmp_path: Path) -> None:
     assert result.best == min(result.evaluations, key=lambda e: e.loss)
     assert [e.is_best for e in result.evaluations] == [True, True, True, False, False, False]
     assert same(weights(model), saved(tmp_path))
-    assert evaluate(model, held_out, batch_size=4, pad_id=0).loss == result.best.loss
+    assert evaluate(model, held_out, batch_size=4).loss == result.best.loss
     assert result.saved_to == tmp_path
 
 
@@ -252,9 +252,7 @@ def test_a_classifier_is_judged_by_accuracy_and_then_by_loss() -> None:
 
 def test_without_an_evaluation_set_the_last_weights_are_kept(tmp_path: Path) -> None:
     model = classifier()
-    result = train(
-        model, needles(24), None, SHORT, pad_id=0, out=tmp_path / "new", save=saving(model)
-    )
+    result = train(model, needles(24), None, SHORT, out=tmp_path / "new", save=saving(model))
     assert result.evaluations == ()
     assert result.best is None
     assert result.final is None
@@ -267,9 +265,7 @@ def test_without_an_evaluation_set_the_last_weights_are_kept(tmp_path: Path) -> 
 def test_observers_are_told_in_order_what_happens() -> None:
     events: list[Event] = []
     model = classifier()
-    result = train(
-        model, needles(24), needles(8, seed=1), SHORT, pad_id=0, observers=[events.append]
-    )
+    result = train(model, needles(24), needles(8, seed=1), SHORT, observers=[events.append])
     epoch = [*[StepEnded] * 6, Evaluated]
     assert [type(e) for e in events] == [TrainingStarted, *epoch, *epoch, TrainingEnded]
     start, end = events[0], events[-1]
@@ -292,10 +288,10 @@ def test_plugins_hear_of_each_step_of_an_adapted_model() -> None:
         heard.append((event.step, event.total_steps, event.model))
 
     host = Host.installed()
-    ear = SimpleNamespace(step_ended=hookimpl(hookspecs.step_ended)(step_ended))
+    ear = SimpleNamespace(step_ended=hookimpl(train_hookspecs.step_ended)(step_ended))
     host.register(ear, "ear")
     peft = get_peft_model(classifier(), LoraConfig(target_modules=["q_proj"]), host=host)
-    train(peft, needles(24), None, SHORT, pad_id=0)
+    train(peft, needles(24), None, SHORT)
     assert [step for step, _, _ in heard] == list(range(1, 13))
     assert {total for _, total, _ in heard} == {12}
     assert all(model is peft for _, _, model in heard)
@@ -316,19 +312,19 @@ def test_the_result_counts_what_was_done() -> None:
 
 
 def test_out_without_save_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="out and save go together"):
-        train(classifier(), needles(4), None, SHORT, pad_id=0, out=tmp_path)
+    with pytest.raises(ConfigError, match="out and save: expected both or neither"):
+        train(classifier(), needles(4), None, SHORT, out=tmp_path)
 
 
 def test_data_is_checked_before_anything_happens() -> None:
-    with pytest.raises(DataError, match="there are no training examples"):
-        train(classifier(), [], None, SHORT, pad_id=0)
-    with pytest.raises(DataError, match="there are no evaluation examples"):
-        train(classifier(), needles(4), [], SHORT, pad_id=0)
+    with pytest.raises(DataError, match="training examples: expected at least one"):
+        train(classifier(), EncodedData([]), None, SHORT)
+    with pytest.raises(DataError, match="evaluation examples: expected at least one"):
+        train(classifier(), needles(4), EncodedData([]), SHORT)
     with pytest.raises(DataError, match="expected a class, got labels of tokens"):
-        train(classifier(), needles(4), countings(4), SHORT, pad_id=0)
+        train(classifier(), needles(4), countings(4), SHORT)
     with pytest.raises(DataError, match=r"expected at most 2 tokens \(max_length\)"):
-        train(classifier(), needles(4), None, TrainConfig(max_length=2), pad_id=0)
+        train(classifier(), needles(4), None, TrainConfig(max_length=2))
 
 
 def test_a_model_with_nothing_to_train_is_an_error() -> None:
@@ -340,7 +336,7 @@ def test_a_model_with_nothing_to_train_is_an_error() -> None:
 
 def test_an_id_outside_the_vocabulary_is_an_error() -> None:
     with pytest.raises(TokenError, match="99"):
-        train(classifier(), [Encoded((1, 99), 0)], None, SHORT, pad_id=0)
+        train(classifier(), EncodedData([Encoded((1, 99), 0)]), None, SHORT)
 
 
 # ---------- numbers that are no longer finite ----------
@@ -362,16 +358,15 @@ def test_a_loss_that_is_not_finite_stops_training_and_brings_the_last_good_back(
             needles(24),
             needles(8),
             config,
-            pad_id=0,
             out=tmp_path,
             save=saving(model),
             observers=[events.append, at_step(8, blow_up)],
         )
     kept = max(e.step for e in events if isinstance(e, Evaluated) and e.is_best)
     rate = 0.01 * 4 / 11
-    place = f"epoch 2, batch 3, learning rate {rate:.3g}"
+    place = f"step 9, learning rate {rate:.3g}"
     assert str(error.value) == (
-        f"training stopped: the loss is nan in step 9 ({place}); "
+        f"training stopped in epoch 2, batch 3: the loss is nan ({place}); "
         f"the last good checkpoint, of step {kept}, is kept in {tmp_path} and in the model"
     )
     assert same(weights(model), saved(tmp_path))
@@ -389,8 +384,8 @@ def test_a_learning_rate_far_too_large_stops_training_at_the_start() -> None:
     with pytest.raises(TrainingError) as error:
         run(model, config)
     message = str(error.value)
-    assert "in step 2 (epoch 1, batch 2, learning rate" in message
-    assert "the model has its last good weights again, of the start; none had been saved" in message
+    assert "training stopped in epoch 1, batch 2: the loss is nan (step 2, learning rate" in message
+    assert "the model has its last good weights again, of the start; nothing was saved" in message
     assert same(weights(model), start)
 
 
@@ -401,7 +396,7 @@ def test_a_gradient_that_is_not_finite_stops_training() -> None:
     state["blocks.0.mlp_norm.weight"][:] = 0
     state["blocks.0.mlp_norm.bias"][:] = 0
     state["classifier.weight"] *= np.float32(1e30)
-    message = r"the norm of the gradient is inf in step 1 \(epoch 1, batches 1 to 2, learning rate"
+    message = r"epoch 1, batches 1 to 2: the norm of the gradient is inf \(step 1, learning rate"
     with pytest.raises(TrainingError, match=message):
         run(model, TrainConfig(batch_size=4, accumulation=2))
 
@@ -412,14 +407,13 @@ def test_an_evaluation_loss_that_is_not_finite_stops_training() -> None:
     def blow_up(_event: Event) -> None:
         model.state_dict()["embed_positions.weight"][15] = 3e38  # where only long texts get to
 
-    long = [Encoded((1,) * 16, 0)]
+    long = EncodedData([Encoded((1,) * 16, 0)])
     with pytest.raises(TrainingError, match="the evaluation loss is nan after step 2"):
         train(
             model,
             needles(8),
             long,
             TrainConfig(batch_size=4),
-            pad_id=0,
             observers=[at_step(2, blow_up)],
         )
 
@@ -436,7 +430,6 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
             needles(8),
             None,
             TrainConfig(batch_size=4),
-            pad_id=0,
             out=tmp_path / "out",
             save=saving(model),
             observers=[at_step(2, blow_up)],

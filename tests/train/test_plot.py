@@ -115,8 +115,8 @@ def test_a_run_that_was_broken_off_says_so(picture: Path) -> None:
 @pytest.mark.parametrize("rows", [(), (FAILED,)], ids=["nothing", "a failure"])
 def test_where_nothing_was_measured_the_picture_says_so(picture: Path, rows: Rows) -> None:
     curves, points = draw_comparison(comparison(*rows)).axes
-    assert [text.get_text() for text in curves.texts] == ["no recipe has made a step"]
-    assert [text.get_text() for text in points.texts] == ["nothing was evaluated"]
+    assert [text.get_text() for text in curves.texts] == ["no steps yet"]
+    assert [text.get_text() for text in points.texts] == ["no evaluations yet"]
 
 
 def test_a_model_that_trains_nothing_is_a_line_alone(picture: Path) -> None:

@@ -23,7 +23,7 @@ from tinygrad_peft.train.progress import progress_display
 
 with progress_display() as display:
     config = TrainConfig(batch_size=4, epochs=2)
-    train(classifier(), needles(16), needles(8), config, pad_id=0, observers=[display])
+    train(classifier(), needles(16), needles(8), config, observers=[display])
 """
 
 
@@ -31,7 +31,7 @@ def test_without_a_terminal_there_is_a_line_for_each_evaluation_and_the_end(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with progress_display() as display:
-        train(classifier(), needles(16), needles(8), CONFIG, pad_id=0, observers=[display])
+        train(classifier(), needles(16), needles(8), CONFIG, observers=[display])
     output, errors = capfd.readouterr()
     first, second, last = errors.splitlines()
     assert output == ""
@@ -42,13 +42,13 @@ def test_without_a_terminal_there_is_a_line_for_each_evaluation_and_the_end(
 
 def test_a_language_model_shows_its_perplexity(capfd: pytest.CaptureFixture[str]) -> None:
     with progress_display() as display:
-        train(language_model(), countings(8), countings(4), CONFIG, pad_id=0, observers=[display])
+        train(language_model(), countings(8), countings(4), CONFIG, observers=[display])
     assert re.match(r"step 2/4: loss 2\.\d{4}, perplexity 1\d\.\d\d", capfd.readouterr().err)
 
 
 def test_quiet_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with progress_display(quiet=True, live=True) as display:
-        train(classifier(), needles(16), needles(8), CONFIG, pad_id=0, observers=[display])
+        train(classifier(), needles(16), needles(8), CONFIG, observers=[display])
     assert capfd.readouterr() == ("", "")
 
 
@@ -58,7 +58,12 @@ def test_lines_say_what_there_is_to_say() -> None:
     )
     assert evaluation_line(evaluated, 120) == "step 40/120: loss 0.4200, accuracy 82.30 %"
     ended = TrainingEnded(
-        outcome="interrupted", step=7, seconds=34.9, tokens_per_second=4120.4, saved_to=Path("out")
+        model=classifier(),
+        outcome="interrupted",
+        step=7,
+        seconds=34.9,
+        tokens_per_second=4120.4,
+        saved_to=Path("out"),
     )
     line = "interrupted after 7 steps in 35 s (4,120 tokens/s); the weights are in out"
     assert ending_line(ended) == line
@@ -104,7 +109,7 @@ def test_a_terminal_shows_a_live_line_below_the_evaluations() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 @pytest.mark.skipif(find_spec("rich") is None, reason="the extra cli is not installed")
 def test_a_second_run_begins_the_live_line_anew() -> None:
-    again = "    train(classifier(), needles(8), None, config, pad_id=0, observers=[display])\n"
+    again = "    train(classifier(), needles(8), None, config, observers=[display])\n"
     shown = run_in_terminal("-c", PROGRAM + again)
     assert re.search(r"step +4/4 ", shown[shown.index("finished after 8 steps") :])
 

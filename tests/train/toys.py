@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from tinygrad_peft.nn import Init, Transformer, TransformerConfig
+from tinygrad_peft.peft import Host, PeftModel, get_peft_model
 from tinygrad_peft.train import Event, Observer, StepEnded
-from tinygrad_peft.train.data import Encoded
-from tinygrad_peft.train.keep import Save
+from tinygrad_peft.train.best_weights import Save
+from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft_lora import LoraConfig
 
 VOCAB = 12
 NEEDLE = 3
@@ -46,14 +48,23 @@ def language_model(*, dtype: type[np.floating] = np.float32) -> Transformer:
     return Transformer(config, Init(1, dtype))
 
 
-def needles(count: int, *, seed: int = 0) -> list[Encoded]:
+def adapted(*plugins: object, model: Transformer | None = None) -> PeftModel:
+    """A small LoRA, with plugins called plugin-0, plugin-1 and so on."""
+    host = Host.installed()
+    for number, plugin in enumerate(plugins):
+        host.register(plugin, f"plugin-{number}")
+    recipe = LoraConfig(r=2, target_modules=["q_proj"])
+    return get_peft_model(model or classifier(), recipe, host=host)
+
+
+def needles(count: int, *, seed: int = 0) -> EncodedData:
     """Texts of class 1 where the needle is in them, and of class 0 where it is not."""
     rng = np.random.default_rng(seed)
     texts = [rng.integers(1, VOCAB, rng.integers(3, 10)) for _ in range(count)]
-    return [Encoded(tuple(map(int, ids)), int(NEEDLE in ids)) for ids in texts]
+    return EncodedData([Encoded(tuple(map(int, ids)), int(NEEDLE in ids)) for ids in texts])
 
 
-def countings(count: int, *, seed: int = 0) -> list[Encoded]:
+def countings(count: int, *, seed: int = 0) -> EncodedData:
     """Texts that count up from anywhere, round and round: each token follows from the last."""
     rng = np.random.default_rng(seed)
     texts = []
@@ -61,7 +72,7 @@ def countings(count: int, *, seed: int = 0) -> list[Encoded]:
         start, length = rng.integers(1, VOCAB), rng.integers(3, 10)
         ids = tuple(int((start + i) % (VOCAB - 1)) + 1 for i in range(length))
         texts.append(Encoded(ids, ids))
-    return texts
+    return EncodedData(texts)
 
 
 def weights(model: Transformer) -> dict[str, np.ndarray]:

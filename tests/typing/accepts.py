@@ -32,7 +32,6 @@ from tinygrad_peft.peft import (
     PeftConfig,
     Reparameterized,
     Site,
-    StepEnded,
     TargetedConfig,
     VirtualConfig,
     count_recipe,
@@ -41,6 +40,8 @@ from tinygrad_peft.peft import (
     virtual_objections,
 )
 from tinygrad_peft.testing import MethodConformance
+from tinygrad_peft.train import StepEnded
+from tinygrad_peft.train import hookspecs as train_hookspecs
 from tinygrad_peft_adapter import BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prefix import PrefixTuningConfig, ProjectedPrefix, TrainedPrefix
@@ -133,7 +134,7 @@ class Watcher:
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    @hookimpl(hookspecs.step_ended)
+    @hookimpl(train_hookspecs.step_ended)
     def step_ended(self, event: StepEnded) -> None:
         self.losses.append(event.loss)
 

@@ -17,12 +17,13 @@ from tinygrad_peft.peft import (
     Draft,
     PeftConfig,
     Site,
-    StepEnded,
     config_from_dict,
     hookimpl,
     hookspecs,
 )
 from tinygrad_peft.testing import MethodConformance
+from tinygrad_peft.train import StepEnded
+from tinygrad_peft.train import hookspecs as train_hookspecs
 from tinygrad_peft_adapter import AttentionAdapter, BottleneckAdapterConfig, LayerAdapter
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 from tinygrad_peft_prefix import PrefixTuningConfig, TrainedPrefix
@@ -119,7 +120,7 @@ def gives_nothing(draft: Draft) -> None: ...
 
 
 class Watcher:
-    @hookimpl(hookspecs.step_ended)  # type: ignore[arg-type]
+    @hookimpl(train_hookspecs.step_ended)  # type: ignore[arg-type]
     def step_ended(self, event: Draft) -> None: ...  # type: ignore[misc]
 
 

@@ -13,8 +13,7 @@ from tinygrad_peft.cli.recipes import parse_contenders
 from tinygrad_peft.errors import MissingExtraError
 from tinygrad_peft.peft import Host
 from tinygrad_peft.train import Comparison, Contender, Event, Observer, Row, Turn, Watcher, compare
-from tinygrad_peft.train.compare import COMPARISON_FILE
-from tinygrad_peft.train.comparison import read_comparison
+from tinygrad_peft.train.comparison_result import COMPARISON_FILE, read_comparison
 from tinygrad_peft.train.plot import plot_comparison
 from tinygrad_peft.train.progress import progress_display
 
@@ -45,7 +44,6 @@ def compare_recipes(options: TrainingOptions, *, baseline: bool, as_json: bool, 
             ready.train_set,
             ready.eval_set,
             config,
-            pad_id=ready.pad_id,
             host=host,
             out=options.out,
             job=ready.job(options),

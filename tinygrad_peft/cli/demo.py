@@ -83,7 +83,7 @@ def _online_job() -> "Job":
     from tinygrad_peft.models.fetch import fetch
     from tinygrad_peft.models.tokenizer import load_tokenizer
     from tinygrad_peft.train import TrainConfig
-    from tinygrad_peft.train.data import read_examples
+    from tinygrad_peft.train.examples import read_examples
 
     model, reviews = (fetch(name, progress=_say).path for name in ("minilm-l6", "movie-reviews"))
     return Job(

@@ -18,12 +18,8 @@ from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.train import Comparison, Contender, TrainConfig, compare
 from tinygrad_peft.train.batching import batches
-from tinygrad_peft.train.data import (
-    ClassificationExample,
-    Encoded,
-    encode_classification,
-    label_names,
-)
+from tinygrad_peft.train.encoding import EncodedData, encode_classification
+from tinygrad_peft.train.examples import ClassificationExample, label_names
 from tinygrad_peft.train.progress import progress_display
 
 __all__ = ["PROBE", "Job", "Merged", "Outcome", "Say", "run_job"]
@@ -88,7 +84,6 @@ def run_job(job: Job, out: Path, say: Say) -> Outcome:
             train_set,
             test_set,
             job.config,
-            pad_id=job.tokenizer.pad_id or 0,
             host=host,
             out=out,
             watcher=ProgressLines(display),
@@ -114,7 +109,7 @@ def _require_all(comparison: Comparison) -> None:
 # ---------- merging ----------
 
 
-def _merge(job: Job, out: Path, comparison: Comparison, test_set: Sequence[Encoded]) -> Merged:
+def _merge(job: Job, out: Path, comparison: Comparison, test_set: EncodedData) -> Merged:
     """Save the first adapter's merged model, and try it as it was saved."""
     first = next(row for row in comparison.rows if row.folder is not None)
     assert first.folder is not None
@@ -131,10 +126,9 @@ def _merge(job: Job, out: Path, comparison: Comparison, test_set: Sequence[Encod
     )
 
 
-def _logits(model: Transformer | PeftModel, encoded: Sequence[Encoded], job: Job) -> Array:
+def _logits(model: Transformer | PeftModel, encoded: EncodedData, job: Job) -> Array:
     """The logits of each example, in any order that is the same each time: (N, C)."""
-    pad_id = job.tokenizer.pad_id or 0
-    made = batches(encoded, job.config.batch_size, pad_id=pad_id, seed=None)
+    made = batches(encoded, job.config.batch_size, seed=None)
     model.eval()
     with no_grad():
         return np.concatenate([model(b.input_ids, b.attention_mask).data for b in made])

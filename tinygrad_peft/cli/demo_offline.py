@@ -17,7 +17,8 @@ from tinygrad_peft.errors import MissingExtraError
 from tinygrad_peft.models.tokenizer import Tokenizer
 from tinygrad_peft.nn import Init, Transformer, TransformerConfig
 from tinygrad_peft.train import TrainConfig, train
-from tinygrad_peft.train.data import ClassificationExample, encode_classification, label_names
+from tinygrad_peft.train.encoding import encode_classification
+from tinygrad_peft.train.examples import ClassificationExample, label_names
 from tinygrad_peft.train.progress import progress_display
 
 __all__ = ["OfflineSizes", "offline_job", "plain_statements", "reviews", "word_tokenizer"]
@@ -157,9 +158,7 @@ def _pretrained(tokenizer: Tokenizer, sizes: OfflineSizes) -> Transformer:
     config = TrainConfig(epochs=sizes.statement_epochs, batch_size=16, lr=1e-3)
     encoded = encode_classification(statements, labels, tokenizer, MAX_LENGTH)
     with progress_display() as display:
-        result = train(
-            model, encoded, None, config, pad_id=tokenizer.pad_id or 0, observers=[display]
-        )
+        result = train(model, encoded, None, config, observers=[display])
     if result.interrupted:
         raise KeyboardInterrupt
     return model

@@ -3,7 +3,7 @@
 from tinygrad_peft.cli.comparing import PLOT_FILE
 from tinygrad_peft.cli.comparison_report import comparison_lines
 from tinygrad_peft.cli.demo_job import Outcome
-from tinygrad_peft.train.compare import COMPARISON_FILE
+from tinygrad_peft.train.comparison_result import COMPARISON_FILE
 
 __all__ = ["closing_lines", "print_outcome"]
 

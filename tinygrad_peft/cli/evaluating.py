@@ -6,7 +6,7 @@ from tinygrad_peft.cli.fetching import model_path
 from tinygrad_peft.cli.loading import Examples, load_adapted, task_of
 from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.models.tokenizer import load_tokenizer
-from tinygrad_peft.train.evaluate import evaluate
+from tinygrad_peft.train.evaluation import evaluate
 
 __all__ = ["evaluate_data"]
 
@@ -21,7 +21,7 @@ def evaluate_data(
     encoded = Examples.read(data, "test", task_of(adapted)).encoded(
         tokenizer, max_length, adapted.config
     )
-    metrics = evaluate(adapted, encoded, batch_size=batch_size, pad_id=tokenizer.pad_id or 0)
+    metrics = evaluate(adapted, encoded, batch_size=batch_size)
     values = {
         "examples": len(encoded),
         "labels": metrics.labels,

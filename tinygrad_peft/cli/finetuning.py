@@ -5,8 +5,8 @@ from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.cli.preparing import TrainingOptions, prepare
 from tinygrad_peft.peft import Host, PeftModel, get_peft_model, parse_method
 from tinygrad_peft.train import TrainResult
-from tinygrad_peft.train.folder import train_into
 from tinygrad_peft.train.heads import with_saved_head
+from tinygrad_peft.train.output_folder import train_into
 from tinygrad_peft.train.progress import progress_display
 
 __all__ = ["finetune"]
@@ -29,7 +29,6 @@ def finetune(options: TrainingOptions, *, as_json: bool, quiet: bool) -> int:
             ready.train_set,
             ready.eval_set,
             config,
-            pad_id=ready.pad_id,
             observers=[display],
             job=ready.job(options),
         )

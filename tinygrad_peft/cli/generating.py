@@ -12,7 +12,7 @@ from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models.tokenizer import Tokenizer, load_tokenizer
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.train.data import prompt_ids
+from tinygrad_peft.train.encoding import prompt_ids
 
 __all__ = ["Sampling", "generate_text"]
 

@@ -13,7 +13,8 @@ from tinygrad_peft.peft import Host, PeftModel
 from tinygrad_peft.peft.layout import step_folders
 from tinygrad_peft.peft.made_for import Head, read_base, read_head
 from tinygrad_peft.peft.model import DEFAULT
-from tinygrad_peft.train.data import Encoded, Example, Task, encode_examples, read_examples
+from tinygrad_peft.train.encoding import EncodedData, encode_examples
+from tinygrad_peft.train.examples import Example, Task, read_examples
 
 __all__ = ["Examples", "check_tokens", "load_adapted", "load_base", "load_told", "task_of"]
 
@@ -33,7 +34,7 @@ class Examples:
 
     def encoded(
         self, tokenizer: Tokenizer, max_length: int, model: TransformerConfig
-    ) -> list[Encoded]:
+    ) -> EncodedData:
         """The examples as token ids and labels.
 
         Raises, with the file's path:
@@ -49,7 +50,7 @@ class Examples:
         check_tokens(tokens, tokenizer, model, where=f"{self.path}: ")
         return encoded
 
-    def _check_lengths(self, encoded: Sequence[Encoded], limit: int) -> None:
+    def _check_lengths(self, encoded: EncodedData, limit: int) -> None:
         long = sum(len(row.input_ids) > limit for row in encoded)
         if long:
             raise TokenError(

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from functools import reduce
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+
+from tinygrad_peft.train.config import OptimizerName, ScheduleName, TrainConfig
 
 __all__ = [
     "adapter",
@@ -72,6 +74,18 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
+def _setting(name: str, kind: "click.ParamType[Any] | type", help_text: str) -> Callable[[F], F]:
+    """Make the option of a setting of `TrainConfig`, with the default that it has there."""
+    default = getattr(TrainConfig, name)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        default=default,
+        show_default=default is not None,
+        help=help_text,
+    )
+
+
 as_json: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object, and no more."
 )
@@ -86,61 +100,35 @@ methods_to_compare: Callable[[F], F] = _methods(RECIPE_HELP)
 out: Callable[[F], F] = click.option(
     "--out", type=_Folder(), required=True, help="A folder to write."
 )
-seed: Callable[[F], F] = click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed, the same result."
-)
+seed: Callable[[F], F] = _setting("seed", int, "The same seed, the same result.")
 batches: Callable[[F], F] = _all(
-    click.option(
-        "--batch-size", type=int, default=32, show_default=True, help="Examples at a time."
-    ),
-    click.option(
-        "--max-length", type=int, default=128, show_default=True, help="Tokens of an example."
-    ),
+    _setting("batch_size", int, "Examples at a time."),
+    _setting("max_length", int, "Tokens of an example."),
 )
 training: Callable[[F], F] = _all(
-    click.option("--epochs", type=int, default=1, show_default=True, help="Passes over the data."),
-    click.option("--lr", type=float, help="The peak learning rate.  [default: what suits methods]"),
+    _setting("epochs", int, "Passes over the data."),
+    _setting("lr", float, "The peak learning rate.  [default: each method's own]"),
     batches,
-    click.option("--accumulation", type=int, default=1, show_default=True, help="Batches a step."),
-    click.option("--max-steps", type=int, help="Stop after so many steps."),
-    click.option(
-        "--eval-every", type=int, default=0, help="Steps between evaluations; 0: an epoch."
+    _setting("accumulation", int, "Batches per step."),
+    _setting("max_steps", int, "Stop after this many steps."),
+    _setting("eval_every", int, "Steps between evaluations; 0: an epoch."),
+    _setting("warmup", float, "Share of all steps."),
+    _setting(
+        "schedule",
+        click.Choice(get_args(ScheduleName)),
+        "The learning rate after the warm-up.",
     ),
-    click.option(
-        "--warmup", type=float, default=0.06, show_default=True, help="Share of all steps."
-    ),
-    click.option(
-        "--schedule",
-        type=click.Choice(["linear", "cosine", "constant"]),
-        default="linear",
-        show_default=True,
-        help="How the learning rate goes on after the warm-up.",
-    ),
-    click.option(
-        "--optimizer",
-        type=click.Choice(["adamw", "sgd"]),
-        default="adamw",
-        show_default=True,
-        help="What takes the steps.",
-    ),
-    click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Decoupled."),
-    click.option(
-        "--max-grad-norm", type=float, default=1.0, show_default=True, help="0: no clipping."
-    ),
-    click.option(
-        "--label-smoothing",
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="Share of the other labels.",
-    ),
+    _setting("optimizer", click.Choice(get_args(OptimizerName)), "The optimiser."),
+    _setting("weight_decay", float, "Decoupled under AdamW."),
+    _setting("max_grad_norm", float, "0: no clipping."),
+    _setting("label_smoothing", float, "Share of the other labels."),
     seed,
     click.option(
         "--pooling",
         type=click.Choice(["mean", "cls"]),
         default="mean",
         show_default=True,
-        help="What a new classification head sees: the tokens' mean, or the first.",
+        help="The input of a new classification head: the tokens' mean, or the first token.",
     ),
     click.option("--quiet", is_flag=True, help="No progress display."),
 )

@@ -12,13 +12,8 @@ from tinygrad_peft.models.tokenizer import load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.train import TrainConfig
 from tinygrad_peft.train.config import OptimizerName, ScheduleName
-from tinygrad_peft.train.data import (
-    ClassificationExample,
-    Encoded,
-    Task,
-    label_names,
-    task_of_file,
-)
+from tinygrad_peft.train.encoding import EncodedData
+from tinygrad_peft.train.examples import ClassificationExample, Task, label_names, task_of_file
 
 __all__ = ["Prepared", "TrainingOptions", "prepare"]
 
@@ -63,9 +58,8 @@ class Prepared:
 
     task: Task
     model: Transformer
-    train_set: list[Encoded]
-    eval_set: list[Encoded] | None
-    pad_id: int
+    train_set: EncodedData
+    eval_set: EncodedData | None
 
     def job(self, options: TrainingOptions) -> dict[str, object]:
         """What the files of a run say of it."""
@@ -99,7 +93,6 @@ def prepare(options: TrainingOptions) -> Prepared:
         model=model,
         train_set=train_set.encoded(tokenizer, length, model.config),
         eval_set=eval_set.encoded(tokenizer, length, model.config) if eval_set else None,
-        pad_id=tokenizer.pad_id or 0,
     )
 
 

@@ -24,6 +24,13 @@ class Parameter(Tensor):
     def __init__(self, data: npt.ArrayLike, *, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad=requires_grad)
 
+    def replace_data(self, data: Array) -> None:
+        """Take over other values, which may have another shape; the gradient is dropped."""
+        trained = self.requires_grad
+        self.requires_grad = False
+        self.data = data
+        self.requires_grad = trained  # a new leaf, of the new shape
+
 
 class Module:
     """The base of every layer and model.

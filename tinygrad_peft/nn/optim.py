@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from tinygrad_peft.arrays import BLOCK_ELEMENTS, AnyArray, Array, Shape, blocks
+from tinygrad_peft.arrays import (
+    BLOCK_ELEMENTS,
+    AnyArray,
+    Array,
+    BoolArray,
+    IntArray,
+    Shape,
+    blocks,
+)
 from tinygrad_peft.errors import CheckpointError, ConfigError, TrainingError, listed
 from tinygrad_peft.nn.module import Parameter, mismatches
 
@@ -59,6 +67,11 @@ class Optimizer(ABC):
             _make_writable(parameter)
             self.steps[i] += 1
             moments = [arrays[i] for arrays in self.moments.values()]
+            if any(moment.shape != parameter.shape for moment in moments):
+                raise TrainingError(
+                    f"a weight changed its shape from {moments[0].shape} to {parameter.shape}: "
+                    "shrink it by keep_rows"
+                )
             lr, count = self.lr * self.factors[i], int(self.steps[i])
             for piece, *rest in _pieces(parameter.data, grad, *moments):
                 self.update(piece, *rest, lr=lr, count=count)
@@ -72,6 +85,20 @@ class Optimizer(ABC):
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad = None
+
+    def keep_rows(self, parameter: Parameter, kept: IntArray | BoolArray, *, axis: int = 0) -> None:
+        """Shrink a weight to some of its rows along `axis`, with all that is remembered about it.
+
+        `kept` are the places of the rows that stay, or a mask. The gradient is dropped. Raises
+        TrainingError for a weight that this optimiser does not train.
+        """
+        i = next((i for i, p in enumerate(self.parameters) if p is parameter), None)
+        if i is None:
+            raise TrainingError("keep_rows: expected a weight that this optimiser trains")
+        rows = (*(slice(None),) * axis, kept)
+        parameter.replace_data(parameter.data[rows].copy())
+        for arrays in self.moments.values():
+            arrays[i] = arrays[i][rows].copy()
 
     def scratch(self, like: Array) -> Array:
         """An array of the shape and dtype of `like`, whose content nobody needs."""

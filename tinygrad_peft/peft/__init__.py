@@ -26,7 +26,6 @@ from tinygrad_peft.peft.events import (
     NormShape,
     ParameterCount,
     Source,
-    StepEnded,
 )
 from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.layout import Layout
@@ -72,7 +71,6 @@ __all__ = [
     "Seam",
     "Site",
     "Source",
-    "StepEnded",
     "TargetedConfig",
     "VirtualConfig",
     "apply_recipe",

@@ -59,7 +59,7 @@ def save_adapter(
     """
     folders, left = _folders(record.recipe), steps_left(directory)
     notes: dict[str, object] = {}
-    for step, (given, name) in enumerate(zip(record.recipe, folders, strict=True)):
+    for step, (given, name) in enumerate(zip(record.recipe_as_trained(), folders, strict=True)):
         folder = directory / name
         config = spelt_out(given, record.targets[step])
         if note := given_targets(given, config):

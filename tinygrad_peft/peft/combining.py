@@ -140,7 +140,7 @@ def _step(
     step: int, records: Sequence[Record], weights: Sequence[float], host: Host, how: Combination
 ) -> Combined:
     """One step of all adapters as one."""
-    configs = [record.recipe[step].flattened() for record in records]
+    configs = [record.recipe_as_trained()[step].flattened() for record in records]
     own = [[r.flattened() for r in record.rewrites if r.step == step] for record in records]
     saved = _saved_modules(own, weights)
     bare = [dataclasses.replace(config, modules_to_save=()) for config in configs]

@@ -10,6 +10,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import ConfigError, PeftError, listed, shortened
+from tinygrad_peft.nn import Module
 
 __all__ = [
     "NamedTargetsConfig",
@@ -72,6 +73,15 @@ class PeftConfig:
 
         Where they are others, a file for other programs has those, and one with these has the
         weights as they are trained.
+        """
+        return self
+
+    def as_trained(self, modules: Mapping[str, Module]) -> "PeftConfig":  # noqa: ARG002
+        """Return the settings that make modules of the trained sizes: themselves, by default.
+
+        `modules` maps each path that the method adapted to its module there. A method that prunes
+        ranks in training, say, returns a copy with the ranks that are left: it is saved, counted
+        and loaded again.
         """
         return self
 

@@ -25,7 +25,6 @@ __all__ = [
     "NormShape",
     "ParameterCount",
     "Source",
-    "StepEnded",
 ]
 
 CombinationType: TypeAlias = Literal["linear", "ties", "dare_linear", "dare_ties"]
@@ -237,30 +236,3 @@ class ForeignStep:
     settings: Mapping[str, object] = field(repr=False)
     naming: Callable[[str, str], ForeignName] = field(repr=False)
     problems: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class StepEnded:
-    """One step of the optimiser.
-
-    Attributes:
-        model: what is trained, the transformer with what was put into it.
-        step: how many steps there have been, from 1.
-        total_steps: how many there will be in the whole run, unless it is broken off.
-        epoch: how much of the training set has been seen, 1.0 being all of it once.
-        loss: the mean over the step's supervised tokens or examples.
-        lr: the learning rate of this step.
-        grad_norm: the gradients' 2-norm before clipping.
-        tokens: how many tokens were in the step, padding left out.
-        seconds: how long it took.
-    """
-
-    model: Module = field(repr=False, compare=False)
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    seconds: float

@@ -112,7 +112,7 @@ def _expressed(
     """The record's one step as the layout has it."""
     steps: list[ForeignStep] = []
     problems: list[str] = []
-    for number, config in enumerate(record.recipe):
+    for number, config in enumerate(record.recipe_as_trained()):
         where = f"step {number}: " if len(record.recipe) > 1 else ""
         places = dict.fromkeys(path for path, _, _ in record.placed_parameters(number))
         request = ForeignRequest(

@@ -16,7 +16,6 @@ from tinygrad_peft.peft.events import (
     ForeignStep,
     ModelShape,
     ParameterCount,
-    StepEnded,
 )
 from tinygrad_peft.peft.sites import Site
 
@@ -29,7 +28,6 @@ __all__ = [
     "peft_methods",
     "read_foreign",
     "recipe_applied",
-    "step_ended",
     "write_foreign",
 ]
 
@@ -107,8 +105,3 @@ def write_foreign(request: ForeignRequest) -> ForeignStep | None:
 @_spec
 def recipe_applied(event: Applied) -> None:
     """A recipe was applied."""
-
-
-@_spec
-def step_ended(event: StepEnded) -> None:
-    """The optimiser made a step."""

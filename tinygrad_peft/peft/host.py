@@ -12,7 +12,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from types import ModuleType
+from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 import pluggy
 
@@ -65,9 +66,11 @@ class PluginInfo:
 class Host:
     """Plugins, and the calls to them. `Host()` is empty; `Host.installed()` has all there are."""
 
+    _declarations: ClassVar[list[ModuleType]] = [hookspecs]  # modules that declare hooks
+
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
-        self._manager.add_hookspecs(hookspecs)
+        self._declared = 0  # how many of the declarations pluggy knows
         self._infos: dict[str, PluginInfo] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Host":
@@ -98,6 +101,17 @@ class Host:
                 ) from error
             host._add(plugin, name, distribution, version)
         return host
+
+    @classmethod
+    def add_hookspecs(cls, module: ModuleType) -> None:
+        """Declare the hooks that a module lists in `__all__`, for all hosts."""
+        if module not in cls._declarations:
+            cls._declarations.append(module)
+
+    @classmethod
+    def hookspecs(cls) -> dict[str, Callable[..., object]]:
+        """Return the declarations of all hooks by name."""
+        return {name: getattr(m, name) for m in cls._declarations for name in m.__all__}
 
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin: a module, or an instance, with functions marked by `hookimpl`.
@@ -132,6 +146,23 @@ class Host:
         answers: list[R] = self._hook(spec)(**_by_name(spec, args, kwargs))
         return [] if answers is None else answers[::-1]
 
+    def by_plugin(
+        self, spec: Callable[P, R | None], *args: P.args, **kwargs: P.kwargs
+    ) -> dict[str, R]:
+        """Return the answers to a hook that are not None, by the plugins' names.
+
+        Raises PluginError for a plugin that answers twice.
+        """
+        arguments = _by_name(spec, args, kwargs)
+        answers: dict[str, R] = {}
+        for impl in self._hook(spec).get_hookimpls():
+            answer: Any = impl.function(*[arguments[name] for name in impl.argnames])
+            if impl.plugin_name in answers and answer is not None:
+                raise PluginError(f"{spec.__name__}: plugin {impl.plugin_name!r} answers twice")
+            if answer is not None:
+                answers[impl.plugin_name] = answer
+        return answers
+
     def one(self, spec: Callable[P, R | None], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The one answer to a hook, or None.
 
@@ -162,6 +193,9 @@ class Host:
         return tuple(info for _, info in sorted(self._infos.items()))
 
     def _hook(self, spec: Callable[..., object]) -> pluggy.HookCaller:
+        for module in self._declarations[self._declared :]:
+            self._manager.add_hookspecs(module)
+        self._declared = len(self._declarations)
         caller: pluggy.HookCaller = getattr(self._manager.hook, spec.__name__)
         return caller
 
@@ -197,8 +231,9 @@ class _Mark:
 
     def problems(self) -> list[str]:
         """Why pluggy would ignore it, call it otherwise than its signature says, or move it."""
-        if self.hook not in hookspecs.__all__:
-            return [f"unknown hook {self.hook!r}{nearest(self.hook, hookspecs.__all__, 1)}"]
+        declared = Host.hookspecs()
+        if self.hook not in declared:
+            return [f"unknown hook {self.hook!r}{nearest(self.hook, declared, 1)}"]
         found = [
             f"{self.hook} asks for {option}, and no plugin stands before or around the others"
             for option in ORDERING
@@ -206,7 +241,7 @@ class _Mark:
         ]
         # pluggy passes over an argument that has a default (until 1.6) or goes by name alone.
         wanted, own = (
-            _plain_signature(getattr(hookspecs, self.hook)),
+            _plain_signature(declared[self.hook]),
             _plain_signature(self.function),
         )
         if own != wanted:

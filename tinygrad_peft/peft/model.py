@@ -41,9 +41,11 @@ class PeftModel(AdaptedTransformer):
 
     @property
     def recipe(self) -> tuple[PeftConfig, ...]:
-        """The steps of the active adapters, the innermost first."""
+        """The steps of the active adapters as training left them, the innermost first."""
         records = self._adapters.records
-        return tuple(step for name in self.active_adapters for step in records[name].recipe)
+        return tuple(
+            step for name in self.active_adapters for step in records[name].recipe_as_trained()
+        )
 
     @property
     def record(self) -> Record:
@@ -59,7 +61,7 @@ class PeftModel(AdaptedTransformer):
     @property
     def adapters(self) -> dict[str, tuple[PeftConfig, ...]]:
         """The recipes of all adapters by name, in the order in which they came."""
-        return {name: record.recipe for name, record in self._adapters.records.items()}
+        return {name: record.recipe_as_trained() for name, record in self._adapters.records.items()}
 
     @property
     def active_adapters(self) -> tuple[str, ...]:
@@ -198,6 +200,15 @@ class PeftModel(AdaptedTransformer):
     def trainable_parameters(self) -> list[Parameter]:
         """The weights that training would change now: none while the adapter is merged."""
         return [p for p in self.base_model.parameters() if p.requires_grad]
+
+    def added_parameters(self) -> tuple[tuple[Parameter, ...], ...]:
+        """List the weights that each step of `recipe` added, in its order."""
+        records = [self._adapters.records[name] for name in self.active_adapters]
+        return tuple(
+            tuple(record.named_parameters(step).values())
+            for record in records
+            for step in range(len(record.recipe))
+        )
 
     def learning_rates(self) -> dict[Parameter, float]:
         """The peak rates that suit what the active adapters added, where their methods say one."""

@@ -125,6 +125,13 @@ class Record:
         for parameter in self.unfrozen:
             parameter.requires_grad = True
 
+    def recipe_as_trained(self) -> tuple[PeftConfig, ...]:
+        """Return the recipe with the sizes that training left (`PeftConfig.as_trained`)."""
+        return tuple(
+            config.as_trained({r.seam.path: r.after for r in self._own(step) if not r.saved})
+            for step, config in enumerate(self.recipe)
+        )
+
     def parameters(self) -> list[Parameter]:
         """All that the steps added."""
         return [p for rewrite in self.rewrites for p in rewrite.added.values()]

@@ -1,4 +1,4 @@
-"""Batches of examples of like length, so that little of them is padding."""
+"""Batches of examples of similar length, so that little of them is padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.train.data import IGNORED, Encoded
+from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft.train.labels import LabelArray, count_labels, label_array, padded
+
+__all__ = ["Batch", "batches", "make_batch"]
 
 BUCKET = 50  # batches that are sorted by length together: larger pads less and shuffles less
 
@@ -18,31 +21,48 @@ class Batch:
 
     input_ids: npt.NDArray[np.int64]  # (B, T)
     attention_mask: npt.NDArray[np.bool_]  # (B, T), True at tokens
-    labels: npt.NDArray[np.int64]  # (B,) classes, or (B, T) with IGNORED at padding
-    index: npt.NDArray[np.int64]  # (B,) places in the sequence that the batches were made of
+    labels: LabelArray  # (B,) classes, or (B, T) with IGNORED at padding and at the first token
+    index: npt.NDArray[np.int64]  # (B,) places of the examples in their data set
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels that the loss is over."""
+        return count_labels(self.labels)
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens without padding."""
+        return int(self.attention_mask.sum())
 
 
-def batches(
-    encoded: Sequence[Encoded],
-    batch_size: int,
-    *,
-    pad_id: int,
-    seed: int | None,
-    epoch: int = 0,
-) -> list[Batch]:
-    """Every example once; the same seed and epoch give the same batches.
+def batches(data: EncodedData, batch_size: int, *, seed: int | None, epoch: int = 0) -> list[Batch]:
+    """Put every example into one batch; the same seed and epoch give the same batches.
 
-    `seed=None` is for evaluation: ordered by length, longest first, so that a batch that does not
-    fit into memory fails at once. Raises ConfigError for a batch size below 1.
+    `seed=None` is for evaluation: ordered by length, longest first, so that a batch too large for
+    memory fails at once. Raises ConfigError for a batch size below 1.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
-    lengths = np.array([len(row.input_ids) for row in encoded], dtype=np.int64)
+    lengths = np.array([len(row.input_ids) for row in data], dtype=np.int64)
     if seed is None:
         groups = _chunks(np.argsort(-lengths, kind="stable"), batch_size)
     else:
         groups = _shuffled_groups(lengths, batch_size, np.random.default_rng((seed, epoch)))
-    return [_batch(encoded, group, pad_id) for group in groups]
+    return [_batch([data[place] for place in group], data.pad_id, group) for group in groups]
+
+
+def make_batch(data: EncodedData) -> Batch:
+    """Put all examples of a data set into one batch, in their order.
+
+    Raises ConfigError for a data set without examples.
+
+    >>> data = EncodedData([Encoded((5, 6), 0), Encoded((7,), 1)], pad_id=3)
+    >>> make_batch(data).input_ids.tolist()
+    [[5, 6], [7, 3]]
+    """
+    if not data:
+        raise ConfigError("a batch: expected at least one example, got none")
+    return _batch(list(data), data.pad_id, np.arange(len(data)))
 
 
 def _shuffled_groups(
@@ -59,26 +79,11 @@ def _chunks(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int6
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _batch(encoded: Sequence[Encoded], index: npt.NDArray[np.int64], pad_id: int) -> Batch:
-    rows = [encoded[place] for place in index]
+def _batch(rows: Sequence[Encoded], pad_id: int, index: npt.NDArray[np.int64]) -> Batch:
     lengths = np.array([len(row.input_ids) for row in rows])  # (B,)
     return Batch(
-        input_ids=_padded([row.input_ids for row in rows], pad_id),
+        input_ids=padded([row.input_ids for row in rows], pad_id),
         attention_mask=np.arange(lengths.max()) < lengths[:, None],
-        labels=_labels([row.labels for row in rows]),
+        labels=label_array([row.labels for row in rows]),
         index=index.astype(np.int64, copy=False),
     )
-
-
-def _labels(labels: Sequence[int | tuple[int, ...]]) -> npt.NDArray[np.int64]:
-    sequences = [row for row in labels if isinstance(row, tuple)]
-    if sequences:
-        return _padded(sequences, IGNORED)
-    return np.array(labels, dtype=np.int64)
-
-
-def _padded(rows: Sequence[tuple[int, ...]], fill: int) -> npt.NDArray[np.int64]:
-    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)  # (B, T)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded

@@ -1,58 +1,61 @@
-"""The settings of a training run."""
+"""The settings of a training run, and their defaults.
+
+These defaults are the only ones: the command line reads them here. Nothing slow is imported, so
+that its help need not wait for NumPy.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
-from tinygrad_peft.nn.module import Parameter
-from tinygrad_peft.nn.optim import SGD, AdamW, Optimizer
-from tinygrad_peft.nn.schedules import Schedule, constant, cosine_decay, linear_decay
-from tinygrad_peft.peft import PeftModel
-from tinygrad_peft.train.trainable import Trainable
 
-__all__ = [
-    "OptimizerName",
-    "ScheduleName",
-    "TrainConfig",
-    "make_optimizer",
-    "make_schedule",
-    "peak_rates",
-]
+__all__ = ["OptimizerName", "ScheduleName", "TrainConfig"]
 
 OptimizerName: TypeAlias = Literal["adamw", "sgd"]
 ScheduleName: TypeAlias = Literal["linear", "cosine", "constant"]
 
-USUAL_LR = 1e-3  # where no method says what suits it
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. Raises ConfigError that lists every setting that cannot be.
+    """Settings of training. Raises ConfigError that lists every invalid one.
 
-    lr: the peak learning rate of all that is trained. None: what each step of a recipe adds is
-        trained at the rate that suits its method (`PeftConfig.learning_rate`), all else at 0.001.
+    epochs: passes over the training set.
+    batch_size: examples per batch.
+    accumulation: batches per step.
+    max_steps: an end before that of the epochs; None: no other end.
+    max_length: the most tokens of an example; longer ones are refused. None: any length.
+    lr: the peak learning rate of all weights. None: each step of a recipe at the rate of its method
+        (`PeftConfig.learning_rate`), and everything else at 0.001.
+    optimizer: "adamw" or "sgd".
+    weight_decay: decoupled under AdamW, L2 under SGD.
+    schedule: the learning rate after the warm-up: "linear", "cosine" or "constant".
+    warmup: the share of all steps in which the learning rate rises from 0.
+    max_grad_norm: the largest norm of the gradients. None: they are not clipped.
+    label_smoothing: the share of the other labels in the target.
+    eval_every: steps between evaluations; 0: at the end of each epoch.
+    seed: the source of the examples' order and of dropout.
     """
 
     epochs: int = 1
-    batch_size: int = 16
-    accumulation: int = 1  # batches whose gradients make one step
-    max_steps: int | None = None  # an end before the epochs' own
-    max_length: int | None = None  # tokens an example has at most
+    batch_size: int = 32
+    accumulation: int = 1
+    max_steps: int | None = None
+    max_length: int | None = 128
     lr: float | None = None
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0
     schedule: ScheduleName = "linear"
-    warmup: float = 0.06  # the share of all steps in which the learning rate rises from 0
-    max_grad_norm: float | None = 1.0  # None: gradients are not clipped
+    warmup: float = 0.06
+    max_grad_norm: float | None = 1.0
     label_smoothing: float = 0.0
-    eval_every: int = 0  # steps; 0: at each epoch's end
+    eval_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         problems = [*self._choices(), *self._counts(), *self._rates()]
         if problems:
-            raise ConfigError(f"training cannot be set up like this:\n{listed(problems)}")
+            raise ConfigError(f"invalid TrainConfig:\n{listed(problems)}")
 
     def _choices(self) -> list[str]:
         choices = {"optimizer": get_args(OptimizerName), "schedule": get_args(ScheduleName)}
@@ -88,31 +91,3 @@ class TrainConfig:
             for (name, wanted), holds in rules.items()
             if not holds
         ]
-
-
-def peak_rates(config: TrainConfig, model: Trainable) -> dict[Parameter, float]:
-    """What is trained of a model, and the peak learning rate of each parameter."""
-    usual = model.learning_rates() if isinstance(model, PeftModel) else {}
-    trained = (p for p in model.parameters() if p.requires_grad)
-    return {p: config.lr or usual.get(p, USUAL_LR) for p in trained}
-
-
-def make_optimizer(config: TrainConfig, model: Trainable) -> Optimizer:
-    """The optimiser of all that is trained: its rate is the highest, others have a share of it.
-
-    Raises TrainingError where nothing requires a gradient.
-    """
-    rates = peak_rates(config, model)
-    lr = max(rates.values(), default=USUAL_LR)
-    factors = {p: rate / lr for p, rate in rates.items()}
-    kind = SGD if config.optimizer == "sgd" else AdamW
-    return kind(model.parameters(), lr=lr, factors=factors, weight_decay=config.weight_decay)
-
-
-def make_schedule(config: TrainConfig, total: int) -> Schedule:
-    """The multiplier of the learning rate for a run of `total` steps."""
-    # A warm-up begins at rate 0, and a run of one step would be nothing else.
-    warmup = min(math.ceil(config.warmup * total), total - 1)
-    if config.schedule == "cosine":
-        return cosine_decay(total, warmup)
-    return constant(warmup) if config.schedule == "constant" else linear_decay(total, warmup)

@@ -1,4 +1,4 @@
-"""The classification head, trained whole beside whatever methods there are."""
+"""The classification head, trained whole beside the methods."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ __all__ = ["with_saved_head"]
 
 
 def with_saved_head(recipe: Sequence[PeftConfig], model: Transformer) -> tuple[PeftConfig, ...]:
-    """The recipe, with the model's classification head among the modules that it trains whole.
+    """Add the model's classification head to the modules that the recipe trains whole.
 
-    A model without one, and a recipe that trains it already, leave the recipe as it is.
+    The recipe stays as it is if the model has no head, or if the recipe trains it already.
     """
     if model.classifier is None:
         return tuple(recipe)

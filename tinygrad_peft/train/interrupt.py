@@ -1,4 +1,4 @@
-"""Ctrl-C, let through where it does no harm."""
+"""Ctrl-C, held back until it does no harm."""
 
 import logging
 import signal
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """Within the block, the first Ctrl-C waits for the end of a shielded part; the second does not.
+    """Within the block, hold back the first Ctrl-C until a shielded part ends, but not the second.
 
     An optimiser's step that breaks off in the middle leaves half of the weights moved. In threads
-    other than the main one, and where the program has a SIGINT handler of its own, nothing changes.
+    other than the main one, and in a program with a SIGINT handler of its own, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Interrupts:
 
     @property
     def insistent(self) -> bool:
-        """Whether Ctrl-C came again, and so nothing more is to be done."""
+        """True once Ctrl-C came again, so that nothing more should be done."""
         return self.count > 1
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class Interrupts:
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """A part that a first Ctrl-C does not break off: KeyboardInterrupt comes at its end."""
+        """Shield a block: a first Ctrl-C in it raises KeyboardInterrupt at its end."""
         self._shielded = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""The files that a run leaves beside its weights: log.jsonl and metrics.json."""
+"""The files of a run beside its weights: log.jsonl and metrics.json."""
 
 import dataclasses
 import platform
@@ -33,11 +33,10 @@ NAMES: Mapping[type[Event], str] = {
 
 
 class JsonLines:
-    """An observer that writes each event as one line of JSON, at once: `{"event": ..., ...}`.
+    """An observer that writes each event at once as a line of JSON: `{"event": ..., ...}`.
 
-    The model is left out.
-
-    What the file held before is gone. Numbers that are not finite become null.
+    The model and its optimiser are left out. Numbers that are not finite become null. An older file
+    is overwritten.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,10 +67,10 @@ def write_metrics(
     *,
     job: Mapping[str, object] | None = None,
 ) -> None:
-    """Write metrics.json: what was asked for, and what it came to. The file is whole or not there.
+    """Write metrics.json, the settings and the result of a run, whole or not at all.
 
-    `job` is what the caller knows of the run (model, data, method): numbers, text, lists, maps.
-    Raises TypeError for what JSON cannot hold.
+    `job` adds what the caller knows of the run (model, data, method): numbers, text, lists, maps.
+    Raises TypeError for values that JSON cannot hold.
     """
     facts = {
         "job": dict(job or {}),
@@ -90,13 +89,13 @@ def write_metrics(
 
 
 _NUMBERS = (
-    *("steps", "rates", "seconds", "tokens", "tokens_per_second", "padding_share", "peak_memory"),
-    *("trainable_parameters", "total_parameters", "saved_to"),
+    *("steps", "rates", "extra_losses", "seconds", "tokens", "tokens_per_second", "padding_share"),
+    *("peak_memory", "trainable_parameters", "total_parameters", "saved_to"),
 )
 
 
 def versions() -> dict[str, str]:
-    """What the numbers of a run depend on, besides the run: name and version of each."""
+    """Name the software that a run's numbers depend on, with its versions."""
     # NumPy leaves out of its configuration what its build did not know.
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {
@@ -115,8 +114,8 @@ def _own_version() -> str:
 
 
 def _plain(event: Event) -> dict[str, object]:
-    values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
-    values.pop("model", None)
+    names = [f.name for f in dataclasses.fields(event) if f.name not in ("model", "optimizer")]
+    values = {name: getattr(event, name) for name in names}
     plain: dict[str, object] = msgspec.to_builtins(values, enc_hook=_path_as_text)
     return plain
 

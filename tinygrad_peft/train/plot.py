@@ -1,4 +1,4 @@
-"""A comparison as a picture: curves of the loss, and what each parameter buys.
+"""A comparison as a picture: loss curves, and quality by the number of trained parameters.
 
 Needs matplotlib (the extra `plot`), whose figures are used without pyplot: no window, no global
 settings, no state that a caller could notice.
@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import MissingExtraError
 from tinygrad_peft.models.files import replacing
-from tinygrad_peft.train.comparison import Comparison, Row
+from tinygrad_peft.train.comparison_result import Comparison, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,24 +26,24 @@ __all__ = ["draw_comparison", "plot_comparison", "require_matplotlib"]
 
 Dash: TypeAlias = Literal["-", "--", "-.", ":"]
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; grey is the
-# frozen model's, and their yellow is left out, since it is too pale for a line on white.
+# Okabe and Ito's colours, distinct under every kind of colour vision. Their yellow is left out, too
+# pale for a line on white; grey is for the frozen model.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 GREY, PALE = "#555555", "#DDDDDD"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Dash, ...] = ("-", "--", "-.")
-WINDOW = 0.08  # the share of a curve that each of its points is the mean of
+WINDOW = 0.08  # of the moving average, as a share of the curve
 SIZE, DPI = (10.0, 4.4), 200  # inches, so 2000 pixels across
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtraError where matplotlib is not installed."""
+    """Raise MissingExtraError if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib is not installed: pip install 'tinygrad-peft[plot]'")
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw the rows into a PNG file, which is whole or as it was.
+    """Draw the rows into a PNG file, replaced whole or not at all.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -53,11 +53,10 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def draw_comparison(comparison: Comparison) -> "Figure":
-    """The picture as a figure of matplotlib, which its caller may change and save.
+    """Draw the rows as a figure of matplotlib, for the caller to change and save.
 
-    On the left the training loss by step, on the right accuracy (or loss) over the number of
-    trained parameters. What was not measured is left out. Raises MissingExtraError without
-    matplotlib.
+    Left: the training loss by step. Right: accuracy (or loss) by the number of trained parameters.
+    Missing measurements are left out. Raises MissingExtraError without matplotlib.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,7 +76,7 @@ def draw_comparison(comparison: Comparison) -> "Figure":
 
 @dataclass(frozen=True)
 class _Series:
-    """A row, and how it looks."""
+    """A row with its colour, marker and line style."""
 
     row: Row
     colour: str
@@ -110,11 +109,11 @@ def _draw_curves(axes: "Axes", series: Sequence[_Series]) -> None:
     if drawn:
         _limit(axes, [s.row.losses[0] for s in drawn])
     else:
-        _say(axes, "no recipe has made a step")
+        _say(axes, "no steps yet")
 
 
 def _smoothed(losses: Sequence[float]) -> tuple[Array, Array]:
-    """Steps and mean losses: each over a window that ends at the step, and never less than full."""
+    """Return steps and mean losses, each over a full window that ends at the step."""
     values = np.asarray(losses, np.float64)
     width = max(1, round(WINDOW * len(values)))
     totals = np.cumsum(np.concatenate([[0.0], values]))
@@ -140,13 +139,13 @@ def _draw_scatter(axes: "Axes", series: Sequence[_Series], *, classifies: bool) 
     if counts:
         _scale_by_ratio(axes, min(counts) / 2, max(counts) * 2)
     if not measured:
-        _say(axes, "nothing was evaluated")
+        _say(axes, "no evaluations yet")
     elif not classifies:
         _limit(axes, [y for _, _, y in measured])
 
 
 def _scale_by_ratio(axes: "Axes", low: float, high: float) -> None:
-    """A logarithmic x axis with whole numbers, and enough of them."""
+    """Set a logarithmic x axis with enough labels, in whole numbers."""
     axes.set_xscale("log", subs=(2, 5) if high / low < 1000 else ())
     axes.set_xlim(low, high)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -176,7 +175,7 @@ def _prepare(axes: "Axes", title: str, x: str, y: str) -> None:
 
 
 def _mark(axes: "Axes", x: float, y: float, series: _Series, *, size: float) -> None:
-    """A point whose white edge keeps it apart from one that it covers in part."""
+    """Draw a point with a white edge, which sets it apart from points that it overlaps."""
     axes.plot(
         *([x], [y]),
         color=series.colour,
@@ -190,7 +189,7 @@ def _mark(axes: "Axes", x: float, y: float, series: _Series, *, size: float) -> 
 
 
 def _limit(axes: "Axes", losses: Sequence[float]) -> None:
-    """Cut off what is far above the usual loss: one recipe that diverged would flatten the rest."""
+    """Cut the axis at twice the median loss: a diverged recipe would flatten the others."""
     most = 2 * float(np.median(losses))
     if axes.get_ylim()[1] > most:
         axes.set_ylim(0, most)

@@ -1,7 +1,6 @@
-"""What a frozen model knows already: a linear head on its pooled features."""
+"""A linear probe: a head on the pooled features of a frozen model."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,56 +12,56 @@ from tinygrad_peft.nn import functional as F
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft.train.batching import batches
-from tinygrad_peft.train.checks import check_examples
-from tinygrad_peft.train.data import Encoded
+from tinygrad_peft.train.encoding import EncodedData
+from tinygrad_peft.train.example_checks import check_examples
+from tinygrad_peft.train.labels import class_array
 
 __all__ = ["Probed", "pooled_features", "probe"]
 
-# Over all features at once a step costs next to nothing, and these reach the optimum.
+# A step over all features at once costs next to nothing, and these reach the optimum.
 STEPS, LR = 300, 3e-2
-# The summed loss is this half times |W|² higher: a prior that weighs less the more examples there
-# are. A few thousand of them overfit some hundred features otherwise.
+# The summed loss grows by half of this times |W|²: a prior that weighs less with more examples.
+# Without it, a few thousand examples overfit some hundred features.
 PRIOR = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """How the frozen model with a head of its own did."""
+    """The result of a probe."""
 
     accuracy: float  # on the evaluation set
     loss: float
-    trainable: int  # parameters: the head's
+    trainable: int  # the head's parameters
     seconds: float  # to make the features and to fit the head
 
 
 def probe(
     model: Transformer,
-    train_set: Sequence[Encoded],
-    eval_set: Sequence[Encoded],
+    train_set: EncodedData,
+    eval_set: EncodedData,
     *,
     batch_size: int,
-    pad_id: int,
 ) -> Probed:
-    """Fit a linear head to what the model makes of the training set, as the model is.
+    """Fit a linear head to the frozen model's features of the training set.
 
-    The model's own head is neither used nor changed, and only its size matters. Two equal calls
-    give equal bits.
+    The model's own head gives the number of classes, and is neither used nor changed. Two equal
+    calls give equal bits.
 
     Raises:
-        ConfigError: the model is no classifier.
+        ConfigError: the model has no classification head.
         DataError: examples that cannot be used.
     """
     if model.classifier is None:
-        raise ConfigError("a probe needs a classifier: give the model a head with with_classifier")
+        raise ConfigError("a probe: expected a model with a classification head (with_classifier)")
     for examples, purpose in ((train_set, "training"), (eval_set, "evaluation")):
         check_examples(examples, purpose, classes=True)
     started = time.perf_counter()
-    features = pooled_features(model, train_set, batch_size=batch_size, pad_id=pad_id)
-    head = _fitted(features, _labels(train_set), model.config.num_labels)
+    features = pooled_features(model, train_set, batch_size=batch_size)
+    head = _fitted(features, _classes(train_set), model.config.num_labels)
     seconds = time.perf_counter() - started
-    labels = _labels(eval_set)
+    labels = _classes(eval_set)
     with no_grad():
-        x = Tensor(pooled_features(model, eval_set, batch_size=batch_size, pad_id=pad_id))
+        x = Tensor(pooled_features(model, eval_set, batch_size=batch_size))
         logits = head(x)  # (N, C)
         loss = F.cross_entropy(logits, labels).item()
     return Probed(
@@ -73,11 +72,9 @@ def probe(
     )
 
 
-def pooled_features(
-    model: Transformer, encoded: Sequence[Encoded], *, batch_size: int, pad_id: int
-) -> Array:
-    """What the model gives its head for each example, in their order: (N, D)."""
-    made = batches(encoded, batch_size, pad_id=pad_id, seed=None)
+def pooled_features(model: Transformer, data: EncodedData, *, batch_size: int) -> Array:
+    """Compute the head's input for each example, in their order: (N, D)."""
+    made = batches(data, batch_size, seed=None)
     model.eval()
     with no_grad():
         features = [model.pooled(batch.input_ids, batch.attention_mask).data for batch in made]
@@ -86,7 +83,7 @@ def pooled_features(
 
 
 def _fitted(features: Array, labels: IntArray, classes: int) -> Linear:
-    """The head (D -> C) that fits features (N, D) best, started from zero."""
+    """Fit a head (D -> C), started from zero, to features (N, D)."""
     x = Tensor(features)
     head = Linear(features.shape[1], classes, init=Init(0, features.dtype))
     head.weight.data[...] = 0
@@ -99,5 +96,5 @@ def _fitted(features: Array, labels: IntArray, classes: int) -> Linear:
     return head
 
 
-def _labels(encoded: Sequence[Encoded]) -> IntArray:
-    return np.array([row.labels for row in encoded])
+def _classes(data: EncodedData) -> IntArray:
+    return class_array([row.labels for row in data])

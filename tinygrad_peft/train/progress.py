@@ -1,26 +1,32 @@
-"""What a person sees of a run while it goes on."""
+"""The progress of a run, shown while it goes on."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from tinygrad_peft.peft.events import StepEnded
-from tinygrad_peft.train.events import Evaluated, Event, Observer, TrainingEnded, TrainingStarted
+from tinygrad_peft.train.events import (
+    Evaluated,
+    Event,
+    Observer,
+    StepEnded,
+    TrainingEnded,
+    TrainingStarted,
+)
 
 __all__ = ["progress_display"]
 
-SMOOTHING = 0.9  # of the loss that is shown: about ten steps
+SMOOTHING = 0.9  # of the displayed loss: about ten steps
 
 
 @contextmanager
 def progress_display(*, quiet: bool = False, live: bool | None = None) -> Iterator[Observer]:
-    """An observer that shows a run on standard error; standard output stays free for results.
+    """Yield an observer that shows a run on standard error, and leaves standard output free.
 
-    In a terminal that is a live line (step, bar, time left, loss, learning rate, tokens per second)
-    below a line for each evaluation. Where standard output or standard error is no terminal, or
-    rich (the extra `cli`) is not installed, there are only the lines of the evaluations and of the
-    end. `live` decides for or against the live line; with `quiet` there is nothing at all.
+    A terminal shows a live line (step, bar, time left, loss, learning rates, tokens per second)
+    below a line for each evaluation. If standard output or standard error is not a terminal, or
+    rich (the extra `cli`) is not installed, only the evaluations and the end get a line. `live`
+    switches the live line on or off; `quiet` shows nothing at all.
     """
     if live is None:
         live = sys.stdout.isatty() and sys.stderr.isatty()
@@ -45,7 +51,7 @@ def _ignore(_event: Event) -> None:
 
 
 class _Lines:
-    """Writes a line for each evaluation, and one for the end."""
+    """Write a line for each evaluation, and one for the end."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.write = write
@@ -61,8 +67,8 @@ class _Lines:
 
 
 def evaluation_line(event: Evaluated, steps: int) -> str:
-    """`step 40/120: loss 0.4215, accuracy 82.30 %, the best so far`."""
-    parts = [f"loss {event.loss:.4f}"]
+    """Format `step 40/120: loss 0.4215, accuracy 82.30 %, the best so far`."""
+    parts = [f"loss {event.loss:.4f}", *_named(event.extra_losses)]
     if event.accuracy is not None:
         parts.append(f"accuracy {event.accuracy:.2%}".replace("%", " %"))
     if event.perplexity is not None:
@@ -73,7 +79,7 @@ def evaluation_line(event: Evaluated, steps: int) -> str:
 
 
 def ending_line(event: TrainingEnded) -> str:
-    """`finished after 120 steps in 35 s (4,120 tokens/s); the weights are in out`."""
+    """Format `finished after 120 steps in 35 s (4,120 tokens/s); the weights are in out`."""
     speed = f"{event.seconds:.0f} s ({event.tokens_per_second:,.0f} tokens/s)"
     saved = f"; the weights are in {event.saved_to}" if event.saved_to else ""
     return f"{event.outcome} after {event.step} steps in {speed}{saved}"
@@ -101,7 +107,7 @@ def _live_line() -> Iterator[Observer]:
         TextColumn("{task.fields[numbers]}"),
     )
     console = Console(stderr=True, highlight=False)
-    # The console puts what it prints above the line while the line lives.
+    # While the live line is shown, the console prints above it.
     lines = _Lines(lambda line: console.print(line, markup=False, soft_wrap=True))
     numbers = _Numbers()
     with Progress(*columns, console=console, refresh_per_second=4, transient=True) as display:
@@ -120,7 +126,7 @@ def _live_line() -> Iterator[Observer]:
 
 
 class _Numbers:
-    """The loss, smoothed, with the learning rate and the speed of the step."""
+    """The loss, smoothed, with the extra losses, learning rates and speed of the last step."""
 
     def __init__(self) -> None:
         self.total = 0.0
@@ -130,4 +136,10 @@ class _Numbers:
         self.total = SMOOTHING * self.total + step.loss
         self.weight = SMOOTHING * self.weight + 1
         speed = step.tokens / step.seconds
-        return f"loss {self.total / self.weight:.4f}  lr {step.lr:.1e}  {speed:,.0f} tokens/s"
+        loss = "  ".join([f"loss {self.total / self.weight:.4f}", *_named(step.extra_losses)])
+        rates = ", ".join(f"{lr:.1e}" for lr in dict.fromkeys(step.lrs))
+        return f"{loss}  lr {rates}  {speed:,.0f} tokens/s"
+
+
+def _named(extra_losses: Mapping[str, float]) -> list[str]:
+    return [f"{name} {loss:.4f}" for name, loss in extra_losses.items()]

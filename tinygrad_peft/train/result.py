@@ -1,5 +1,6 @@
-"""What a training run comes to."""
+"""The result of a training run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,22 +14,23 @@ Finish: TypeAlias = Literal["finished", "interrupted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """How a run went."""
+    """The outcome of a run, with its figures."""
 
     outcome: Finish
-    steps: int  # that were made
+    steps: int  # made
     rates: tuple[float, ...]  # the peak learning rates, each once
-    losses: tuple[float, ...]  # of each step
+    losses: tuple[float, ...]  # of each step, with the extra losses
+    extra_losses: Mapping[str, float]  # of the last step, by the plugins' names
     evaluations: tuple[Evaluated, ...]
-    best: Evaluated | None  # whose weights the model has, and `saved_to`, after a finished run
-    seconds: float  # evaluations included
-    tokens: int  # that were trained on, padding left out
-    tokens_per_second: float  # evaluations left out
+    best: Evaluated | None  # after a finished run, of the weights in the model and `saved_to`
+    seconds: float  # with evaluations
+    tokens: int  # trained on, without padding
+    tokens_per_second: float  # without evaluations
     padding_share: float  # of all places in the batches
-    peak_memory: int | None  # bytes that the process had at most; None where that is not known
-    trainable_parameters: int
+    peak_memory: int | None  # the most bytes of the process; None if unknown
+    trainable_parameters: int  # at the end
     total_parameters: int
-    saved_to: Path | None  # where the last weights that were saved are
+    saved_to: Path | None  # the folder of the weights saved last
 
     @property
     def final(self) -> Evaluated | None:
@@ -37,5 +39,5 @@ class TrainResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the run."""
+        """True if Ctrl-C ended the run."""
         return self.outcome == "interrupted"

@@ -1,22 +1,22 @@
-"""What training and evaluation ask of a model."""
+"""The protocols of training: a model to train, and an object with arrays to save."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from tinygrad_peft.arrays import BoolArray, IntArray
+from tinygrad_peft.arrays import AnyArray, BoolArray, IntArray
 from tinygrad_peft.nn.module import Module, Parameter
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Trainable"]
+__all__ = ["Stateful", "Trainable"]
 
 
 class Trainable(Protocol):
-    """A Transformer, adapted or not, or whatever else has these methods."""
+    """A Transformer, adapted or not, or any other object with these methods."""
 
     def __call__(
         self, input_ids: IntArray, attention_mask: BoolArray | IntArray | None = None
     ) -> Tensor:
-        """Ids (B, T) -> class logits (B, C); of a language model it is not used."""
+        """Map ids (B, T) to class logits (B, C); not used for a language model."""
         ...
 
     def loss(
@@ -27,15 +27,15 @@ class Trainable(Protocol):
         *,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """The mean over the labels (B,) or (B, T) that are not -100: a scalar."""
+        """Return the mean over the labels (B,) or (B, T) that are not -100: a scalar."""
         ...
 
     def parameters(self) -> Iterator[Parameter]:
-        """All weights, each once; those that require a gradient are trained."""
+        """Yield all weights, each once; those that require a gradient are trained."""
         ...
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
-        """The modules with their paths, the outermost first."""
+        """Yield the modules with their paths, the outermost first."""
         ...
 
     def train(self) -> None:
@@ -44,4 +44,16 @@ class Trainable(Protocol):
 
     def eval(self) -> None:
         """Switch dropout off."""
+        ...
+
+
+class Stateful(Protocol):
+    """An object with arrays to save and restore, as modules and optimisers are."""
+
+    def state_dict(self) -> Mapping[str, AnyArray]:
+        """Return the arrays by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, AnyArray], /) -> None:
+        """Take over what `state_dict` gave. Raises CheckpointError if it does not fit."""
         ...

@@ -1,6 +1,5 @@
 """One contender's turn in a comparison."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,14 +9,15 @@ from tinygrad_peft.errors import TinygradPeftError
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, config_to_dict, get_peft_model
-from tinygrad_peft.train.comparison import Contender, Row
-from tinygrad_peft.train.config import TrainConfig, peak_rates
-from tinygrad_peft.train.data import Encoded
-from tinygrad_peft.train.evaluate import evaluate
+from tinygrad_peft.train.comparison_result import Contender, Row
+from tinygrad_peft.train.config import TrainConfig
+from tinygrad_peft.train.encoding import EncodedData
+from tinygrad_peft.train.evaluation import evaluate
 from tinygrad_peft.train.events import Evaluated, Event, StepEnded
-from tinygrad_peft.train.folder import train_into
 from tinygrad_peft.train.loop import train
-from tinygrad_peft.train.memory import MemoryMeter
+from tinygrad_peft.train.optimizers import peak_rates
+from tinygrad_peft.train.output_folder import train_into
+from tinygrad_peft.train.peak_memory import MemoryMeter
 from tinygrad_peft.train.probe import probe
 from tinygrad_peft.train.result import TrainResult
 
@@ -25,27 +25,26 @@ __all__ = ["Bench", "Turn", "Watcher", "run_trial"]
 
 
 class Watcher:
-    """Is told how a comparison goes; a subclass overrides what it wants to know."""
+    """Follows a comparison. A subclass overrides the methods it needs."""
 
     def started(self, turn: "Turn") -> None:
-        """A contender's turn has come."""
+        """Start a contender's turn."""
 
     def trained(self, event: Event) -> None:
-        """What the training loop tells of the contender whose turn it is."""
+        """Observe the training of the contender whose turn it is."""
 
     def ended(self, row: Row) -> None:
-        """A contender has its row."""
+        """End a contender's turn, with its row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all contenders have in common."""
+    """The model, data and settings that all contenders share."""
 
     model: Transformer
-    train_set: Sequence[Encoded]
-    eval_set: Sequence[Encoded]
+    train_set: EncodedData
+    eval_set: EncodedData
     config: TrainConfig
-    pad_id: int
     host: Host
     out: Path | None
     job: dict[str, object]
@@ -54,7 +53,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Turn:
-    """A contender with its place, from 1, among so many, and its own settings of training."""
+    """A contender, its place from 1 to `count`, and its settings of training."""
 
     place: int
     count: int
@@ -63,20 +62,20 @@ class Turn:
 
     @property
     def folder(self) -> str:
-        """The name of the folder for its files: the place, and the label as far as it can be."""
+        """The name of the folder for its files: the place, and the words of the label."""
         words = "".join(c if c.isalnum() or c in "._" else " " for c in self.contender.label)
         return "-".join([str(self.place), *words.lower().split()])
 
 
 def run_trial(bench: Bench, turn: Turn) -> Row:
-    """The row of a contender; one that fails has a row that says why.
+    """Give a contender its turn, and return its row, with the reason if it fails.
 
-    Raises KeyboardInterrupt where Ctrl-C left nothing worth a row.
+    Raises KeyboardInterrupt if Ctrl-C left nothing worth a row.
     """
     memory, trial = MemoryMeter(), _Trial(bench, turn)
     try:
         trial.run()
-    except Exception as error:  # noqa: BLE001 - whatever a plugin does, the others have their turn
+    except Exception as error:  # noqa: BLE001 - after any failure the others have their turn
         trial.row = replace(trial.row, outcome="failed", error=_explained(error))
     return replace(
         trial.row,
@@ -87,7 +86,7 @@ def run_trial(bench: Bench, turn: Turn) -> Row:
 
 
 class _Trial:
-    """One contender's turn, and what is known of it so far."""
+    """One contender's turn, and its results so far."""
 
     def __init__(self, bench: Bench, turn: Turn) -> None:
         self.bench = bench
@@ -101,7 +100,7 @@ class _Trial:
         self.evaluations: list[Evaluated] = []
 
     def run(self) -> None:
-        """Find out what there is to know."""
+        """Train or evaluate the contender."""
         if self.turn.contender.recipe:
             self._adapt()
         elif self.bench.model.classifier is not None:
@@ -126,13 +125,12 @@ class _Trial:
         bench, config = self.bench, self.turn.config
         data, observers = (bench.train_set, bench.eval_set), [self._observe]
         if bench.out is None:
-            return train(peft, *data, config, pad_id=bench.pad_id, observers=observers)
+            return train(peft, *data, config, observers=observers)
         return train_into(
             bench.out / self.turn.folder,
             peft,
             *data,
             config,
-            pad_id=bench.pad_id,
             observers=observers,
             job={**bench.job, "label": self.row.label, "methods": self.row.methods},
         )
@@ -165,7 +163,6 @@ class _Trial:
             bench.train_set,
             bench.eval_set,
             batch_size=bench.config.batch_size,
-            pad_id=bench.pad_id,
         )
         self.row = replace(
             self.row,
@@ -180,7 +177,7 @@ class _Trial:
     def _evaluate(self) -> None:
         bench = self.bench
         size = bench.config.batch_size
-        found = evaluate(bench.model, bench.eval_set, batch_size=size, pad_id=bench.pad_id)
+        found = evaluate(bench.model, bench.eval_set, batch_size=size)
         self.row = replace(
             self.row,
             outcome="finished",
@@ -193,7 +190,7 @@ class _Trial:
 
 
 def _as_read(config: PeftConfig) -> dict[str, object]:
-    """The settings as a file gives them back: with lists for tuples."""
+    """Return the settings as a file gives them back: with lists for tuples."""
     text = msgspec.json.encode(config_to_dict(config))
     return msgspec.json.decode(text, type=dict[str, object])
 

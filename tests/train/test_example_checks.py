@@ -5,20 +5,21 @@ import pytest
 from tests.train.toys import language_model
 from tinygrad_peft.errors import DataError
 from tinygrad_peft.peft import get_peft_model
-from tinygrad_peft.train.checks import check_examples
-from tinygrad_peft.train.data import IGNORED, Encoded
-from tinygrad_peft.train.evaluate import evaluate
+from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft.train.evaluation import evaluate
+from tinygrad_peft.train.example_checks import check_examples
+from tinygrad_peft.train.labels import IGNORED
 from tinygrad_peft_prompt import PromptTuningConfig
 
 
 def test_the_kind_of_the_first_example_is_that_of_the_set() -> None:
-    assert check_examples([Encoded((1, 2), 0)], "training")
-    assert not check_examples([Encoded((1, 2), (1, 2))], "training")
+    assert check_examples(EncodedData([Encoded((1, 2), 0)]), "training")
+    assert not check_examples(EncodedData([Encoded((1, 2), (1, 2))]), "training")
 
 
 def test_no_examples_are_an_error() -> None:
-    with pytest.raises(DataError, match="there are no training examples: expected at least one"):
-        check_examples([], "training")
+    with pytest.raises(DataError, match="training examples: expected at least one, got none"):
+        check_examples(EncodedData([]), "training")
 
 
 def test_every_class_example_that_cannot_be_used_is_listed_at_once() -> None:
@@ -29,9 +30,9 @@ def test_every_class_example_that_cannot_be_used_is_listed_at_once() -> None:
         Encoded((1, 2), (1, 2)),
     ]
     with pytest.raises(DataError) as error:
-        check_examples(examples, "training", max_length=3)
+        check_examples(EncodedData(examples), "training", max_length=3)
     assert str(error.value).splitlines() == [
-        "training examples that cannot be used:",
+        "invalid training examples:",
         "  - example 1: expected at least one token, got none",
         "  - example 2: expected at most 3 tokens (max_length), got 4",
         "  - example 2: expected a class of at least 0, got -100",
@@ -47,10 +48,10 @@ def test_every_text_example_that_cannot_be_used_is_listed_at_once() -> None:
         Encoded((1, 2), 1),
     ]
     with pytest.raises(DataError) as error:
-        check_examples(examples, "evaluation")
+        check_examples(EncodedData(examples), "evaluation")
     assert str(error.value).splitlines() == [
-        "evaluation examples that cannot be used:",
-        "  - example 1: expected 2 labels, one for each token, got 3",
+        "invalid evaluation examples:",
+        "  - example 1: expected 2 labels, one per token, got 3",
         "  - example 2: expected a label past the first token, got none",
         "  - example 3: expected labels of tokens, got a class",
     ]
@@ -58,17 +59,17 @@ def test_every_text_example_that_cannot_be_used_is_listed_at_once() -> None:
 
 def test_a_set_of_another_kind_than_asked_for_is_an_error() -> None:
     with pytest.raises(DataError, match="example 0: expected a class, got labels of tokens"):
-        check_examples([Encoded((1, 2), (1, 2))], "evaluation", classes=True)
+        check_examples(EncodedData([Encoded((1, 2), (1, 2))]), "evaluation", classes=True)
 
 
 def test_virtual_tokens_leave_less_room_for_a_text() -> None:
     model = language_model()
     peft = get_peft_model(model, PromptTuningConfig(num_virtual_tokens=10))
-    rows = [Encoded(tuple(range(1, n + 1)), tuple(range(1, n + 1))) for n in (6, 7)]
+    rows = EncodedData([Encoded(ids, ids) for ids in (tuple(range(6)), tuple(range(7)))])
     check_examples(rows[:1], "training", model=peft)
     with pytest.raises(DataError, match="example 1: expected at most 6 tokens beside 10 virtual"):
         check_examples(rows, "training", model=peft)
     with pytest.raises(DataError, match="example 1: expected at most 6 tokens beside 10 virtual"):
-        evaluate(peft, rows, batch_size=2, pad_id=0)
+        evaluate(peft, rows, batch_size=2)
     peft.unload()
     check_examples(rows, "training", model=model)

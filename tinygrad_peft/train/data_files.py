@@ -1,4 +1,4 @@
-"""Rows of a JSON lines or CSV file with their line numbers, and what is wrong with them."""
+"""Rows of a JSON lines or CSV file, with their line numbers and their problems."""
 
 import csv
 import io
@@ -12,15 +12,17 @@ import msgspec
 
 from tinygrad_peft.errors import DataError
 
+__all__ = ["Fields", "Problems", "RowError", "read_rows"]
+
 Fields: TypeAlias = dict[str, object]
 
 
 class RowError(Exception):
-    """What is wrong with one row; collected in Problems and shown with the others."""
+    """The problem of one row, collected in Problems and shown with the others."""
 
 
 class Problems:
-    """What is wrong in a file, gathered so that one error can tell all of it."""
+    """The problems of a file, gathered so that one error can list them all."""
 
     SHOWN = 10
 
@@ -29,7 +31,7 @@ class Problems:
         self._lines: dict[str, list[int]] = {}
 
     def add(self, line: int, message: str) -> None:
-        """Note what is wrong in a line; lines with the same trouble share one message."""
+        """Note the problem of a line; lines with the same problem share one message."""
         self._lines.setdefault(message, []).append(line)
 
     def raise_if_any(self) -> None:
@@ -50,7 +52,7 @@ class Problems:
 
 
 def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, Fields]]:
-    """The line number and the fields of each good row; bad rows are added to `problems`.
+    """Yield the line number and the fields of each good row; add bad rows to `problems`.
 
     Raises DataError for a file that cannot be read at all: missing, not UTF-8, unknown extension.
     """

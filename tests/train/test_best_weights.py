@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tinygrad_peft.train.keep import replace_files
+from tinygrad_peft.train.best_weights import replace_files
 
 
 def test_files_replace_those_of_the_same_names_and_no_others(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a comparison of recipes comes to, and the file that holds it."""
+"""The result of a comparison of recipes, and its file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,32 @@ from tinygrad_peft.models.files import replacing
 from tinygrad_peft.peft import PeftConfig
 from tinygrad_peft.train.events import Evaluated
 
-__all__ = ["Comparison", "Contender", "Row", "RowOutcome", "read_comparison", "write_comparison"]
+__all__ = [
+    "COMPARISON_FILE",
+    "Comparison",
+    "Contender",
+    "Row",
+    "RowOutcome",
+    "read_comparison",
+    "write_comparison",
+]
+
+COMPARISON_FILE = "comparison.json"
 
 RowOutcome: TypeAlias = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A recipe that takes part in a comparison.
+    """A recipe to compare.
 
-    An empty recipe is the frozen model: a linear head on its features for a classifier, and a
-    language model as it is.
+    An empty recipe stands for the frozen model: a classifier with a linear probe, a language model
+    as it is.
     """
 
     label: str
     recipe: Sequence[PeftConfig] = ()
-    lr: float | None = None  # None: that of all, see `TrainConfig`
+    lr: float | None = None  # None: the rate of the comparison's TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +45,21 @@ class Row:
     """How one contender did; what was not measured is None."""
 
     label: str
-    methods: tuple[dict[str, object], ...]  # the settings of each step; none for the frozen model
+    methods: tuple[dict[str, object], ...]  # the settings of each step; () for the frozen model
     outcome: RowOutcome
-    error: str | None = None  # why it failed
-    # By the best evaluation, whose weights were kept:
+    error: str | None = None  # the reason of a failure
+    # From the best evaluation, whose weights were kept:
     loss: float | None = None
     accuracy: float | None = None  # of a classifier
     perplexity: float | None = None  # of a language model
     trainable: int | None = None  # parameters
     total: int | None = None  # parameters, frozen ones too
-    rates: tuple[float, ...] = ()  # the peak learning rates, each once
-    seconds: float | None = None  # of training; evaluations are not in them
-    peak_memory: int | None = None  # bytes that the process had at most in the meantime
+    rates: tuple[float, ...] = ()  # the distinct peak learning rates
+    seconds: float | None = None  # of training, without evaluations
+    peak_memory: int | None = None  # the most bytes of the process in the meantime
     losses: tuple[float, ...] = ()  # of each step
     evaluations: tuple[Evaluated, ...] = ()
-    folder: str | None = None  # where the adapter is, in the comparison's folder
+    folder: str | None = None  # of the adapter, within the comparison's folder
 
     @property
     def ratio(self) -> float | None:
@@ -62,10 +72,10 @@ class Comparison:
     """The rows so far, in the contenders' order."""
 
     rows: tuple[Row, ...]
-    waiting: tuple[str, ...]  # labels of contenders that have no row yet
+    waiting: tuple[str, ...]  # labels of contenders without a row so far
     interrupted: bool  # by Ctrl-C
-    job: dict[str, object]  # what was compared: whatever the caller says of it
-    config: dict[str, object]  # how all were trained, but for the learning rate
+    job: dict[str, object]  # facts that the caller gave
+    config: dict[str, object]  # the settings of training, without the learning rate
     versions: dict[str, str]
 
     @property
@@ -75,14 +85,14 @@ class Comparison:
 
     @property
     def classifies(self) -> bool:
-        """Whether there is an accuracy to compare by; else it is the loss."""
+        """True if accuracies are compared, False if losses are."""
         return any(row.accuracy is not None for row in self.rows)
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write a comparison as JSON; the file is whole or as it was. Infinite numbers become null.
+    """Write a comparison as JSON, whole or not at all. Infinite numbers become null.
 
-    Raises TypeError where the job holds what JSON cannot.
+    Raises TypeError for a job with values that JSON cannot hold.
     """
     text = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
     with replacing(path) as temporary:
@@ -90,10 +100,10 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """The comparison in a file. Raises CheckpointError where there is none."""
+    """Read a comparison. Raises CheckpointError for a file that is missing or invalid."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Comparison)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds no comparison: {error}") from error
+        raise CheckpointError(f"{path} is not a comparison: {error}") from error

@@ -26,8 +26,7 @@ from tinygrad_peft.train import (
     compare,
     train,
 )
-from tinygrad_peft.train.compare import COMPARISON_FILE
-from tinygrad_peft.train.comparison import read_comparison
+from tinygrad_peft.train.comparison_result import COMPARISON_FILE, read_comparison
 from tinygrad_peft.train.heads import with_saved_head
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_prompt import PromptTuningConfig
@@ -53,7 +52,6 @@ def compared(
         needles(16),
         needles(8, seed=1),
         config,
-        pad_id=0,
         host=host,
         out=out,
         watcher=watcher,
@@ -126,7 +124,7 @@ def test_a_row_says_what_training_alone_says() -> None:
     model = classifier()
     peft = get_peft_model(model, with_saved_head([BOTH], model), seed=3)
     config = replace(CONFIG, lr=5e-3)
-    result = train(peft, needles(16), needles(8, seed=1), config, pad_id=0)
+    result = train(peft, needles(16), needles(8, seed=1), config)
     best = result.best
     assert best is not None
     assert row.losses == result.losses
@@ -159,7 +157,6 @@ def test_a_language_model_has_its_loss_and_no_accuracy() -> None:
         countings(8),
         countings(4, seed=1),
         CONFIG,
-        pad_id=0,
     ).rows
     assert probe.accuracy is row.accuracy is None
     assert (probe.trainable, probe.rates, probe.losses) == (0, (), ())
@@ -267,12 +264,11 @@ def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: 
         countings(16),
         countings(4),
         CONFIG,
-        pad_id=0,
         out=tmp_path,
     ).rows
     assert (first.outcome, second.outcome) == ("failed", "finished")
     assert first.error is not None
-    assert first.error.startswith("training stopped: ")
+    assert first.error.startswith("training stopped in epoch 1, batch 3: the loss is nan")
     assert first.losses
     assert first.trainable == 512
     assert (first.loss, first.folder) == (None, None)
@@ -328,9 +324,13 @@ def test_ctrl_c_between_two_recipes_leaves_the_second_without_a_row(tmp_path: Pa
 @pytest.mark.parametrize(
     ("contenders", "kind", "told"),
     [
-        ([], ConfigError, "nothing to compare: expected at least one recipe"),
-        ([TWO[0], TWO[0]], ConfigError, "each recipe needs a label of its own.*two 'query'"),
-        ([replace(TWO[0], label=" ")], ConfigError, "a recipe's label is empty"),
+        ([], ConfigError, "a comparison: expected at least one recipe, got none"),
+        ([TWO[0], TWO[0]], ConfigError, "labels of recipes: got 'query' more than once"),
+        (
+            [replace(TWO[0], label=" ")],
+            ConfigError,
+            "labels of recipes: expected text, got an empty one",
+        ),
         ([replace(TWO[0], lr=0.0)], ConfigError, "query: .*lr: expected a finite number above 0"),
         (
             [
@@ -339,7 +339,7 @@ def test_ctrl_c_between_two_recipes_leaves_the_second_without_a_row(tmp_path: Pa
                 Contender(label="two", recipe=[LoraConfig(target_modules=["v_prj"])]),
             ],
             PeftError,
-            "cannot be compared:\n  - one: .*'q_prj' matches no(.|\n)*  - two: .*'v_prj'",
+            "invalid recipes:\n  - one: .*'q_prj' matches no(.|\n)*  - two: .*'v_prj'",
         ),
     ],
 )
@@ -359,5 +359,5 @@ def test_an_adapted_model_is_refused() -> None:
 
 
 def test_data_that_cannot_be_used_is_refused() -> None:
-    with pytest.raises(DataError, match="evaluation examples that cannot be used"):
-        compare(classifier(), TWO, needles(8), countings(4), CONFIG, pad_id=0)
+    with pytest.raises(DataError, match="invalid evaluation examples"):
+        compare(classifier(), TWO, needles(8), countings(4), CONFIG)

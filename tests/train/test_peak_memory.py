@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from tinygrad_peft.train import memory
-from tinygrad_peft.train.memory import MemoryMeter, peak_memory, reset_peak_memory
+from tinygrad_peft.train import peak_memory as module
+from tinygrad_peft.train.peak_memory import MemoryMeter, peak_memory, reset_peak_memory
 
 MEGABYTES = 64
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
@@ -32,15 +32,15 @@ def test_where_no_peak_can_be_forgotten_only_a_higher_one_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peaks = [900, 900, 1000]
-    monkeypatch.setattr(memory, "reset_peak_memory", lambda: False)
-    monkeypatch.setattr(memory, "peak_memory", lambda: peaks.pop(0))
+    monkeypatch.setattr(module, "reset_peak_memory", lambda: False)
+    monkeypatch.setattr(module, "peak_memory", lambda: peaks.pop(0))
     meter = MemoryMeter()
     assert [meter.read(), meter.read()] == [None, 1000]
 
 
 def test_where_nobody_counts_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "reset_peak_memory", lambda: False)
-    monkeypatch.setattr(memory, "peak_memory", lambda: None)
+    monkeypatch.setattr(module, "reset_peak_memory", lambda: False)
+    monkeypatch.setattr(module, "peak_memory", lambda: None)
     assert MemoryMeter().read() is None
 
 

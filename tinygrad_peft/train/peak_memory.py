@@ -1,4 +1,4 @@
-"""How much memory the process has had at most."""
+"""The peak memory of the process."""
 
 import ctypes
 import sys
@@ -6,11 +6,11 @@ from pathlib import Path
 
 __all__ = ["MemoryMeter", "peak_memory", "reset_peak_memory"]
 
-_RESET_PEAK = "5"  # what proc(5) has for it
+_RESET_PEAK = "5"  # see proc(5)
 
 
 def peak_memory() -> int | None:
-    """The most bytes since the start, or since the last reset; None where nobody counts them."""
+    """Return the most bytes since the start or the last reset; None if the system has no count."""
     try:
         import resource  # noqa: PLC0415 - Windows has none
     except ImportError:
@@ -20,9 +20,9 @@ def peak_memory() -> int | None:
 
 
 def reset_peak_memory() -> bool:
-    """Let the peak begin anew at what is in use now; False where the system cannot do that.
+    """Reset the peak to the memory in use now; return False if the system cannot.
 
-    What was freed goes back to the system first, which `keep_freed_memory` holds off.
+    Freed memory goes back to the system first, which `keep_freed_memory` otherwise delays.
     """
     if sys.platform != "linux":
         return False
@@ -37,12 +37,12 @@ def reset_peak_memory() -> bool:
 
 
 class MemoryMeter:
-    """The peak from its making on."""
+    """The peak memory since the meter was made."""
 
     def __init__(self) -> None:
         self._before = 0 if reset_peak_memory() else peak_memory() or 0
 
     def read(self) -> int | None:
-        """Bytes; None where nobody counts them, or only an earlier and higher peak is known."""
+        """Return bytes; None without a count, or if only an earlier and higher peak is known."""
         peak = peak_memory()
         return peak if peak is not None and peak > self._before else None

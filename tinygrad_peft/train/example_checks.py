@@ -1,44 +1,45 @@
-"""What training data must be before any time is spent on it."""
+"""Checks of the examples, before any time is spent on training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tinygrad_peft.errors import DataError, listed
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import PeftModel
-from tinygrad_peft.train.data import IGNORED, Encoded
+from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft.train.labels import has_labels
 
 __all__ = ["check_examples"]
 
 
 def check_examples(
-    encoded: Sequence[Encoded],
+    data: EncodedData,
     purpose: str,
     *,
     classes: bool | None = None,
     max_length: int | None = None,
     model: object = None,
 ) -> bool:
-    """Whether the examples are of a classifier, and not of a language model.
+    """Return True for texts to classify, and False for texts to continue.
 
-    `classes` says what they have to be; by default, what the first one is. A transformer, adapted
-    or not, must have a position for each token. Raises DataError that lists all examples that
-    cannot be used, by their places from 0 on.
+    `classes` is the expected answer; by default, the one that fits the first example. A
+    transformer, adapted or not, needs a position for each token. Raises DataError that lists every
+    bad example, counted from 0.
     """
-    if not encoded:
-        raise DataError(f"there are no {purpose} examples: expected at least one")
+    if not data:
+        raise DataError(f"{purpose} examples: expected at least one, got none")
     if classes is None:
-        classes = isinstance(encoded[0].labels, int)
+        classes = isinstance(data[0].labels, int)
     positions, virtual = _room(model)
     problems = [
         f"example {place}: {problem}"
-        for place, row in enumerate(encoded)
+        for place, row in enumerate(data)
         for problem in (
             *_problems(row, classes=classes, max_length=max_length),
             *_too_long(row, positions, virtual),
         )
     ]
     if problems:
-        raise DataError(f"{purpose} examples that cannot be used:\n{listed(problems)}")
+        raise DataError(f"invalid {purpose} examples:\n{listed(problems)}")
     return classes
 
 
@@ -55,13 +56,13 @@ def _problems(row: Encoded, *, classes: bool, max_length: int | None) -> Iterato
         if row.labels < 0:
             yield f"expected a class of at least 0, got {row.labels}"
     elif len(row.labels) != length:
-        yield f"expected {length} labels, one for each token, got {len(row.labels)}"
-    elif all(label == IGNORED for label in row.labels[1:]):
+        yield f"expected {length} labels, one per token, got {len(row.labels)}"
+    elif not has_labels(row.labels):
         yield "expected a label past the first token, got none"
 
 
 def _room(model: object) -> tuple[int | None, int]:
-    """The model's positions, and how many of them virtual tokens take."""
+    """Return the model's number of positions, and how many of them virtual tokens take."""
     bare = model.base_model if isinstance(model, PeftModel) else model
     if not isinstance(bare, Transformer):
         return None, 0
@@ -71,5 +72,5 @@ def _room(model: object) -> tuple[int | None, int]:
 def _too_long(row: Encoded, positions: int | None, virtual: int) -> Iterator[str]:
     length = len(row.input_ids)
     if positions is not None and virtual + length > positions:
-        among = f" beside {virtual} virtual ones" if virtual else ""
-        yield f"expected at most {positions - virtual} tokens{among}, got {length}"
+        beside = f" beside {virtual} virtual ones" if virtual else ""
+        yield f"expected at most {positions - virtual} tokens{beside}, got {length}"

@@ -8,7 +8,7 @@ import pytest
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.train import Comparison, Evaluated, Row
-from tinygrad_peft.train.comparison import read_comparison, write_comparison
+from tinygrad_peft.train.comparison_result import read_comparison, write_comparison
 
 TRIED = Evaluated(
     step=4, epoch=1.0, loss=0.4, accuracy=0.75, perplexity=None, seconds=0.1, is_best=True
@@ -72,11 +72,11 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     ("content", "told"),
     [
         (None, "comparison.json cannot be read: No such file or directory"),
-        (b"{", "comparison.json holds no comparison: "),
-        (b"[]", "comparison.json holds no comparison: Expected `object`, got `array`"),
+        (b"{", "comparison.json is not a comparison: "),
+        (b"[]", "comparison.json is not a comparison: Expected `object`, got `array`"),
         (b'{"rows": [{"label": 3}]}', r"Expected `str`, got `int` - at `\$.rows\[0\].label`"),
-        (b"[" * 100_000, "comparison.json holds no comparison: "),
-        (b"\xff", "comparison.json holds no comparison: "),
+        (b"[" * 100_000, "comparison.json is not a comparison: "),
+        (b"\xff", "comparison.json is not a comparison: "),
     ],
 )
 def test_a_file_that_holds_none_is_told(tmp_path: Path, content: bytes | None, told: str) -> None:

@@ -1,8 +1,8 @@
-"""Weights worth keeping: in memory, and in a folder."""
+"""The weights that a run keeps: in memory, and in a folder."""
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,18 +10,28 @@ import numpy as np
 
 from tinygrad_peft.nn.module import Parameter
 
-__all__ = ["Keeper", "Save", "replace_files"]
+__all__ = ["BestWeights", "Save", "replace_files"]
 
 Save: TypeAlias = Callable[[Path], None]  # writes the model's weights into a folder
 
 
-class Keeper:
-    """Holds the last good values of the trained weights, and has them written to a folder."""
+class BestWeights:
+    """Hold the last good values of the trained weights, and write them to a folder.
 
-    def __init__(self, weights: Iterable[Parameter], out: Path | None, save: Save | None) -> None:
+    `optional` names files that `save` does not write each time; old ones are then removed.
+    """
+
+    def __init__(
+        self,
+        weights: Iterable[Parameter],
+        out: Path | None,
+        save: Save | None,
+        optional: Sequence[str] = (),
+    ) -> None:
         self.weights = list(weights)
         self.out = out
         self.save = save
+        self.optional = optional
         self.saved_to: Path | None = None
         self.remember(step=0)
 
@@ -31,44 +41,53 @@ class Keeper:
         self.kept_step = step
 
     def restore(self) -> None:
-        """Put the weights back to what is held."""
+        """Put back the weights that are held."""
         for weight, kept in zip(self.weights, self.kept, strict=True):
-            weight.data[...] = kept
+            if weight.shape == kept.shape:
+                weight.data[...] = kept
+            else:  # it has shrunk since
+                weight.replace_data(kept.copy())
 
     def are_finite(self) -> bool:
-        """Whether all weights are numbers."""
+        """Return True if all weights are finite numbers."""
         return all(bool(np.isfinite(weight.data).all()) for weight in self.weights)
 
     def keep(self, *, step: int) -> None:
-        """Remember the weights, and have them saved."""
+        """Remember the weights and save them."""
         self.remember(step=step)
         if self.out is not None:
             self._write(self.out)
 
     def write_beside(self) -> None:
-        """Have the weights as they are saved; a checkpoint stays, and they go to `interrupted`."""
+        """Save the weights as they are: into `interrupted`, if the folder has a checkpoint."""
         if self.out is not None:
             self._write(self.out / "interrupted" if self.saved_to else self.out)
 
     def whereabouts(self) -> str:
-        """Where the last good weights are, in words."""
+        """Say in words where the last good weights are."""
         kept = f"of step {self.kept_step}" if self.kept_step else "of the start"
         if self.saved_to is None:
-            return f"the model has its last good weights again, {kept}; none had been saved"
+            return f"the model has its last good weights again, {kept}; nothing was saved"
         return f"the last good checkpoint, {kept}, is kept in {self.saved_to} and in the model"
 
     def _write(self, folder: Path) -> None:
         assert self.save is not None, "out and save go together"
-        replace_files(folder, self.save)
+        replace_files(folder, self.save, self.optional)
         self.saved_to = folder
 
 
-def replace_files(folder: Path, save: Save) -> None:
-    """Have `save` write files, and put them into `folder` only when all of them are there."""
+def replace_files(folder: Path, save: Save, optional: Sequence[str] = ()) -> None:
+    """Let `save` write files, and move them into `folder` once all of them are complete.
+
+    Files of the names `optional` that `save` did not write are removed from `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         save(made)
+        for name in optional:
+            if not (made / name).exists():
+                (folder / name).unlink(missing_ok=True)
         for path in sorted(made.rglob("*")):
             target = folder / path.relative_to(made)
             if path.is_dir():

@@ -1,4 +1,4 @@
-"""Several recipes on one model and one data set, one after another."""
+"""A comparison: several recipes on one model and one data set, one after another."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,48 +13,50 @@ from tinygrad_peft.peft import Host
 from tinygrad_peft.peft.composition import checked_targets
 from tinygrad_peft.peft.config import steps_of
 from tinygrad_peft.peft.sites import capture_seams
-from tinygrad_peft.train.checks import check_examples
-from tinygrad_peft.train.comparison import Comparison, Contender, Row, write_comparison
+from tinygrad_peft.train.comparison_result import (
+    COMPARISON_FILE,
+    Comparison,
+    Contender,
+    Row,
+    write_comparison,
+)
 from tinygrad_peft.train.config import TrainConfig
-from tinygrad_peft.train.data import Encoded
+from tinygrad_peft.train.encoding import EncodedData
+from tinygrad_peft.train.example_checks import check_examples
 from tinygrad_peft.train.heads import with_saved_head
 from tinygrad_peft.train.log import versions
 from tinygrad_peft.train.trial import Bench, Turn, Watcher, run_trial
 
-__all__ = ["COMPARISON_FILE", "compare"]
-
-COMPARISON_FILE = "comparison.json"
+__all__ = ["compare"]
 
 
 def compare(
     model: Transformer,
     contenders: Sequence[Contender],
-    train_set: Sequence[Encoded],
-    eval_set: Sequence[Encoded],
+    train_set: EncodedData,
+    eval_set: EncodedData,
     config: TrainConfig,
     *,
-    pad_id: int,
     host: Host | None = None,
     out: Path | None = None,
     job: Mapping[str, object] | None = None,
     watcher: Watcher | None = None,
 ) -> Comparison:
-    """Train each recipe on the same model, which is given back as it was, bit for bit.
+    """Train each recipe on the same model, and leave the model as it was, bit for bit.
 
-    Each is trained as if it were alone: the order makes no difference. Its learning rate is its
-    own, else that of `config`, else what suits its methods. A model's classification head is
-    trained with each, as `modules_to_save`.
+    The order makes no difference. Each recipe is trained at its own learning rate, else at that of
+    `config`, else at those of its methods. The model's classification head is trained with each
+    recipe, as `modules_to_save`.
 
-    A recipe that fails has a row that says why, and the next one is tried. Ctrl-C ends the run with
-    the rows so far, and that of a recipe that it interrupted.
+    A recipe that fails gets a row with the reason, and the next one has its turn. Ctrl-C ends the
+    run with the rows so far, and a row for the recipe that it interrupted.
 
     With `out`, comparison.json is written there as each recipe ends, and each recipe's adapter, log
-    and metrics into a folder of its own beside it. `job` is what the comparison says of itself:
-    numbers, text, lists, maps.
+    and metrics into a folder of its own beside it. `job` adds facts to the file: numbers, text,
+    lists, maps.
 
     Raises, before anything is trained:
-        ConfigError: no contenders, labels that are empty or not unique, an impossible learning
-            rate.
+        ConfigError: no contenders, empty or repeated labels, an invalid learning rate.
         PeftError: recipes that do not fit the model, all of them; or the model is adapted.
         DataError: examples that cannot be used.
     """
@@ -70,7 +72,6 @@ def compare(
         train_set=train_set,
         eval_set=eval_set,
         config=config,
-        pad_id=pad_id,
         host=host,
         out=out,
         job=dict(job or {}),
@@ -88,22 +89,22 @@ def compare(
 
 def _check(model: Transformer, contenders: Sequence[Contender], host: Host) -> None:
     if not contenders:
-        raise ConfigError("nothing to compare: expected at least one recipe")
+        raise ConfigError("a comparison: expected at least one recipe, got none")
     labels = [contender.label for contender in contenders]
     twice = sorted({repr(label) for label in labels if labels.count(label) > 1})
     if twice:
-        raise ConfigError(f"each recipe needs a label of its own, and there are two {twice[0]}")
+        raise ConfigError(f"labels of recipes: got {', '.join(twice)} more than once")
     if not all(label.strip() for label in labels):
-        raise ConfigError("a recipe's label is empty")
+        raise ConfigError("labels of recipes: expected text, got an empty one")
     if model.adapted:
         raise PeftError("the model is adapted already: unload or merge that adapter first")
     problems = [_misfit(model, contender, host) for contender in contenders if contender.recipe]
     if any(problems):
-        raise PeftError("recipes that cannot be compared:\n" + listed(filter(None, problems)))
+        raise PeftError("invalid recipes:\n" + listed(filter(None, problems)))
 
 
 def _misfit(model: Transformer, contender: Contender, host: Host) -> str:
-    """Why a recipe cannot be applied to the model; nothing if it may."""
+    """Return the reason why a recipe cannot be applied to the model, or an empty text."""
     try:
         checked_targets(model, steps_of(contender.recipe), capture_seams(model), host)
     except TinygradPeftError as error:
@@ -125,7 +126,7 @@ def _own_config(contender: Contender, config: TrainConfig) -> TrainConfig:
 
 @dataclass
 class _Run:
-    """One call of `compare`, and how far it is."""
+    """One call of `compare`, and its progress."""
 
     bench: Bench
     turns: Sequence[Turn]
@@ -133,7 +134,7 @@ class _Run:
     interrupted: bool = False
 
     def all(self) -> Comparison:
-        """Give each its turn."""
+        """Give each contender its turn."""
         if self.bench.out is not None:
             self.bench.out.mkdir(parents=True, exist_ok=True)
         try:

@@ -10,10 +10,11 @@ from tinygrad_peft.errors import DataError, TokenError
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.train import evaluate
-from tinygrad_peft.train.data import IGNORED, Encoded
+from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft.train.labels import IGNORED
 
 
-def logits_one_by_one(model: Transformer, examples: list[Encoded]) -> list[np.ndarray]:
+def logits_one_by_one(model: Transformer, examples: EncodedData) -> list[np.ndarray]:
     with no_grad():
         return [model(np.array([row.input_ids])).data[0] for row in examples]
 
@@ -24,7 +25,7 @@ def negative_log_likelihood(logits: np.ndarray, label: int) -> float:
 
 def test_a_classifier_is_measured_by_loss_accuracy_and_predictions() -> None:
     model, examples = classifier(dtype=np.float64), needles(23)
-    metrics = evaluate(model, examples, batch_size=4, pad_id=0)
+    metrics = evaluate(model, examples, batch_size=4)
     alone = logits_one_by_one(model, examples)
     labels = [row.labels for row in examples if isinstance(row.labels, int)]
     losses = [negative_log_likelihood(z, y) for z, y in zip(alone, labels, strict=True)]
@@ -37,10 +38,11 @@ def test_a_classifier_is_measured_by_loss_accuracy_and_predictions() -> None:
 
 
 def test_a_language_model_is_measured_by_loss_per_token() -> None:
-    model, examples = language_model(dtype=np.float64), countings(11)
-    ids = examples[0].input_ids
-    examples[0] = Encoded(ids, (*(IGNORED,) * (len(ids) - 1), ids[-1]))
-    metrics = evaluate(model, examples, batch_size=3, pad_id=0)
+    model, (first, *rest) = language_model(dtype=np.float64), countings(11)
+    ids = first.input_ids
+    short = Encoded(ids, (*(IGNORED,) * (len(ids) - 1), ids[-1]))
+    examples = EncodedData([short, *rest])
+    metrics = evaluate(model, examples, batch_size=3)
     losses = [
         negative_log_likelihood(logits[place], label)
         for logits, row in zip(logits_one_by_one(model, examples), examples, strict=True)
@@ -59,14 +61,14 @@ def test_a_perplexity_past_all_floats_is_infinite() -> None:
     model = language_model()
     for parameter in model.parameters():
         parameter.data = parameter.data * np.float32(1e4)
-    assert evaluate(model, countings(3), batch_size=3, pad_id=0).perplexity == math.inf
+    assert evaluate(model, countings(3), batch_size=3).perplexity == math.inf
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     model, examples = classifier(dtype=np.float64), needles(23)
-    one = evaluate(model, examples, batch_size=7, pad_id=0)
-    other = evaluate(model, examples, batch_size=batch_size, pad_id=0)
+    one = evaluate(model, examples, batch_size=7)
+    other = evaluate(model, examples, batch_size=batch_size)
     assert one.loss == pytest.approx(other.loss, rel=1e-12)
     assert one.accuracy == other.accuracy
 
@@ -74,17 +76,17 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
 def test_dropout_is_off_and_nothing_is_recorded() -> None:
     model = classifier(dropout=0.5)
     model.train()
-    one = evaluate(model, needles(5), batch_size=2, pad_id=0)
+    one = evaluate(model, needles(5), batch_size=2)
     assert not model.training
-    assert one.loss == evaluate(model, needles(5), batch_size=2, pad_id=0).loss
+    assert one.loss == evaluate(model, needles(5), batch_size=2).loss
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_no_examples_are_an_error() -> None:
-    with pytest.raises(DataError, match="there are no evaluation examples"):
-        evaluate(classifier(), [], batch_size=2, pad_id=0)
+    with pytest.raises(DataError, match="evaluation examples: expected at least one, got none"):
+        evaluate(classifier(), EncodedData([]), batch_size=2)
 
 
 def test_a_class_that_the_model_does_not_have_is_an_error() -> None:
     with pytest.raises(TokenError, match="target 5 is none of the 2 classes"):
-        evaluate(classifier(), [Encoded((1, 2), 5)], batch_size=2, pad_id=0)
+        evaluate(classifier(), EncodedData([Encoded((1, 2), 5)]), batch_size=2)
