@@ -1,17 +1,43 @@
 """The documents say what the code says."""
 
 import ast
+import dataclasses
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.testing import MethodConformance
+from tinygrad_peft import Host, Module, Tensor, Transformer, peft
+from tinygrad_peft.nn import AdamW, Affine, Init, Linear
+from tinygrad_peft.peft import (
+    AffineShape,
+    Applied,
+    Combination,
+    Draft,
+    ForeignFolder,
+    ForeignRequest,
+    ModelShape,
+    ParameterCount,
+    Site,
+    Source,
+    TargetedConfig,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft.testing import SMALL_MODELS, MethodConformance
 from tinygrad_peft.testing.settings import MethodSettings
+from tinygrad_peft.train import StepEnded, TrainConfig, TrainingEnded
 from tinygrad_peft.train import hookspecs as train_hookspecs
 
 ROOT = Path(__file__).parent.parent
+HOOKS: dict[str, Callable[..., object]] = {
+    name: getattr(floor, name) for floor in (hookspecs, train_hookspecs) for name in floor.__all__
+}
 SOURCES = [*sorted(ROOT.glob("tinygrad_peft/**/*.py")), *sorted(ROOT.glob("plugins/**/*.py"))]
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -21,10 +47,146 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_every_hook_has_a_heading_and_every_heading_of_a_hook_is_one() -> None:
+@dataclass(frozen=True)
+class HookRow:
+    """A row of the table of hooks."""
+
+    name: str
+    signature: str
+    arguments: str
+    used_by: str
+    example: str
+
+    @property
+    def spec(self) -> Callable[..., object]:
+        return HOOKS[self.name]
+
+
+def hook_rows() -> list[HookRow]:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
-    headings = re.findall(r"^### (\w+)$", text, flags=re.MULTILINE)
-    assert sorted(headings) == sorted([*hookspecs.__all__, *train_hookspecs.__all__])
+    _, _, table = text.partition("| hook | signature |")
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    cells = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines]
+    return [
+        HookRow(
+            name.strip(" `"),
+            signature.strip(" `").replace("\\|", "|"),
+            arguments.strip(),
+            used_by.strip(),
+            example.strip(" `"),
+        )
+        for name, signature, arguments, used_by, example in cells
+    ]
+
+
+def written(function: Callable[..., object]) -> str:
+    """The signature with the classes' bare names."""
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(inspect.signature(function)))
+
+
+def test_the_table_of_hooks_has_every_hook_once() -> None:
+    assert sorted(row.name for row in hook_rows()) == sorted(HOOKS)
+
+
+def test_the_table_of_hooks_has_the_signatures_of_the_code() -> None:
+    rows = hook_rows()
+    assert {row.name: row.signature for row in rows} == {
+        row.name: written(row.spec) for row in rows
+    }
+
+
+def test_the_table_of_hooks_explains_each_argument() -> None:
+    for row in hook_rows():
+        explained = re.findall(r"`(\w+)`:", row.arguments) or (
+            [] if row.arguments == "none" else None
+        )
+        assert explained == list(inspect.signature(row.spec).parameters), row.name
+        assert row.used_by
+
+
+@dataclass(frozen=True, kw_only=True)
+class MyConfig(TargetedConfig):
+    peft_type: ClassVar[str] = "MINE"
+
+
+class MyLinear(Module):
+    """What the examples put around a layer."""
+
+    base_layer: Affine
+
+    def __init__(self, base: Affine) -> None:
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.base_layer = base
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+    def merged(self) -> Module:
+        return Linear(self.in_features, self.out_features)
+
+
+def step_ended(model: Module) -> StepEnded:
+    return StepEnded(
+        model=model,
+        optimizer=AdamW(model.parameters()),
+        step=7,
+        total_steps=9,
+        epoch=1.0,
+        loss=0.5,
+        lrs=(1e-3,),
+        grad_norm=1.0,
+        tokens=10,
+        seconds=0.1,
+    )
+
+
+def training_ended(model: Module) -> TrainingEnded:
+    return TrainingEnded(
+        model=model,
+        outcome="finished",
+        step=9,
+        seconds=1.0,
+        tokens_per_second=10.0,
+        saved_to=None,
+    )
+
+
+def test_the_examples_in_the_table_of_hooks_are_answers_that_a_host_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = Transformer(SMALL_MODELS["llama"])
+    config, layer = MyConfig(target_modules=["v_proj"]), Linear(2, 3)
+    site = Site("v", "v_proj", layer, 0, is_target=True, init=Init(), model=model)
+    source = Source(config, 1.0, {"v": {}})
+    shape = ModelShape(model.config, 0, (AffineShape("v", 2, 3, has_bias=True),), 0)
+    arguments = {
+        "peft_methods": (),
+        "adapt_module": (config, site),
+        "merge_module": (MyLinear(layer),),
+        "count_parameters": (config, shape),
+        "check_recipe": (Draft(model, (config, config), (frozenset(),) * 2),),
+        "combine_adapters": (config, Combination((source, source), "linear", None, 0.5, 0)),
+        "read_foreign": (ForeignFolder("mlx-lm", {}, {}),),
+        "write_foreign": (config, ForeignRequest("mlx-lm", "a", (), model.config)),
+        "recipe_applied": (Applied(model, (config,), ("v",), "default"),),
+        "extra_loss": (model,),
+        "step_ended": (step_ended(model),),
+        "training_ended": (training_ended(model),),
+        "running_state": (model,),
+    }
+    host, mark = Host(), cast("Any", hookimpl)
+    names = {**vars(peft), "Tensor": Tensor, "MyConfig": MyConfig, "MyLinear": MyLinear}
+    for row in hook_rows():
+        parameters = ", ".join(inspect.signature(row.spec).parameters)
+        function = eval(f"lambda {parameters}: {row.example}", names)  # noqa: S307 - our own page
+        host.register(SimpleNamespace(example=mark(row.spec)(function)), row.name)
+    answers = {name: host.each(HOOKS[name], *given) for name, given in arguments.items()}
+    silent = {"read_foreign", "write_foreign", "recipe_applied", "running_state"}
+    silent |= {"step_ended", "training_ended"}
+    assert {name for name, found in answers.items() if not found} == silent
+    assert answers["check_recipe"] == [["step 1: only once"]]
+    assert answers["count_parameters"] == [ParameterCount(trainable=1, added=1)]
+    assert capsys.readouterr().out == "v\n7 0.5\nfinished\n"
 
 
 def test_the_files_on_the_plugins_page_are_those_that_are_installed_and_run() -> None:
@@ -43,6 +205,32 @@ def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> 
     ]
     settings = [*MethodSettings.__annotations__, "plugins"]
     assert sorted(listed) == sorted([*promises, *settings])
+
+
+def test_documented_defaults_of_training_are_those_of_the_code_and_of_the_help() -> None:
+    """The table in docs/cli.md, TrainConfig, and each command with such an option."""
+    click = pytest.importorskip("click")
+    from tinygrad_peft.cli.app import cli
+
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)` \| (\S+) \|", text, flags=re.MULTILINE)
+    documented = {name.replace("-", "_"): value for name, value in rows}
+    config = TrainConfig()
+    in_code = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert documented == {
+        name: "none" if value is None else str(value) for name, value in in_code.items()
+    }
+    for command, expected in {
+        "finetune": in_code,
+        "compare": in_code,
+        "evaluate": {name: in_code[name] for name in ("batch_size", "max_length")},
+    }.items():
+        options = {p.name: p for p in cli.commands[command].params if p.name in in_code}
+        assert {name: option.default for name, option in options.items()} == expected
+        shown = " ".join(cli.commands[command].get_help(click.Context(cli)).split())
+        for name, value in expected.items():
+            help_text = shown.partition(f"--{name.replace('_', '-')} ")[2].partition(" --")[0]
+            assert (f"[default: {value}]" in help_text) is (value is not None), (command, name)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,7 +2,16 @@
 
 import time
 
-from tinygrad_peft.errors import LISTED, LONGEST_LINE, listed, nearest, shortened, told
+from tinygrad_peft.errors import (
+    LISTED,
+    LONGEST_LINE,
+    ConfigError,
+    explained,
+    listed,
+    nearest,
+    shortened,
+    told,
+)
 from tinygrad_peft.nn.module import mismatches
 
 
@@ -46,6 +55,13 @@ def test_a_list_is_cut_short_and_so_are_its_lines() -> None:
 def test_one_problem_stands_in_the_same_line() -> None:
     assert told(["one"]) == " one"
     assert told(["one", "two"]) == "\n  - one\n  - two"
+
+
+def test_an_error_is_explained_with_its_notes() -> None:
+    error = ConfigError("no such start")
+    assert explained(error) == "no such start"
+    error.add_note("(plugin 'lora')")
+    assert explained(error) == "no such start\n(plugin 'lora')"
 
 
 def test_a_short_text_stays_what_it_is() -> None:

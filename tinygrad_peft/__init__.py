@@ -8,13 +8,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tinygrad_peft.host import Host
     from tinygrad_peft.models import load_model, save_model
     from tinygrad_peft.nn import Module, Parameter, Transformer, TransformerConfig
-    from tinygrad_peft.peft import Host, PeftModel, get_peft_model
+    from tinygrad_peft.peft import PeftModel, get_peft_model
     from tinygrad_peft.tensor import Tensor, no_grad
 else:
     _HOMES = {
-        "Host": "tinygrad_peft.peft",
+        "Host": "tinygrad_peft.host",
         "Module": "tinygrad_peft.nn",
         "Parameter": "tinygrad_peft.nn",
         "PeftModel": "tinygrad_peft.peft",

@@ -42,6 +42,7 @@ __all__ = [
     "TinygradPeftError",
     "TokenError",
     "TrainingError",
+    "explained",
     "listed",
     "nearest",
     "shortened",
@@ -146,6 +147,11 @@ def listed(problems: Iterable[str], most: int = LISTED) -> str:
 def told(problems: Sequence[str]) -> str:
     """What comes after a colon: one problem in the same line, or several below it."""
     return f" {shortened(problems[0])}" if len(problems) == 1 else f"\n{listed(problems)}"
+
+
+def explained(error: Exception) -> str:
+    """Return an error's message, and below it the notes that were added on its way."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:

@@ -36,10 +36,10 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [BottleneckAdapterConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, BottleneckAdapterConfig)
+def adapt_module(config: BottleneckAdapterConfig, site: Site) -> Module | None:
     """Put an adapter after a layer's attention, and after or beside its feed-forward layer."""
-    if not isinstance(config, BottleneckAdapterConfig) or not isinstance(site.model, Transformer):
+    if not isinstance(site.model, Transformer):
         return None
     if not _is_place(config, site.model, site.slot, site.layer):
         return None
@@ -53,11 +53,9 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     return None
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, BottleneckAdapterConfig)
+def count_parameters(config: BottleneckAdapterConfig, shape: ModelShape) -> ParameterCount:
     """2 d m for each place, with m + d for the biases and 2 d for the layer norm."""
-    if not isinstance(config, BottleneckAdapterConfig):
-        return None
     width = shape.config.hidden_size
     inner = config.bottleneck(width)
     each = 2 * width * inner
@@ -77,8 +75,7 @@ def check_recipe(draft: Draft) -> Sequence[str]:
         return []
     return [
         f"step {i}: {objection}"
-        for i, config in enumerate(draft.recipe)
-        if isinstance(config, BottleneckAdapterConfig)
+        for i, config in draft.steps(BottleneckAdapterConfig)
         for objection in _objections(config, model)
     ]
 
@@ -89,12 +86,10 @@ def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
     return read_adapterhub(folder) if folder.layout == ADAPTERHUB else None
 
 
-@hookimpl(hookspecs.write_foreign)
-def write_foreign(request: ForeignRequest) -> ForeignStep | None:
+@hookimpl(hookspecs.write_foreign, BottleneckAdapterConfig)
+def write_foreign(config: BottleneckAdapterConfig, request: ForeignRequest) -> ForeignStep | None:
     """For AdapterHub."""
-    if request.layout != ADAPTERHUB or not isinstance(request.config, BottleneckAdapterConfig):
-        return None
-    return write_adapterhub(request, request.config)
+    return write_adapterhub(request, config) if request.layout == ADAPTERHUB else None
 
 
 def _objections(config: BottleneckAdapterConfig, model: Transformer) -> list[str]:

@@ -36,28 +36,24 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [IA3Config]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, IA3Config)
+def adapt_module(config: IA3Config, site: Site) -> Module | None:
     """Wrap a target, on the side that the settings say."""
-    if not isinstance(config, IA3Config) or not site.is_target:
-        return None
-    if not isinstance(site.module, Affine):
+    if not site.is_target or not isinstance(site.module, Affine):
         return None
     on_input = config.scales_input(site.path, _family(site.model))
     return IA3Linear(site.module, site.init, on_input=on_input, ones=config.init_ia3_weights)
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
+@hookimpl(hookspecs.merge_module, IA3Linear)
+def merge_module(module: IA3Linear) -> Module | None:
     """The layer with its rows or columns multiplied in place of an IA3Linear on a plain one."""
-    return module.merge() if isinstance(module, IA3Linear) else None
+    return module.merge()
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, IA3Config)
+def count_parameters(config: IA3Config, shape: ModelShape) -> ParameterCount:
     """The width on one side of each target."""
-    if not isinstance(config, IA3Config):
-        return None
     count = sum(
         t.in_features if config.scales_input(t.path, shape.config.model_type) else t.out_features
         for t in shape.targets
@@ -65,13 +61,10 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
     return ParameterCount(trainable=count, added=count)
 
 
-@hookimpl(hookspecs.combine_adapters)
-def combine_adapters(combination: Combination) -> Combined | None:
+@hookimpl(hookspecs.combine_adapters, IA3Config)
+def combine_adapters(config: IA3Config, combination: Combination) -> Combined:
     """One (IA)³ whose change is the weighted sum of those of several."""
-    configs = [s.config for s in combination.sources if isinstance(s.config, IA3Config)]
-    if len(configs) != len(combination.sources):
-        return None
-    return combine_vectors(combination, configs)
+    return combine_vectors(combination, combination.configs(type(config)))
 
 
 @hookimpl(hookspecs.check_recipe)
@@ -79,8 +72,7 @@ def check_recipe(draft: Draft) -> Sequence[str]:
     """Feed-forward modules that are not known, or are none of the targets."""
     return [
         f"step {i}: feedforward_modules {objection}"
-        for i, config in enumerate(draft.recipe)
-        if isinstance(config, IA3Config)
+        for i, config in draft.steps(IA3Config)
         for objection in _objections(config, draft.targets[i], _family(draft.model))
     ]
 

@@ -36,10 +36,11 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [LNTuningConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, LNTuningConfig)
+def adapt_module(config: LNTuningConfig, site: Site) -> Module | None:
     """A trained copy of a target, which has its kind and its values."""
-    if not isinstance(config, LNTuningConfig) or not site.is_target:
+    del config
+    if not site.is_target:
         return None
     module = site.module
     if not isinstance(module, LayerNorm | RMSNorm):
@@ -50,11 +51,10 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     return trained_copy(module, fresh=not site.loading)
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, LNTuningConfig)
+def count_parameters(config: LNTuningConfig, shape: ModelShape) -> ParameterCount:
     """Σ d over the targets, or 2 d where a norm has a bias; the base's own are kept beside."""
-    if not isinstance(config, LNTuningConfig):
-        return None
+    del config
     count = sum(norm.size * (2 if norm.has_bias else 1) for norm in shape.norms)
     return ParameterCount(trainable=count, added=count)
 
@@ -62,7 +62,7 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Targets that are no norms."""
-    steps = [i for i, config in enumerate(draft.recipe) if isinstance(config, LNTuningConfig)]
+    steps = [i for i, _ in draft.steps(LNTuningConfig)]
     if not steps:
         return []
     modules = {seam.path: seam.module for seam in capture_seams(draft.model)}

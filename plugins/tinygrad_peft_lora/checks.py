@@ -13,16 +13,14 @@ __all__ = ["objections"]
 
 def objections(draft: Draft) -> list[str]:
     """Patterns that match no target, biases that two steps would train, and tokens not there."""
-    steps = [(i, c) for i, c in enumerate(draft.recipe) if isinstance(c, LoraConfig)]
+    steps = draft.steps(LoraConfig)
     found = [
         f"step {i}: the pattern {key!r} matches none of the targets"
         for i, config in steps
         for key in dict.fromkeys((*config.rank_pattern, *config.alpha_pattern))
         if not any(pattern_matches(key, path) for path in draft.targets[i])
     ]
-    found += bias_objections(
-        [config.bias if isinstance(config, LoraConfig) else "none" for config in draft.recipe]
-    )
+    found += bias_objections(draft, {i: config.bias for i, config in steps})
     with_tokens = {i: config for i, config in steps if config.token_ids()}
     seams = capture_seams(draft.model) if with_tokens else ()
     return found + [

@@ -15,16 +15,17 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, IntArray
 from tinygrad_peft.errors import PeftError
-from tinygrad_peft.nn import Embedding, Init, Module, Parameter, TokenEmbedding
+from tinygrad_peft.nn import Embedding, Init, Parameter, TokenEmbedding
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.mergeable import Mergeable
 from tinygrad_peft_lora.norms import Norms
 
 __all__ = ["DoraEmbedding", "LoraEmbedding"]
 
 
-class LoraEmbedding(Module):
+class LoraEmbedding(Mergeable):
     """base(ids) + s (B A[:, ids])ᵀ on any embedding: (...) -> (..., embedding_dim).
 
     Raises PeftError for settings that an embedding has no place for.

@@ -17,17 +17,18 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray, rows
 from tinygrad_peft.errors import ShapeError
-from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Parameter
+from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Parameter
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import FusedResult, Needs
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.mergeable import Mergeable
 from tinygrad_peft_lora.starts import orthogonal
 
 __all__ = ["LoraLinear", "lora_affine", "lora_linear"]
 
 
-class LoraLinear(Module):
+class LoraLinear(Mergeable):
     """base(x) + s B A dropout(x) on any affine layer: (..., in_features) -> (..., out_features)."""
 
     base_layer: Affine

@@ -25,9 +25,10 @@ from tinygrad_peft_lora.counting import count_lora
 from tinygrad_peft_lora.dora import DoraLinear
 from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear
+from tinygrad_peft_lora.mergeable import Mergeable
 from tinygrad_peft_lora.mlx import MLX, read_mlx, write_mlx
 from tinygrad_peft_lora.taken_out import TakenOutLora
-from tinygrad_peft_lora.tokens import TrainedLogits, TrainedTokens, adapt_tokens
+from tinygrad_peft_lora.tokens import adapt_tokens
 
 __all__ = [
     "adapt_module",
@@ -47,11 +48,9 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [LoraConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, LoraConfig)
+def adapt_module(config: LoraConfig, site: Site) -> Module | None:
     """Wrap a target, or a place of trained tokens; train the biases that `bias` asks for."""
-    if not isinstance(config, LoraConfig):
-        return None
     if not site.is_target:
         if config.token_ids() and (tokens := adapt_tokens(site, config)):
             return tokens
@@ -75,28 +74,22 @@ def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:
     return None
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
+@hookimpl(hookspecs.merge_module, Mergeable)
+def merge_module(module: Mergeable) -> Module | None:
     """W₀ + s B A in place of a LoraLinear on a plain layer, and the like."""
-    kinds = LoraLinear | LoraEmbedding | TrainedTokens | TrainedLogits
-    return module.merge() if isinstance(module, kinds) else None
+    return module.merge()
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, LoraConfig)
+def count_parameters(config: LoraConfig, shape: ModelShape) -> ParameterCount:
     """Σ r (in + out) over the targets, and what the options add to it."""
-    if not isinstance(config, LoraConfig):
-        return None
     return count_lora(config, shape)
 
 
-@hookimpl(hookspecs.combine_adapters)
-def combine_adapters(combination: Combination) -> Combined | None:
+@hookimpl(hookspecs.combine_adapters, LoraConfig)
+def combine_adapters(config: LoraConfig, combination: Combination) -> Combined:
     """One LoRA whose update is the weighted sum of those of several."""
-    configs = [s.config for s in combination.sources if isinstance(s.config, LoraConfig)]
-    if len(configs) != len(combination.sources):
-        return None
-    return combine_loras(combination, configs)
+    return combine_loras(combination, combination.configs(type(config)))
 
 
 @hookimpl(hookspecs.check_recipe)
@@ -111,9 +104,7 @@ def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
     return read_mlx(folder) if folder.layout == MLX else None
 
 
-@hookimpl(hookspecs.write_foreign)
-def write_foreign(request: ForeignRequest) -> ForeignStep | None:
+@hookimpl(hookspecs.write_foreign, LoraConfig)
+def write_foreign(config: LoraConfig, request: ForeignRequest) -> ForeignStep | None:
     """For mlx-lm."""
-    if request.layout != MLX or not isinstance(request.config, LoraConfig):
-        return None
-    return write_mlx(request, request.config)
+    return write_mlx(request, config) if request.layout == MLX else None

@@ -21,11 +21,12 @@ from tinygrad_peft.ops import Result
 from tinygrad_peft.peft import Site, matches
 from tinygrad_peft.tensor import Tensor, apply, no_grad
 from tinygrad_peft_lora.config import INPUT, LoraConfig
+from tinygrad_peft_lora.mergeable import Mergeable
 
 __all__ = ["TrainedLogits", "TrainedTokens", "adapt_tokens", "shares_weight", "trained_ids"]
 
 
-class TrainedTokens(Module):
+class TrainedTokens(Mergeable):
     """An embedding with trained vectors of some ids: (...) -> (..., embedding_dim)."""
 
     base_layer: TokenEmbedding
@@ -54,7 +55,7 @@ class TrainedTokens(Module):
         return merged
 
 
-class TrainedLogits(Module):
+class TrainedLogits(Mergeable):
     """An output layer with trained rows of some ids: (..., in_features) -> (..., out_features)."""
 
     base_layer: Affine

@@ -25,10 +25,10 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [PrefixTuningConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, PrefixTuningConfig)
+def adapt_module(config: PrefixTuningConfig, site: Site) -> Module | None:
     """A prefix in front of what stands in the transformer's place for one."""
-    if not isinstance(config, PrefixTuningConfig) or not isinstance(site.model, Transformer):
+    if not isinstance(site.model, Transformer):
         return None
     base = site.module
     if base is not site.model.get_child("prefix") or not isinstance(base, Prefix):
@@ -39,11 +39,9 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     return TrainedPrefix.drawn(base, config, model, site.init)
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, PrefixTuningConfig)
+def count_parameters(config: PrefixTuningConfig, shape: ModelShape) -> ParameterCount:
     """2 P L K D; or, with t = K D and the network's width h, P t + h (t + 1) + 2 L t (h + 1)."""
-    if not isinstance(config, PrefixTuningConfig):
-        return None
     tokens, all_columns = config.num_virtual_tokens, columns(shape.config)
     count = tokens * all_columns
     if config.prefix_projection:

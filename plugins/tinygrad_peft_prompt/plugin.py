@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import ConfigError, listed
-from tinygrad_peft.nn import Module, Prompt, Transformer
+from tinygrad_peft.nn import Init, Module, Prompt, Transformer
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
@@ -18,7 +18,14 @@ from tinygrad_peft_prompt.config import PromptEncoderConfig, PromptTuningConfig,
 from tinygrad_peft_prompt.layer import PromptEncoder, SoftPrompt
 from tinygrad_peft_prompt.start import first_states
 
-__all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
+__all__ = [
+    "adapt_for_p_tuning",
+    "adapt_for_prompt_tuning",
+    "check_recipe",
+    "count_for_p_tuning",
+    "count_for_prompt_tuning",
+    "peft_methods",
+]
 
 
 @hookimpl(hookspecs.peft_methods)
@@ -27,34 +34,46 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [PromptTuningConfig, PromptEncoderConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
-    """A prompt in front of what stands in the transformer's place for one."""
-    if not isinstance(config, SoftPromptConfig) or not isinstance(site.model, Transformer):
+@hookimpl(hookspecs.adapt_module, PromptTuningConfig)
+def adapt_for_prompt_tuning(config: PromptTuningConfig, site: Site) -> Module | None:
+    """Put a prompt in front of what stands in the transformer's place for one."""
+    place = _place(config, site)
+    if place is None:
         return None
-    base, size = site.module, site.model.config.hidden_size
-    if base is not site.model.get_child("prompt") or not isinstance(base, Prompt):
-        return None
-    if not site.loading:
-        _refuse_untrainable(config)
-    if isinstance(config, PromptEncoderConfig) and config.encoder_reparameterization_type == "MLP":
-        return PromptEncoder(base, config, size, site.init)
-    if isinstance(config, PromptTuningConfig) and not site.loading:
-        return SoftPrompt(base, first_states(config, site.model.embed_tokens, site.init))
-    return SoftPrompt(base, site.init.zeros(config.num_virtual_tokens, size))
+    base, model = place
+    if site.loading:
+        return _zeros(base, config, model, site.init)
+    return SoftPrompt(base, first_states(config, model.embed_tokens, site.init))
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
-    """N D; and, for P-tuning with a network of width h, (D + 1) h + (h + 1) h + (h + 1) D more."""
-    if not isinstance(config, SoftPromptConfig):
+@hookimpl(hookspecs.adapt_module, PromptEncoderConfig)
+def adapt_for_p_tuning(config: PromptEncoderConfig, site: Site) -> Module | None:
+    """Put a prompt there that a network computes, unless the network was left behind."""
+    place = _place(config, site)
+    if place is None:
         return None
+    base, model = place
+    if config.encoder_reparameterization_type == "MLP":
+        return PromptEncoder(base, config, model.config.hidden_size, site.init)
+    return _zeros(base, config, model, site.init)
+
+
+@hookimpl(hookspecs.count_parameters, PromptTuningConfig)
+def count_for_prompt_tuning(config: PromptTuningConfig, shape: ModelShape) -> ParameterCount:
+    """N D."""
+    _refuse_untrainable(config)
+    count = config.num_virtual_tokens * shape.config.hidden_size
+    return ParameterCount(trainable=count, added=count)
+
+
+@hookimpl(hookspecs.count_parameters, PromptEncoderConfig)
+def count_for_p_tuning(config: PromptEncoderConfig, shape: ModelShape) -> ParameterCount:
+    """N D + (D + 1) h + (h + 1) h + (h + 1) D, with the network's width h."""
     _refuse_untrainable(config)
     size = shape.config.hidden_size
+    hidden = config.encoder_hidden_size or size
     count = config.num_virtual_tokens * size
-    if isinstance(config, PromptEncoderConfig):
-        hidden = config.encoder_hidden_size or size
-        count += (size + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * size
+    count += (size + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * size
     return ParameterCount(trainable=count, added=count)
 
 
@@ -62,6 +81,23 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
 def check_recipe(draft: Draft) -> Sequence[str]:
     """A prompt of another model, or one that leaves no room for the text."""
     return virtual_objections(draft, PromptTuningConfig, PromptEncoderConfig)
+
+
+def _place(config: SoftPromptConfig, site: Site) -> tuple[Prompt, Transformer] | None:
+    """Return what stands in the transformer's place for a prompt, if the site is that place."""
+    base, model = site.module, site.model
+    if not isinstance(model, Transformer) or base is not model.get_child("prompt"):
+        return None
+    if not isinstance(base, Prompt):
+        return None
+    if not site.loading:
+        _refuse_untrainable(config)
+    return base, model
+
+
+def _zeros(base: Prompt, config: SoftPromptConfig, model: Transformer, init: Init) -> SoftPrompt:
+    """Return a prompt of zeros, to be filled from a folder or trained from there."""
+    return SoftPrompt(base, init.zeros(config.num_virtual_tokens, model.config.hidden_size))
 
 
 def _refuse_untrainable(config: SoftPromptConfig) -> None:

@@ -29,10 +29,10 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [QuantizeConfig, QLoraConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, QuantizeConfig)
+def adapt_module(config: QuantizeConfig, site: Site) -> Module | None:
     """A 4-bit layer in place of a target."""
-    if not isinstance(config, QuantizeConfig) or not site.is_target:
+    if not site.is_target:
         return None
     base = site.module
     if isinstance(base, Linear):
@@ -50,17 +50,17 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     return None
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
+@hookimpl(hookspecs.merge_module, QuantizedLinear)
+def merge_module(module: QuantizedLinear) -> Module:
     """The plain layer of floats that the 4-bit codes stand for."""
-    return module.dequantized() if isinstance(module, QuantizedLinear) else None
+    return module.dequantized()
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, QuantizeConfig)
+def count_parameters(config: QuantizeConfig, shape: ModelShape) -> ParameterCount:
     """Nothing is trained, and nothing is added: a weight counts as one, whatever it takes."""
-    del shape
-    return ParameterCount(trainable=0, added=0) if isinstance(config, QuantizeConfig) else None
+    del config, shape
+    return ParameterCount(trainable=0, added=0)
 
 
 @hookimpl(hookspecs.check_recipe)
@@ -69,22 +69,22 @@ def check_recipe(draft: Draft) -> Sequence[str]:
     modules = {seam.path: seam.module for seam in capture_seams(draft.model)}
     return [
         f"step {step}: {problem}"
-        for step, config in enumerate(draft.recipe)
-        if isinstance(config, QuantizeConfig)
+        for step, config in draft.steps(QuantizeConfig)
         for path in sorted(draft.targets[step])
-        for problem in _problems(path, modules[path], draft, step)
+        for problem in _problems(path, modules[path], draft, step, config)
     ]
 
 
-def _problems(path: str, module: Module, draft: Draft, step: int) -> Iterator[str]:
+def _problems(
+    path: str, module: Module, draft: Draft, step: int, config: QuantizeConfig
+) -> Iterator[str]:
     """Why a place cannot be quantised in a step."""
     for early in range(step):
         if path in draft.targets[early]:
             yield f"{path} is already taken by step {early}: quantize first"
         elif _is_saved(path, draft.recipe[early]):
             yield f"{path} is trained by step {early}, by modules_to_save: leave it out here"
-    config = draft.recipe[step]
-    if isinstance(module, QuantizedLinear) and isinstance(config, QuantizeConfig):
+    if isinstance(module, QuantizedLinear):
         asked, has = (
             f"{kind.quant_type} in blocks of {kind.block_size}" + ", double" * kind.double_quant
             for kind in (config, module.weight)

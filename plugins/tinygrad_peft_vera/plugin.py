@@ -28,11 +28,9 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [VeraConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, VeraConfig)
+def adapt_module(config: VeraConfig, site: Site) -> Module | None:
     """Wrap a target; train the biases that `bias` asks for."""
-    if not isinstance(config, VeraConfig):
-        return None
     if not site.is_target:
         return with_trained_bias(site.module) if config.bias == "all" else None
     base = site.module
@@ -43,17 +41,15 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     return VeraLinear(base, config, shared(config, site), site.init)
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
+@hookimpl(hookspecs.merge_module, VeraLinear)
+def merge_module(module: VeraLinear) -> Module | None:
     """W₀ + Λ_b B Λ_d A in place of a VeraLinear on a plain layer."""
-    return module.merge() if isinstance(module, VeraLinear) else None
+    return module.merge()
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, VeraConfig)
+def count_parameters(config: VeraConfig, shape: ModelShape) -> ParameterCount:
     """Σ (out + r) over the targets; where the matrices are saved, they come on top once."""
-    if not isinstance(config, VeraConfig):
-        return None
     vectors = sum(target.out_features + config.r for target in shape.targets)
     widest = max(t.in_features for t in shape.targets) + max(t.out_features for t in shape.targets)
     projection = config.r * widest if config.save_projection else 0
@@ -64,6 +60,4 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Biases that two steps would train."""
-    return bias_objections(
-        [config.bias if isinstance(config, VeraConfig) else "none" for config in draft.recipe]
-    )
+    return bias_objections(draft, {i: config.bias for i, config in draft.steps(VeraConfig)})

@@ -182,3 +182,33 @@ def test_methods_lists_plugins_with_their_settings(commands: Commands) -> None:
     assert f"lora: tinygrad-peft {version('tinygrad-peft')}" in lines
     assert "  lora (learning rate 0.001)" in lines
     assert "    r = 8" in lines
+
+
+def test_methods_lists_a_plugin_that_cannot_be_used_with_its_error(commands: Commands) -> None:
+    plugins = commands.ok("--without", "vera", "methods", "--json").json["plugins"]
+    assert isinstance(plugins, list)
+    found = {plugin["plugin"]: plugin for plugin in plugins}
+    assert (found["vera"]["error"], found["vera"]["methods"]) == ("switched off", [])
+    assert found["lora"]["error"] is None
+    lines = commands.ok("--without", "vera", "methods").out.splitlines()
+    at = lines.index(f"vera: tinygrad-peft {version('tinygrad-peft')}")
+    assert lines[at + 1] == "  cannot be used: switched off"
+
+
+def test_plugins_are_left_out_for_one_command(commands: Commands) -> None:
+    count = ("count", "--shape", "gpt2", "--method", "vera:r=4")
+    told = commands.fails("--without", "vera", "--without", "ia3", *count)
+    assert "no method is called 'vera'" in told
+    assert "plugin 'vera' of tinygrad-peft" in told
+    assert "switched off" in told
+    assert commands(*count).status == 0
+    assert "'vrea'; did you mean 'vera'" in commands.fails("--without", "vrea", "methods")
+
+
+def test_an_error_in_a_hook_says_whose_it_is(commands: Commands) -> None:
+    told = commands.fails("count", "--shape", "gpt2", "--method", BAD_PROMPT)
+    assert "prompt_tuning cannot start so" in told
+    assert f"(plugin 'prompt' of tinygrad-peft {version('tinygrad-peft')}, hook count_" in told
+
+
+BAD_PROMPT = "prompt_tuning:prompt_tuning_init_text=hello"

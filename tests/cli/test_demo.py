@@ -120,7 +120,7 @@ def test_the_job_tries_every_method_on_the_same_test_set(
 
 @pytest.mark.parametrize("specs", [program.RECIPES, demo_offline.RECIPES])
 def test_the_recipes_are_the_five_methods_and_a_composition(specs: Sequence[str]) -> None:
-    contenders = parse_contenders(specs, Host.installed().methods())
+    contenders = parse_contenders(specs, Host.installed())
     names = [tuple(c.peft_type.lower() for c in contender.recipe) for contender in contenders]
     assert names[:5] == [(name,) for name in METHODS]
     assert all(len(name) > 1 for name in names[5:])

@@ -8,11 +8,11 @@ from tinygrad_peft.peft import Host
 from tinygrad_peft.train import Contender
 from tinygrad_peft_lora import LoraConfig
 
-METHODS = Host.installed().methods()
+HOST = Host.installed()
 
 
 def parsed(*specs: str) -> list[Contender]:
-    return parse_contenders(specs, METHODS)
+    return parse_contenders(specs, HOST)
 
 
 def labels(*specs: str) -> list[str]:

@@ -170,3 +170,15 @@ def test_a_skeleton_waits_for_weights() -> None:
 
     assert layer.weight.data is weights["weight"]
     np.testing.assert_array_equal(layer(Tensor([[1.0, 2.0]])).data, [[3, 3, 3]])
+
+
+def test_a_weight_takes_over_data_of_another_shape_and_drops_its_gradient() -> None:
+    trained, frozen = Parameter(np.ones(3)), Parameter(np.ones(3), requires_grad=False)
+    trained.grad = np.ones(3)
+    for weight in (trained, frozen):
+        weight.replace_data(np.zeros((2, 2)))
+    assert trained.shape == frozen.shape == (2, 2)
+    assert trained.requires_grad
+    assert not frozen.requires_grad
+    (trained * 3.0 + 1.0).sum().backward()
+    np.testing.assert_array_equal(trained.grad, np.full((2, 2), 3.0))

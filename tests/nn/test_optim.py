@@ -310,3 +310,40 @@ def test_a_norm_that_is_not_finite_is_returned_and_scales_nothing(bad: float) ->
 
 def test_the_norm_of_no_gradients_is_zero() -> None:
     assert clip_grad_norm([Parameter(np.zeros(2))], 1.0) == 0.0
+
+
+# ---------- weights that shrink ----------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kept", [np.array([0, 2]), np.array([True, False, True])])
+def test_kept_rows_move_on_as_if_they_had_been_alone(
+    rng: np.random.Generator, axis: int, kept: np.ndarray
+) -> None:
+    start, grads = rng.standard_normal((3, 3)), rng.standard_normal((4, 3, 3))
+    whole, alone = Parameter(start.copy()), Parameter(np.take(start, [0, 2], axis))
+    one, other = AdamW([whole], lr=0.1), AdamW([alone], lr=0.1)
+    take_steps(one, [[g] for g in grads[:2]])
+    whole.grad = grads[2]
+    one.keep_rows(whole, kept, axis=axis)
+    assert whole.grad is None
+    assert whole.requires_grad
+    take_steps(one, [[np.take(g, [0, 2], axis)] for g in grads[2:]])
+    take_steps(other, [[np.take(g, [0, 2], axis)] for g in grads])
+    np.testing.assert_array_equal(whole.data, alone.data)
+
+
+def test_a_weight_that_changed_its_shape_otherwise_is_refused() -> None:
+    weight = Parameter(np.ones((3, 2)))
+    optimizer = AdamW([weight], lr=0.1)
+    weight.replace_data(np.ones((2, 2)))
+    weight.grad = np.ones((2, 2))
+    message = r"a weight changed its shape from \(3, 2\) to \(2, 2\): shrink it by keep_rows"
+    with pytest.raises(TrainingError, match=message):
+        optimizer.step()
+
+
+def test_rows_of_a_weight_that_is_not_trained_cannot_be_kept() -> None:
+    optimizer = AdamW([Parameter(np.ones((3, 2)))], lr=0.1)
+    with pytest.raises(TrainingError, match="keep_rows: expected a weight that this optimiser"):
+        optimizer.keep_rows(Parameter(np.ones((3, 2))), np.array([0]))

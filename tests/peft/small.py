@@ -115,7 +115,7 @@ class ShiftLinear(Module):
         return self.base_layer(x) + self.shift
 
 
-def shift(site: Site, config: PeftConfig) -> Module | None:
+def shift(config: PeftConfig, site: Site) -> Module | None:
     """ShiftConfig's answer to adapt_module."""
     if isinstance(config, ShiftConfig) and site.is_target and isinstance(site.module, Affine):
         return ShiftLinear(site.module, config.start, site.init)
@@ -124,7 +124,7 @@ def shift(site: Site, config: PeftConfig) -> Module | None:
 
 def plugin(
     *methods: type[PeftConfig],
-    adapt: Callable[[Site, PeftConfig], Module | None] | None = None,
+    adapt: Callable[[PeftConfig, Site], Module | None] | None = None,
     merge: Callable[[Module], Module | None] | None = None,
     **hooks: object,
 ) -> object:
@@ -137,8 +137,8 @@ def plugin(
     if adapt is not None:
         answer = adapt
 
-        def adapt_module(site: Site, config: PeftConfig) -> Module | None:
-            return answer(site, config)
+        def adapt_module(config: PeftConfig, site: Site) -> Module | None:
+            return answer(config, site)
 
         made.adapt_module = hookimpl(hookspecs.adapt_module)(adapt_module)
     if merge is not None:

@@ -126,7 +126,7 @@ class Rounded(Module):
         return F.linear(x, Tensor(self.rounded), self.bias)
 
 
-def adapt(site: Site, config: PeftConfig) -> Module | None:
+def adapt(config: PeftConfig, site: Site) -> Module | None:
     module, width = site.module, getattr(site.model, "config").hidden_size  # noqa: B009
     if isinstance(config, SoftConfig) and site.slot == "prompt" and isinstance(module, Prompt):
         return SoftPrompt(module, site.init.normal(config.length, width, std=0.5))
@@ -138,7 +138,7 @@ def adapt(site: Site, config: PeftConfig) -> Module | None:
         return Twist(module, site.init.normal(width, std=0.5))
     if isinstance(config, RoundConfig) and site.is_target and isinstance(module, Linear):
         return Rounded(module)
-    return shift(site, config)
+    return shift(config, site)
 
 
 def merge(module: Module) -> Module | None:

@@ -314,9 +314,9 @@ def test_recipes_of_other_methods_are_not_combined() -> None:
 
 
 def test_an_answer_that_does_not_fit_its_own_settings_is_refused() -> None:
-    def combine_adapters(combination: Combination) -> Combined | None:
+    def combine_adapters(config: PeftConfig, combination: Combination) -> Combined | None:
         source = combination.sources[0]
-        return Combined(source.config, {path: {} for path in source.tensors})
+        return Combined(config, {path: {} for path in source.tensors})
 
     host = Host()
     answer = hookimpl(hookspecs.combine_adapters)(combine_adapters)

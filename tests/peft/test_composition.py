@@ -42,7 +42,7 @@ from tinygrad_peft.peft import (
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 
-Adapt = Callable[[Site, PeftConfig], Module | None]
+Adapt = Callable[[PeftConfig, Site], Module | None]
 
 Q, V = LoraConfig(r=2, target_modules=["q_proj"]), LoraConfig(r=2, target_modules=["v_proj"])
 SHIFT_Q = ShiftConfig(target_modules=["q_proj"])
@@ -163,11 +163,11 @@ class Around(Module):
         return inner + self.scale
 
 
-def around(site: Site, config: PeftConfig) -> Module | None:
+def around(config: PeftConfig, site: Site) -> Module | None:
     is_attention = site.path.endswith("self_attn") and site.is_target
     if isinstance(config, ShiftConfig) and is_attention:
         return Around(site.module)
-    return shift(site, config)
+    return shift(config, site)
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
@@ -231,13 +231,13 @@ def failing_at(number: int, error: BaseException) -> Adapt:
     """Adapts as ShiftConfig does, and raises at its target of that number."""
     seen = 0
 
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
         nonlocal seen
         if isinstance(config, ShiftConfig) and site.is_target:
             seen += 1
             if seen == number:
                 raise error
-        return shift(site, config)
+        return shift(config, site)
 
     return adapt
 
@@ -255,7 +255,7 @@ def partly_trained() -> Transformer:
 def test_a_plugin_that_fails_leaves_the_model_as_it_was(number: int, error: BaseException) -> None:
     model = partly_trained()
     before = Snapshot.of(model)
-    with pytest.raises(type(error)):
+    with pytest.raises(PluginError if isinstance(error, RuntimeError) else type(error)):
         apply_recipe(model, [Q, SHIFT_Q], shift_host(failing_at(number, error)))
     before.assert_unchanged(model)
 
@@ -263,17 +263,17 @@ def test_a_plugin_that_fails_leaves_the_model_as_it_was(number: int, error: Base
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (Embedding(3, 3), "q_proj takes Affine, and Embedding is none"),
-        ("a string", "adapt_module.*'a string'.*q_proj"),
-        (True, "adapt_module.*True"),
+        (Embedding(3, 3), r"q_proj: expected Affine, got Embedding \(no attribute in_features"),
+        ("text", "plugin 'shift', hook adapt_module: expected Module or None, got 'text'"),
+        (True, "adapt_module: expected Module or None, got True"),
     ],
 )
 def test_an_answer_that_may_not_stand_there_leaves_the_model_as_it_was(
     answer: object, message: str
 ) -> None:
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
         wrong = isinstance(config, ShiftConfig) and site.path.endswith("2.self_attn.q_proj")
-        return answer if wrong else shift(site, config)  # type: ignore[return-value]
+        return answer if wrong else shift(config, site)  # type: ignore[return-value]
 
     model = partly_trained()
     before = Snapshot.of(model)
@@ -283,21 +283,21 @@ def test_an_answer_that_may_not_stand_there_leaves_the_model_as_it_was(
 
 
 def test_the_module_itself_is_no_answer() -> None:
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
         return site.module if isinstance(config, ShiftConfig) else None
 
-    with pytest.raises(PluginError, match=r"adapt_module.*what stands there"):
+    with pytest.raises(PluginError, match="expected a new module, got the site's own"):
         apply_recipe(small(), [SHIFT_Q], shift_host(adapt))
 
 
 def test_a_list_of_blocks_takes_blocks_alone() -> None:
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
         wrong = isinstance(config, ShiftConfig) and site.path == "model.layers.1"
         return Linear(2, 2) if wrong else None
 
     model = small()
     before = Snapshot.of(model)
-    with pytest.raises(PeftError, match=r"model\.layers\.1 takes Block, and Linear is none"):
+    with pytest.raises(PeftError, match=r"model\.layers\.1: expected Block, got Linear$"):
         apply_recipe(model, [ShiftConfig(target_modules=["layers.1"])], shift_host(adapt))
     before.assert_unchanged(model)
 
@@ -311,7 +311,7 @@ def test_an_observer_that_fails_leaves_the_model_as_it_was() -> None:
     host.register(SimpleNamespace(recipe_applied=mark(recipe_applied)), "log")
     model = partly_trained()
     before = Snapshot.of(model)
-    with pytest.raises(RuntimeError, match="log is full"):
+    with pytest.raises(PluginError, match="'log', hook recipe_applied: RuntimeError: log is full"):
         get_peft_model(model, [Q], host=host)
     before.assert_unchanged(model)
 
@@ -412,9 +412,9 @@ def test_plugins_are_asked_with_the_recipe_its_targets_and_the_untouched_model()
 def test_a_site_tells_its_path_layer_and_whether_it_is_meant() -> None:
     sites: list[Site] = []
 
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
         sites.append(site)
-        return shift(site, config)
+        return shift(config, site)
 
     apply_recipe(small(GPT2), [ShiftConfig(target_modules=["c_fc"])], shift_host(adapt))
     by_path = {site.path: site for site in sites}
@@ -429,10 +429,10 @@ def test_a_site_tells_its_path_layer_and_whether_it_is_meant() -> None:
 def test_the_places_of_a_step_know_its_targets_and_share_what_one_of_them_makes() -> None:
     shared: list[tuple[int, list[float]]] = []
 
-    def adapt(site: Site, config: PeftConfig) -> Module | None:
+    def adapt(config: PeftConfig, site: Site) -> Module | None:
         if site.is_target:
             shared.append((len(site.targets), site.common.get(list, list)))
-        return shift(site, config)
+        return shift(config, site)
 
     model = small(GPT2)
     steps = [ShiftConfig(target_modules=["c_fc", "c_attn"]), ShiftConfig(target_modules=["c_fc"])]
@@ -509,9 +509,9 @@ def test_a_config_may_stand_for_several_steps() -> None:
 def test_a_site_tells_its_slot_its_model_and_whether_weights_will_follow() -> None:
     seen: list[Site] = []
 
-    def look(site: Site, config: PeftConfig) -> Module | None:
+    def look(config: PeftConfig, site: Site) -> Module | None:
         seen.append(site)
-        return shift(site, config)
+        return shift(config, site)
 
     host = Host()
     host.register(plugin(ShiftConfig, adapt=look), "shift")

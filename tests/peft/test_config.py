@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 
-from tests.peft.small import ShiftConfig
+from tests.peft.small import ShiftConfig, lora_host, plugin
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.peft import PeftConfig, config_from_dict, config_to_dict, parse_method
+from tinygrad_peft.peft import Host, PeftConfig, config_from_dict, config_to_dict, parse_method
 from tinygrad_peft_lora import LoraConfig
 
-METHODS: Mapping[str, type[PeftConfig]] = {"lora": LoraConfig, "shift": ShiftConfig}
+HOST = lora_host()
+HOST.register(plugin(ShiftConfig), "shift")
 
 # adapter_config.json as PEFT 0.21 writes it for GPT-2.
 WRITTEN_BY_PEFT = """{
@@ -290,9 +291,11 @@ def test_a_choice_that_there_is_not_comes_with_those_that_there_are() -> None:
         "  - placement='pfeifer' is none of houlsby, pfeiffer; did you mean 'pfeiffer'?\n"
         "  - size='smal' is none of small, large; did you mean 'small'?"
     )
+    host = Host()
+    host.register(plugin(ChoosingConfig), "choosing")
     with pytest.raises(ConfigError, match=r"(?s)choosing: .*did you mean 'pfeiffer'"):
-        parse_method("choosing:placement=pfeifer", {"choosing": ChoosingConfig})
-    chosen = parse_method("choosing:placement=houlsby,size=3", {"choosing": ChoosingConfig})
+        parse_method("choosing:placement=pfeifer", host)
+    chosen = parse_method("choosing:placement=houlsby,size=3", host)
     assert chosen == ChoosingConfig(placement="houlsby", size=3)
 
 
@@ -341,7 +344,7 @@ def test_a_value_that_cannot_be_is_an_error_with_the_place() -> None:
     ],
 )
 def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -> None:
-    assert parse_method(text, METHODS) == config
+    assert parse_method(text, HOST) == config
 
 
 @pytest.mark.parametrize(
@@ -370,10 +373,10 @@ def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -
 )
 def test_what_is_wrong_on_the_command_line_is_said(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_method(text, METHODS)
+        parse_method(text, HOST)
     assert message in str(caught.value)
 
 
 def test_without_any_plugin_the_message_says_so() -> None:
     with pytest.raises(ConfigError, match="there are none: no plugin is installed"):
-        parse_method("lora", {})
+        parse_method("lora", Host())

@@ -143,7 +143,7 @@ def test_two_plugins_that_read_one_folder_are_an_error(tmp_path: Path) -> None:
     saved(tmp_path)
     host = lora_host()
     host.register(plugin(read_foreign=read_foreign), "another")
-    with pytest.raises(PluginError, match="only one plugin may answer, and another and lora do"):
+    with pytest.raises(PluginError, match="expected one answer, got 2, from another and lora"):
         PeftModel.from_pretrained(small(), tmp_path, host=host)
 
 

@@ -26,6 +26,7 @@ from tinygrad_peft.peft import (
     config_from_dict,
     count_recipe,
     get_peft_model,
+    methods_of,
     parse_method,
 )
 from tinygrad_peft.tensor import Tensor, no_grad
@@ -450,7 +451,7 @@ def test_the_closed_form_is_the_real_count(family: str, option: str) -> None:
     ],
 )
 def test_published_shapes_have_their_counts(shape: str, settings: str, trainable: int) -> None:
-    config = parse_method(f"adapter:{settings}", host().methods())
+    config = parse_method(f"adapter:{settings}", host())
     assert count_recipe(named_shape(shape), config, host())[0] == trainable
 
 
@@ -727,13 +728,13 @@ def test_a_model_that_is_no_transformer_has_no_place_for_it() -> None:
 
 
 def test_it_is_found_by_its_entry_point_and_set_from_the_command_line() -> None:
-    methods = Host.installed().methods()
-    assert methods["adapter"] is BottleneckAdapterConfig
+    plugins = Host.installed()
+    assert methods_of(plugins)["adapter"] is BottleneckAdapterConfig
     text = "adapter:placement=parallel,reduction_factor=16,layers_to_transform=0+2,bias=false"
-    assert parse_method(text, methods) == BottleneckAdapterConfig(
+    assert parse_method(text, plugins) == BottleneckAdapterConfig(
         placement="parallel", reduction_factor=16, layers_to_transform=[0, 2], bias=False
     )
-    assert parse_method("adapter", methods) == BottleneckAdapterConfig()
+    assert parse_method("adapter", plugins) == BottleneckAdapterConfig()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tests.peft.small import FAMILIES, LLAMA, Snapshot, logits, lora_host, shake, small
 from tinygrad_peft.errors import PluginError, TargetError
 from tinygrad_peft.models import load_model, save_model
-from tinygrad_peft.peft import Host, PeftModel, count_recipe, get_peft_model
+from tinygrad_peft.peft import Host, PeftModel, count_recipe, get_peft_model, methods_of
 from tinygrad_peft_bitfit import BitFitConfig
 from tinygrad_peft_lora import LoraConfig
 
@@ -20,7 +20,7 @@ def trained(family: str, config: BitFitConfig) -> PeftModel:
 
 
 def test_it_is_found_by_its_entry_point() -> None:
-    assert Host.installed().methods()["bitfit"] is BitFitConfig
+    assert methods_of(Host.installed())["bitfit"] is BitFitConfig
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])

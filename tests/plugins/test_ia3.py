@@ -23,6 +23,7 @@ from tinygrad_peft.peft import (
     Site,
     count_recipe,
     get_peft_model,
+    hookspecs,
 )
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.tensor import Tensor
@@ -124,7 +125,7 @@ def test_it_merges_into_a_plain_layer_and_leaves_the_base_alone(on_input: bool, 
 def test_it_is_not_merged_into_what_is_no_plain_layer() -> None:
     outer = layer(on_input=False, base=layer(on_input=True))
     assert tinygrad_peft_ia3.plugin.merge_module(outer) is None
-    assert tinygrad_peft_ia3.plugin.merge_module(Linear(2, 2)) is None
+    assert host().one(hookspecs.merge_module, Linear(2, 2)) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -259,7 +260,7 @@ class Other(Module):
 def test_a_model_of_no_family_needs_to_be_told_the_feed_forward_modules() -> None:
     site = Site("layer", "layer", Linear(2, 3), None, is_target=True, init=Init(), model=Other())
     config = IA3Config(target_modules=["layer"], feedforward_modules=["layer"])
-    made = tinygrad_peft_ia3.plugin.adapt_module(site, config)
+    made = tinygrad_peft_ia3.plugin.adapt_module(config, site)
     assert isinstance(made, IA3Linear)
     assert made.on_input
     draft = Draft(
@@ -272,7 +273,7 @@ def test_a_model_of_no_family_needs_to_be_told_the_feed_forward_modules() -> Non
 
 def test_what_is_no_affine_layer_is_left_to_other_methods() -> None:
     site = Site("norm", "norm", RMSNorm(4), None, is_target=True, init=Init(), model=Other())
-    assert tinygrad_peft_ia3.plugin.adapt_module(site, IA3Config()) is None
+    assert tinygrad_peft_ia3.plugin.adapt_module(IA3Config(), site) is None
     with pytest.raises(TargetError, match=r"'input_layernorm' names 3 modules.*cannot adapt"):
         adapted(IA3Config(target_modules=["input_layernorm"]))
 
@@ -491,6 +492,6 @@ def test_a_part_of_the_sum_is_refused(
 
 def test_other_methods_are_left_to_their_plugins() -> None:
     site = Site("q", "q", Linear(2, 2), None, is_target=True, init=Init(), model=Other())
-    assert tinygrad_peft_ia3.plugin.adapt_module(site, LoraConfig()) is None
+    assert host().one(hookspecs.adapt_module, LoraConfig(), site) is None
     peft = get_peft_model(small(BERT_CLASSIFIER), LoraConfig(r=2), adapter_name="a")
     assert peft.add_weighted_adapter(["a"], [0.5], "half") == {}

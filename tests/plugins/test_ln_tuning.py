@@ -97,7 +97,7 @@ class Wrapped(Module):
 
 
 def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
-    def wrap(site: Site, config: PeftConfig) -> Module | None:
+    def wrap(config: PeftConfig, site: Site) -> Module | None:
         wanted = isinstance(config, ShiftConfig) and site.is_target
         return Wrapped(site.module) if wanted and isinstance(site.module, Layer) else None
 

@@ -19,7 +19,7 @@ from tinygrad_peft.nn import (
     Transformer,
     TransformerConfig,
 )
-from tinygrad_peft.peft import Host, PeftModel, Site, get_peft_model
+from tinygrad_peft.peft import Host, PeftModel, Site, get_peft_model, hookspecs
 from tinygrad_peft.tensor import Tensor, apply_fused, no_grad
 from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig, LoraLinear, lora_linear
@@ -427,13 +427,13 @@ def a_target(slot: str, module: Module) -> Site:
 
 def test_a_norm_is_left_to_other_methods() -> None:
     site = a_target("norm", RMSNorm(4))
-    assert tinygrad_peft_lora.plugin.adapt_module(site, LoraConfig()) is None
+    assert tinygrad_peft_lora.plugin.adapt_module(LoraConfig(), site) is None
 
 
 def test_configs_and_modules_of_other_methods_are_left_to_them() -> None:
     site = a_target("q", Linear(2, 2))
-    assert tinygrad_peft_lora.plugin.adapt_module(site, IA3Config()) is None
-    assert tinygrad_peft_lora.plugin.merge_module(Linear(2, 2)) is None
+    assert lora_host().one(hookspecs.adapt_module, IA3Config(), site) is None
+    assert lora_host().one(hookspecs.merge_module, Linear(2, 2)) is None
 
 
 # ---------- biases ----------

@@ -193,7 +193,7 @@ def test_published_counts_come_out(shape: str, settings: dict[str, bool], count:
 
 def test_the_command_line_says_it_shortly() -> None:
     text = "prefix_tuning:num_virtual_tokens=5,prefix_projection=true,init_weights=zero"
-    assert parse_method(text, Host.installed().methods()) == PrefixTuningConfig(
+    assert parse_method(text, Host.installed()) == PrefixTuningConfig(
         num_virtual_tokens=5, prefix_projection=True, init_weights="zero"
     )
 

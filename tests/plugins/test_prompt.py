@@ -343,12 +343,12 @@ def test_published_counts_come_out(shape: str, config: VirtualConfig, count: int
 
 
 def test_the_command_line_says_it_shortly() -> None:
-    methods = Host.installed().methods()
+    plugins = Host.installed()
     text = "prompt_tuning:num_virtual_tokens=5,prompt_tuning_init=SAMPLE_VOCAB"
-    assert parse_method(text, methods) == PromptTuningConfig(
+    assert parse_method(text, plugins) == PromptTuningConfig(
         num_virtual_tokens=5, prompt_tuning_init="SAMPLE_VOCAB"
     )
-    assert parse_method("p_tuning:encoder_hidden_size=7", methods) == PromptEncoderConfig(
+    assert parse_method("p_tuning:encoder_hidden_size=7", plugins) == PromptEncoderConfig(
         encoder_hidden_size=7
     )
 

@@ -89,13 +89,13 @@ def test_qlora_stands_for_quantising_and_then_lora() -> None:
 
 
 def test_the_command_line_has_both_methods() -> None:
-    methods = host().methods()
+    plugins = host()
     text = "qlora:r=4,quant_type=int4,block_size=32,target_modules=q_proj+v_proj"
-    assert parse_method(text, methods) == QLoraConfig(
+    assert parse_method(text, plugins) == QLoraConfig(
         r=4, quant_type="int4", block_size=32, target_modules=("q_proj", "v_proj")
     )
-    assert parse_method("quantize:double_quant=true", methods) == QuantizeConfig(double_quant=True)
-    assert parse_method("quantize:target_modules=all-linear", methods) == QuantizeConfig()
+    assert parse_method("quantize:double_quant=true", plugins) == QuantizeConfig(double_quant=True)
+    assert parse_method("quantize:target_modules=all-linear", plugins) == QuantizeConfig()
 
 
 @pytest.mark.parametrize("config", [*KINDS.values(), QLoraConfig(r=2, double_quant=True)])
@@ -437,7 +437,7 @@ def test_to_train_whole_what_is_quantised_is_refused() -> None:
 
 
 def test_to_quantise_what_an_earlier_step_took_without_naming_it_is_refused() -> None:
-    def wrap(site: Site, config: PeftConfig) -> Module | None:
+    def wrap(config: PeftConfig, site: Site) -> Module | None:
         if isinstance(config, ShiftConfig) and site.slot in ("o_proj", "up_proj"):
             assert isinstance(site.module, Linear)
             return ShiftLinear(site.module, 0.0, site.init)

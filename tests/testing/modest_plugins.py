@@ -65,8 +65,8 @@ class TestQuantisesMore(Method):
             self.a.requires_grad = self.b.requires_grad = False
 
     class Plugin(RankOne):
-        @hookimpl(hookspecs.count_parameters)
-        def count_parameters(self, config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+        @hookimpl(hookspecs.count_parameters, RankOneConfig)
+        def count_parameters(self, config: RankOneConfig, shape: ModelShape) -> ParameterCount:
             return ParameterCount(trainable=0, added=self.count(shape))
 
 
@@ -109,8 +109,7 @@ class Company:
 
     @hookimpl(hookspecs.check_recipe)
     def check_recipe(self, draft: Draft) -> Sequence[str]:
-        shy = any(isinstance(config, ShyConfig) for config in draft.recipe)
-        return ["shy", "very shy"] if shy and len(draft.recipe) > 1 else []
+        return ["shy", "very shy"] if draft.steps(ShyConfig) and len(draft.recipe) > 1 else []
 
 
 class TestIsInDifficultCompany(Method):

@@ -76,20 +76,20 @@ class RankOne:
     def check_recipe(self, draft: Draft) -> Sequence[str]:
         return self.check(draft)
 
-    @hookimpl(hookspecs.adapt_module)
-    def adapt_module(self, site: Site, config: PeftConfig) -> Module | None:
-        if isinstance(config, RankOneConfig) and site.is_target and isinstance(site.module, Affine):
+    @hookimpl(hookspecs.adapt_module, RankOneConfig)
+    def adapt_module(self, config: RankOneConfig, site: Site) -> Module | None:
+        if site.is_target and isinstance(site.module, Affine):
             return self.adapt(site, site.module, config)
         return None
 
-    @hookimpl(hookspecs.merge_module)
-    def merge_module(self, module: Module) -> Module | None:
-        if isinstance(module, RankOneLinear) and isinstance(module.base_layer, Linear):
+    @hookimpl(hookspecs.merge_module, RankOneLinear)
+    def merge_module(self, module: RankOneLinear) -> Module | None:
+        if isinstance(module.base_layer, Linear):
             return self.merge(module, module.base_layer)
         return None
 
-    @hookimpl(hookspecs.count_parameters)
-    def count_parameters(self, config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+    @hookimpl(hookspecs.count_parameters, RankOneConfig)
+    def count_parameters(self, config: RankOneConfig, shape: ModelShape) -> ParameterCount | None:
         count = self.count(shape)
         return ParameterCount(trainable=count, added=count)
 

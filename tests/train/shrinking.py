@@ -53,26 +53,24 @@ def peft_methods() -> Sequence[type[peft.PeftConfig]]:
     return [ShrinkingConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: peft.Site, config: peft.PeftConfig) -> Module | None:
-    if isinstance(config, ShrinkingConfig) and site.is_target and isinstance(site.module, Linear):
+@hookimpl(hookspecs.adapt_module, ShrinkingConfig)
+def adapt_module(config: ShrinkingConfig, site: peft.Site) -> Module | None:
+    if site.is_target and isinstance(site.module, Linear):
         return ShrinkingLinear(site.module, config.rank(site.path), site.init)
     return None
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
-    if not isinstance(module, ShrinkingLinear) or not isinstance(module.base_layer, Linear):
+@hookimpl(hookspecs.merge_module, ShrinkingLinear)
+def merge_module(module: ShrinkingLinear) -> Module | None:
+    if not isinstance(module.base_layer, Linear):
         return None
     base, update = module.base_layer, module.b.data @ module.a.data
     bias = None if base.bias is None else Parameter(base.bias.data.copy())
     return Linear.of(Parameter(base.weight.data + update), bias)
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: peft.PeftConfig, shape: peft.ModelShape) -> peft.ParameterCount | None:
-    if not isinstance(config, ShrinkingConfig):
-        return None
+@hookimpl(hookspecs.count_parameters, ShrinkingConfig)
+def count_parameters(config: ShrinkingConfig, shape: peft.ModelShape) -> peft.ParameterCount | None:
     count = sum(config.rank(t.path) * (t.in_features + t.out_features) for t in shape.targets)
     return peft.ParameterCount(trainable=count, added=count)
 

@@ -102,7 +102,7 @@ def test_evaluation_goes_from_long_to_short_and_back_to_the_first_order(
     assert restored.tolist() == lengths
 
 
-def test_shapes_and_dtypes_are_as_promised() -> None:
+def test_batches_have_the_documented_shapes_and_dtypes() -> None:
     [words] = batches(EncodedData([causal(3), causal(2)]), 4, seed=1)
     assert (words.input_ids.shape, words.labels.shape) == ((2, 3), (2, 3))
     assert words.input_ids.dtype == words.labels.dtype == words.index.dtype == np.int64

@@ -52,7 +52,7 @@ def test_infinite_numbers_are_read_as_unknown(tmp_path: Path) -> None:
     assert read_comparison(path).rows[0].perplexity is None
 
 
-def test_rows_say_what_share_is_trained_and_what_failed() -> None:
+def test_rows_give_the_trained_share_and_the_failures() -> None:
     assert ROW.ratio == 0.1
     assert FAILED.ratio is None
     assert WHOLE.failed == (FAILED,)
@@ -79,7 +79,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
         (b"\xff", "comparison.json is not a comparison: "),
     ],
 )
-def test_a_file_that_holds_none_is_told(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_a_file_without_a_comparison_is_refused(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
     path = tmp_path / "comparison.json"
     if content is not None:
         path.write_bytes(content)

@@ -62,7 +62,7 @@ def raising(error: BaseException) -> Host:
     """A host with LoRA, and with a method whose plugin raises when it is applied."""
     host = Host.installed()
 
-    def fail(site: Site, config: object) -> Module | None:
+    def fail(config: object, site: Site) -> Module | None:
         if isinstance(config, ShiftConfig):
             raise error
         return None
@@ -72,7 +72,7 @@ def raising(error: BaseException) -> Host:
 
 
 class Noting(Watcher):
-    """Notes what it is told."""
+    """Note the calls of a comparison."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
@@ -106,7 +106,7 @@ class Interrupting(Watcher):
 # ---------- rows ----------
 
 
-def test_each_recipe_has_the_row_that_it_has_alone() -> None:
+def test_each_recipe_gets_the_row_that_it_would_get_alone() -> None:
     both = compared(TWO)
     assert both.waiting == ()
     assert not both.interrupted
@@ -119,7 +119,7 @@ def test_each_recipe_has_the_row_that_it_has_alone() -> None:
         ]
 
 
-def test_a_row_says_what_training_alone_says() -> None:
+def test_a_row_has_the_figures_of_training_alone() -> None:
     [_, row] = compared(TWO).rows
     model = classifier()
     peft = get_peft_model(model, with_saved_head([BOTH], model), seed=3)
@@ -177,7 +177,7 @@ def test_without_a_recipe_a_classifier_is_probed() -> None:
 # ---------- learning rates ----------
 
 
-def test_each_step_is_trained_at_the_rate_that_suits_its_method() -> None:
+def test_each_step_is_trained_at_the_rate_of_its_method() -> None:
     prompt = PromptTuningConfig(num_virtual_tokens=2)
     contenders = [
         Contender(label="one", recipe=[QUERY]),
@@ -188,7 +188,7 @@ def test_each_step_is_trained_at_the_rate_that_suits_its_method() -> None:
     assert two.rates == (1e-3, 1e-2)
 
 
-def test_a_rate_is_a_contenders_own_or_else_that_of_all() -> None:
+def test_a_contender_may_have_its_own_rate() -> None:
     contenders = [Contender(label="all", recipe=[QUERY]), replace(TWO[1], lr=5e-3)]
     rows = compared(contenders, config=replace(CONFIG, lr=2e-3)).rows
     assert [row.rates for row in rows] == [(2e-3,), (5e-3,)]
@@ -197,7 +197,7 @@ def test_a_rate_is_a_contenders_own_or_else_that_of_all() -> None:
 # ---------- files ----------
 
 
-def test_each_adapter_has_a_folder_that_it_can_be_loaded_from(tmp_path: Path) -> None:
+def test_each_adapter_can_be_loaded_from_its_folder(tmp_path: Path) -> None:
     comparison = compared(TWO, out=tmp_path / "out")
     assert [row.folder for row in comparison.rows] == ["1-query", "2-both"]
     for row in comparison.rows:
@@ -208,7 +208,7 @@ def test_each_adapter_has_a_folder_that_it_can_be_loaded_from(tmp_path: Path) ->
         PeftModel.from_pretrained(classifier(), folder)
 
 
-def test_the_adapter_is_the_one_that_training_alone_gives(tmp_path: Path) -> None:
+def test_the_adapter_is_the_same_as_from_training_alone(tmp_path: Path) -> None:
     compared(TWO, out=tmp_path / "two")
     compared(TWO[1:], out=tmp_path / "one")
     one, two = (
@@ -233,16 +233,16 @@ def test_the_file_is_written_as_each_recipe_ends(tmp_path: Path) -> None:
     assert found[-1] == comparison
 
 
-def test_labels_that_no_folder_can_have_are_made_fit(tmp_path: Path) -> None:
+def test_labels_become_valid_folder_names(tmp_path: Path) -> None:
     label = "LoRA: r=2 / q → 50 %?"
     compared([Contender(label=label, recipe=[QUERY])], out=tmp_path)
     assert (tmp_path / "1-lora-r-2-q-50" / "recipe.json").exists()
 
 
-# ---------- what is told ----------
+# ---------- watchers ----------
 
 
-def test_a_watcher_hears_whose_turn_it_is_and_of_each_step() -> None:
+def test_a_watcher_follows_turns_and_steps() -> None:
     watcher = Noting()
     compared(TWO, watcher=watcher)
     assert watcher.told[0] == ("query", 1, 2)
@@ -256,7 +256,7 @@ def test_a_watcher_hears_whose_turn_it_is_and_of_each_step() -> None:
 # ---------- recipes that fail ----------
 
 
-def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: Path) -> None:
+def test_after_a_recipe_that_diverges_the_next_one_has_its_turn(tmp_path: Path) -> None:
     wild = Contender(label="wild", recipe=[BOTH], lr=3e38)
     first, second = compare(
         language_model(),
@@ -274,15 +274,18 @@ def test_a_recipe_that_diverges_says_so_and_the_next_one_has_its_turn(tmp_path: 
     assert (first.loss, first.folder) == (None, None)
 
 
+FAILING = "plugin 'failing', hook adapt_module"
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("boom"), "RuntimeError: boom"),
+        (RuntimeError("boom"), f"{FAILING}: RuntimeError: boom"),
         (MemoryError(), "out of memory"),
-        (PeftError("not this one"), "not this one"),
+        (PeftError("not this one"), f"not this one\n({FAILING})"),
     ],
 )
-def test_a_plugin_that_fails_costs_its_own_row_alone(error: Exception, told: str) -> None:
+def test_a_failing_plugin_costs_only_its_own_row(error: Exception, told: str) -> None:
     failing = Contender(label="failing", recipe=[ShiftConfig(target_modules=["q_proj"])])
     model = classifier()
     before = weights(model)
@@ -296,7 +299,7 @@ def test_a_plugin_that_fails_costs_its_own_row_alone(error: Exception, told: str
 # ---------- Ctrl-C ----------
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_part_that_it_broke_off(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_rows_and_the_interrupted_one(tmp_path: Path) -> None:
     model = classifier()
     three = [*TWO, Contender(label="third", recipe=[QUERY])]
     comparison = compared(three, model=model, out=tmp_path, watcher=Interrupting("both"))
@@ -343,7 +346,7 @@ def test_ctrl_c_between_two_recipes_leaves_the_second_without_a_row(tmp_path: Pa
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_invalid_contenders_are_refused(
     contenders: list[Contender], kind: type[Exception], told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=rf"(?s){told}"):
@@ -358,6 +361,6 @@ def test_an_adapted_model_is_refused() -> None:
         compared(TWO, model=model)
 
 
-def test_data_that_cannot_be_used_is_refused() -> None:
+def test_invalid_data_is_refused() -> None:
     with pytest.raises(DataError, match="invalid evaluation examples"):
         compare(classifier(), TWO, needles(8), countings(4), CONFIG)

@@ -42,7 +42,7 @@ def test_classification_labels_become_their_places() -> None:
     assert list(encoded) == [Encoded((97,), 1), Encoded((99,), 0)]
 
 
-def test_labels_that_training_does_not_know_are_all_told() -> None:
+def test_all_unknown_labels_are_listed() -> None:
     examples = [ClassificationExample("x", label) for label in ("positiv", "positive", "q", "q")]
     with pytest.raises(DataError) as caught:
         encode_classification(examples, ("negative", "positive"), Letters())
@@ -53,7 +53,7 @@ def test_labels_that_training_does_not_know_are_all_told() -> None:
     ]
 
 
-def test_a_text_without_a_token_cannot_be_classified() -> None:
+def test_a_text_without_tokens_is_refused() -> None:
     with pytest.raises(DataError, match="the text 'x': expected at least one token, got none"):
         encode_classification([ClassificationExample("x", "a")], ("a",), Letters(), max_length=0)
 

@@ -87,6 +87,6 @@ def test_no_examples_are_an_error() -> None:
         evaluate(classifier(), EncodedData([]), batch_size=2)
 
 
-def test_a_class_that_the_model_does_not_have_is_an_error() -> None:
+def test_an_unknown_class_is_an_error() -> None:
     with pytest.raises(TokenError, match="target 5 is none of the 2 classes"):
         evaluate(classifier(), EncodedData([Encoded((1, 2), 5)]), batch_size=2)

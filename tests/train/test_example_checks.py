@@ -12,7 +12,7 @@ from tinygrad_peft.train.labels import IGNORED
 from tinygrad_peft_prompt import PromptTuningConfig
 
 
-def test_the_kind_of_the_first_example_is_that_of_the_set() -> None:
+def test_the_first_example_decides_the_kind_of_a_set() -> None:
     assert check_examples(EncodedData([Encoded((1, 2), 0)]), "training")
     assert not check_examples(EncodedData([Encoded((1, 2), (1, 2))]), "training")
 
@@ -22,7 +22,7 @@ def test_no_examples_are_an_error() -> None:
         check_examples(EncodedData([]), "training")
 
 
-def test_every_class_example_that_cannot_be_used_is_listed_at_once() -> None:
+def test_all_invalid_classified_examples_are_listed_at_once() -> None:
     examples = [
         Encoded((1, 2), 1),
         Encoded((), 0),
@@ -40,7 +40,7 @@ def test_every_class_example_that_cannot_be_used_is_listed_at_once() -> None:
     ]
 
 
-def test_every_text_example_that_cannot_be_used_is_listed_at_once() -> None:
+def test_all_invalid_texts_are_listed_at_once() -> None:
     examples = [
         Encoded((1, 2), (IGNORED, 2)),
         Encoded((1, 2), (1, 2, 3)),
@@ -57,7 +57,7 @@ def test_every_text_example_that_cannot_be_used_is_listed_at_once() -> None:
     ]
 
 
-def test_a_set_of_another_kind_than_asked_for_is_an_error() -> None:
+def test_a_set_of_the_wrong_kind_is_an_error() -> None:
     with pytest.raises(DataError, match="example 0: expected a class, got labels of tokens"):
         check_examples(EncodedData([Encoded((1, 2), (1, 2))]), "evaluation", classes=True)
 

@@ -66,7 +66,7 @@ def test_classification_is_read_from_csv_with_quotes_and_line_breaks(write: Writ
         ("a.jsonl", "", "causal-lm"),
     ],
 )
-def test_the_first_row_tells_what_a_file_is_for(
+def test_the_first_row_decides_the_task_of_a_file(
     write: Write, name: str, content: str, task: str
 ) -> None:
     assert task_of_file(write(name, content)) == task
@@ -99,7 +99,7 @@ def test_unicode_line_separators_inside_a_string_do_not_end_the_line(write: Writ
     assert read_examples(path, "causal-lm") == [TextExample("a\u2028b\x85c")]
 
 
-def test_all_bad_lines_are_told_at_once(write: Write) -> None:
+def test_all_bad_lines_are_listed_at_once(write: Write) -> None:
     path = write(
         "a.jsonl",
         '{"text": "fine", "label": "a"}\n'
@@ -174,7 +174,7 @@ def test_csv_rows_are_as_wide_as_the_header(write: Write) -> None:
         ('text\n"x"y\n', "line 2: not CSV: ',' expected after '\"'"),
     ],
 )
-def test_broken_csv_is_told_with_its_line(write: Write, content: str, told: str) -> None:
+def test_broken_csv_is_refused_with_its_line(write: Write, content: str, told: str) -> None:
     assert told in message(write("a.csv", content), "causal-lm")
 
 
@@ -193,7 +193,7 @@ def test_an_empty_file_is_an_error(write: Write, content: str) -> None:
     assert "holds no examples" in message(write("b.csv", "text,label\n"))
 
 
-def test_bytes_that_are_not_utf8_are_told_with_their_line(write: Write) -> None:
+def test_bytes_that_are_not_utf8_are_refused_with_their_line(write: Write) -> None:
     path = write("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n{"text": "caf\xe9"}\n')
     assert message(path) == f"{path} is not UTF-8: line 2 holds the byte 0xe9"
 

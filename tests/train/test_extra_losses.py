@@ -136,6 +136,19 @@ def test_a_line_of_an_evaluation_names_them_after_the_loss() -> None:
     assert evaluation_line(event, 2) == "step 1/2: loss 0.5000, balance 0.2500"
 
 
+def test_several_terms_of_one_plugin_are_added_up() -> None:
+    mark = hookimpl(hookspecs.extra_loss)
+
+    def one(model: Module) -> Tensor | None:
+        return Tensor(np.array(1.0))
+
+    def two(model: Module) -> Tensor | None:
+        return Tensor(np.array(2.0))
+
+    peft = adapted(SimpleNamespace(one=mark(one), two=mark(two)))
+    assert train(peft, needles(8), None, ONE_STEP).extra_losses == {"plugin-0": 3.0}
+
+
 def test_none_adds_nothing() -> None:
     plain, silent = adapted(), adapted(adding(lambda _model: None))
     one, other = (train(p, needles(8), None, ONE_STEP) for p in (plain, silent))
@@ -172,13 +185,13 @@ def test_an_extra_loss_that_is_not_finite_in_an_evaluation_stops_training() -> N
 
 
 @pytest.mark.parametrize(
-    ("answer", "got"),
-    [(Tensor(np.zeros(1)), r"shape \(1,\)"), (0.5, "0.5")],
+    ("answer", "problem"),
+    [(Tensor(np.zeros(1)), r"a scalar, got shape \(1,\)"), (0.5, "Tensor or None, got 0.5")],
     ids=["a vector", "a number"],
 )
-def test_an_answer_that_is_not_a_scalar_tensor_is_refused(answer: Tensor, got: str) -> None:
+def test_an_answer_that_is_not_a_scalar_tensor_is_refused(answer: Tensor, problem: str) -> None:
     peft = adapted(adding(lambda _model: answer))
-    message = f"extra_loss of 'plugin-0': expected a scalar tensor, got {got}"
+    message = f"plugin 'plugin-0', hook extra_loss: expected {problem}"
     with pytest.raises(PluginError, match=message):
         train(peft, needles(8), None, ONE_STEP)
 

@@ -22,6 +22,6 @@ def test_a_recipe_that_trains_the_head_already_stays_as_it_is() -> None:
     assert with_saved_head([ONE, own], model) == (ONE, own)
 
 
-def test_where_there_is_no_head_or_no_recipe_there_is_nothing_to_train() -> None:
+def test_nothing_changes_without_a_head_or_a_recipe() -> None:
     assert with_saved_head([ONE], language_model()) == (ONE,)
     assert with_saved_head([], classifier()) == ()

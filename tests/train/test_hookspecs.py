@@ -10,14 +10,20 @@ import pytest
 from tests.train import shrinking
 from tests.train.shrinking import ShrinkingConfig, ShrinkingLinear
 from tests.train.toys import adapted, at_step, countings, language_model, needles, same, weights
-from tinygrad_peft.errors import TrainingError
+from tinygrad_peft.errors import ConfigError, PeftError, TrainingError
 from tinygrad_peft.peft import (
+    Combination,
+    Combined,
+    ForeignRequest,
+    ForeignStep,
     Host,
+    PeftConfig,
     PeftModel,
     count_recipe,
     get_peft_model,
     hookimpl,
 )
+from tinygrad_peft.peft import hookspecs as peft_hookspecs
 from tinygrad_peft.peft.inspection import inspect_path
 from tinygrad_peft.train import (
     Event,
@@ -183,6 +189,35 @@ def test_a_rank_that_shrinks_is_saved_counted_inspected_loaded_and_merged(tmp_pa
     np.testing.assert_allclose(peft(ids).data, expected, rtol=1e-4, atol=1e-5)
     peft.unmerge_adapter()
     assert same(weights(peft.unload()), weights(language_model()))
+
+
+def test_combining_and_other_layouts_get_the_sizes_as_trained(tmp_path: Path) -> None:
+    configs: list[PeftConfig] = []
+
+    def combine_adapters(config: PeftConfig, combination: Combination) -> Combined | None:
+        configs.extend(source.config for source in combination.sources)
+        return None
+
+    def write_foreign(config: PeftConfig, request: ForeignRequest) -> ForeignStep | None:
+        configs.append(config)
+        return None
+
+    host = shrinking_host()
+    ear = SimpleNamespace(
+        combine=hookimpl(peft_hookspecs.combine_adapters)(combine_adapters),
+        write=hookimpl(peft_hookspecs.write_foreign)(write_foreign),
+    )
+    host.register(ear, "ear")
+    recipe = ShrinkingConfig(target_modules=["q_proj"])
+    peft = get_peft_model(language_model(), recipe, host=host)
+    train(peft, countings(24), None, SHORT)
+    with pytest.raises(PeftError, match="cannot be combined"):
+        peft.add_weighted_adapter(["default"], [1.0], "half")
+    with pytest.raises(ConfigError, match="no installed plugin writes shrinking"):
+        peft.save_pretrained(tmp_path, layout="mlx-lm")
+    assert configs == [*peft.recipe, *peft.recipe]
+    shrunk = [config for config in configs if isinstance(config, ShrinkingConfig)]
+    assert [sorted(config.ranks.values()) for config in shrunk] == [[4, 4], [4, 4]]
 
 
 def test_best_weights_that_are_larger_than_the_last_come_back(tmp_path: Path) -> None:

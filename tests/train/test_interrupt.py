@@ -39,7 +39,7 @@ def run_interrupted(
     )
 
 
-def test_an_interrupted_run_saves_its_weights_and_says_where(tmp_path: Path) -> None:
+def test_an_interrupted_run_saves_its_weights_and_names_the_folder(tmp_path: Path) -> None:
     model, events = classifier(), list[Event]()
     result = run_interrupted(model, 3, tmp_path, events)
     assert result.interrupted
@@ -205,7 +205,7 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_ends_a_process_well(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_process_cleanly(tmp_path: Path) -> None:
     with training_process(tmp_path, "fast") as process:
         wait_for(process, "step 5")
         process.send_signal(signal.SIGINT)

@@ -88,7 +88,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path, loss: float) -> Non
     assert json.loads((tmp_path / "log.jsonl").read_text())["loss"] is None
 
 
-def test_the_metrics_tell_what_was_asked_for_and_what_it_came_to(tmp_path: Path) -> None:
+def test_metrics_hold_the_settings_and_the_result(tmp_path: Path) -> None:
     result = run(tmp_path)
     path = tmp_path / "deeper" / "metrics.json"
     write_metrics(path, CONFIG, result, job={"model": Path("m"), "methods": ["lora:r=8"]})
@@ -118,7 +118,7 @@ def test_metrics_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.glob("*metrics*")] == ["metrics.json"]
 
 
-def test_versions_name_what_numbers_depend_on() -> None:
+def test_versions_name_the_software_that_numbers_depend_on() -> None:
     found = versions()
     assert found["python"] == platform.python_version()
     assert found["numpy"] == np.__version__

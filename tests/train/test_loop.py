@@ -131,7 +131,7 @@ def test_an_evaluation_does_not_change_what_comes_after() -> None:
     [(classifier, needles(8)), (language_model, countings(8))],
     ids=["classifier", "language model"],
 )
-def test_a_step_over_two_batches_is_that_over_one_of_both(
+def test_a_step_over_two_batches_equals_a_step_over_one_large_batch(
     make: Callable[..., Transformer], examples: EncodedData
 ) -> None:
     one, two = make(dtype=np.float64), make(dtype=np.float64)
@@ -167,7 +167,7 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     assert rates == pytest.approx([0, 0.005, 0.01, *(0.01 * k / 8 for k in range(7, 0, -1))])
 
 
-def test_gradients_are_clipped_and_told_as_they_were() -> None:
+def test_gradients_are_clipped_and_their_norm_is_reported_unclipped() -> None:
     norms = []
     note = lambda e: norms.append(e.grad_norm) if isinstance(e, StepEnded) else None  # noqa: E731
     model = classifier(dtype=np.float64)
@@ -262,7 +262,7 @@ def test_without_an_evaluation_set_the_last_weights_are_kept(tmp_path: Path) -> 
 # ---------- events and the result ----------
 
 
-def test_observers_are_told_in_order_what_happens() -> None:
+def test_observers_get_all_events_in_order() -> None:
     events: list[Event] = []
     model = classifier()
     result = train(model, needles(24), needles(8, seed=1), SHORT, observers=[events.append])
@@ -377,7 +377,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_brings_the_last_good_back(
     assert last.outcome == "diverged"
 
 
-def test_a_learning_rate_far_too_large_stops_training_at_the_start() -> None:
+def test_a_learning_rate_much_too_large_stops_training_at_the_start() -> None:
     model = classifier()
     start = weights(model)
     config = TrainConfig(batch_size=4, lr=1e30, optimizer="sgd", warmup=0.0)

@@ -17,7 +17,7 @@ def use(megabytes: int) -> None:
 
 
 @needs_linux
-def test_a_meter_does_not_see_what_was_before_it() -> None:
+def test_a_meter_ignores_earlier_peaks() -> None:
     use(4 * MEGABYTES)
     high = peak_memory()
     meter = MemoryMeter()
@@ -28,7 +28,7 @@ def test_a_meter_does_not_see_what_was_before_it() -> None:
     assert MEGABYTES * 10**6 < read < high - 2 * MEGABYTES * 10**6
 
 
-def test_where_no_peak_can_be_forgotten_only_a_higher_one_is_told(
+def test_without_a_reset_only_a_higher_peak_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peaks = [900, 900, 1000]
@@ -38,12 +38,12 @@ def test_where_no_peak_can_be_forgotten_only_a_higher_one_is_told(
     assert [meter.read(), meter.read()] == [None, 1000]
 
 
-def test_where_nobody_counts_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_count_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "reset_peak_memory", lambda: False)
     monkeypatch.setattr(module, "peak_memory", lambda: None)
     assert MemoryMeter().read() is None
 
 
-def test_other_systems_cannot_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_cannot_reset_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not reset_peak_memory()

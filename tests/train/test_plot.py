@@ -48,7 +48,7 @@ def comparison(*rows: Row) -> Comparison:
 
 
 def chunks(path: Path) -> dict[bytes, bytes]:
-    """What a PNG file consists of, by kind; each part's checksum is right."""
+    """Split a PNG file into its parts by kind, and check their checksums."""
     content, at = path.read_bytes(), 8
     assert content[:at] == b"\x89PNG\r\n\x1a\n"
     found: dict[bytes, bytes] = {}
@@ -77,7 +77,7 @@ def labels(figure: "Figure") -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_a_picture_is_a_whole_png_with_something_on_it(picture: Path) -> None:
+def test_a_picture_is_a_complete_png_and_not_blank(picture: Path) -> None:
     plot_comparison(comparison(PROBE, LORA, FAILED), picture)
     parts = chunks(picture)
     assert struct.unpack(">IIBB", parts[b"IHDR"][:10]) == (2000, 880, 8, 6)
@@ -107,13 +107,13 @@ def test_without_accuracy_the_loss_stands_over_the_parameters(picture: Path) -> 
     assert first_point(points.lines[0]) == (74_498, 2.5)
 
 
-def test_a_run_that_was_broken_off_says_so(picture: Path) -> None:
+def test_an_interrupted_run_is_marked(picture: Path) -> None:
     figure = draw_comparison(comparison(replace(LORA, outcome="interrupted")))
     assert labels(figure) == ["lora (interrupted)"]
 
 
 @pytest.mark.parametrize("rows", [(), (FAILED,)], ids=["nothing", "a failure"])
-def test_where_nothing_was_measured_the_picture_says_so(picture: Path, rows: Rows) -> None:
+def test_a_picture_without_measurements_says_so(picture: Path, rows: Rows) -> None:
     curves, points = draw_comparison(comparison(*rows)).axes
     assert [text.get_text() for text in curves.texts] == ["no steps yet"]
     assert [text.get_text() for text in points.texts] == ["no evaluations yet"]
@@ -133,7 +133,7 @@ def test_many_recipes_look_different(picture: Path) -> None:
     assert len(looks) == 15
 
 
-def test_a_recipe_that_went_wild_does_not_flatten_the_others(picture: Path) -> None:
+def test_a_diverged_recipe_does_not_flatten_the_others(picture: Path) -> None:
     wild = replace(LORA, label="wild", losses=(0.7, *[1e30] * 93))
     curves, _ = draw_comparison(comparison(LORA, wild)).axes
     assert curves.get_ylim() == (0, 1.4)

@@ -1,4 +1,4 @@
-"""What is shown of a run."""
+"""The progress of a run."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def test_quiet_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_lines_say_what_there_is_to_say() -> None:
+def test_lines_have_the_figures_of_their_events() -> None:
     evaluated = Evaluated(
         step=40, epoch=1.0, loss=0.42, accuracy=0.823, perplexity=None, seconds=1.0, is_best=False
     )
@@ -70,7 +70,7 @@ def test_lines_say_what_there_is_to_say() -> None:
 
 
 def run_in_terminal(*arguments: str) -> str:
-    """What a program prints into a terminal, with neither colours nor the motions of the cursor."""
+    """Run a program in a terminal; return its output without colours and cursor motions."""
     import pty  # POSIX alone has it
 
     leader, follower = pty.openpty()

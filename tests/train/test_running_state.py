@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.train.toys import adapted, classifier, needles
 from tinygrad_peft.arrays import AnyArray
-from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.errors import CheckpointError, PluginError
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft import PeftModel, hookimpl
 from tinygrad_peft.train import (
@@ -75,6 +76,20 @@ def test_without_running_state_there_is_no_file_and_an_old_one_goes(tmp_path: Pa
     assert not (tmp_path / RUNNING_STATE).exists()
     write_running_state(classifier(), tmp_path)
     assert not (tmp_path / RUNNING_STATE).exists()
+
+
+def test_a_plugin_has_one_running_state(tmp_path: Path) -> None:
+    mark = hookimpl(hookspecs.running_state)
+
+    def one(model: Module) -> Averaging:
+        return Averaging()
+
+    def two(model: Module) -> Averaging:
+        return Averaging()
+
+    peft = adapted(SimpleNamespace(one=mark(one), two=mark(two)))
+    with pytest.raises(PluginError, match="plugin 'plugin-0': expected one running state, got two"):
+        write_running_state(peft, tmp_path)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

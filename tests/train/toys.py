@@ -81,12 +81,12 @@ def weights(model: Transformer) -> dict[str, np.ndarray]:
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    """Whether two sets of weights agree bit for bit."""
+    """Return True if two sets of weights agree bit for bit."""
     return all(np.array_equal(one[path], other[path]) for path in one)
 
 
 def saving(model: Transformer) -> Save:
-    """What writes the model's weights into a folder."""
+    """Make a writer of the model's weights."""
 
     def save(folder: Path) -> None:
         for path, array in model.state_dict().items():
@@ -96,12 +96,12 @@ def saving(model: Transformer) -> Save:
 
 
 def saved(folder: Path) -> dict[str, np.ndarray]:
-    """The weights that `saving` has put into a folder."""
+    """Read the weights that `saving` wrote."""
     return {path.stem: np.load(path) for path in folder.glob("*.npy")}
 
 
 def at_step(step: int, action: Observer) -> Observer:
-    """An observer that acts when that step has ended."""
+    """Make an observer that acts when that step has ended."""
 
     def observe(event: Event) -> None:
         if isinstance(event, StepEnded) and event.step == step:

@@ -1,7 +1,7 @@
 """What a client may write: mypy --strict accepts every line of this file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, assert_type
 
@@ -26,6 +26,8 @@ from tinygrad_peft.nn import (
     VirtualTokens,
 )
 from tinygrad_peft.peft import (
+    Combination,
+    Combined,
     Draft,
     ModelShape,
     ParameterCount,
@@ -37,6 +39,7 @@ from tinygrad_peft.peft import (
     count_recipe,
     hookimpl,
     hookspecs,
+    methods_of,
     virtual_objections,
 )
 from tinygrad_peft.testing import MethodConformance
@@ -99,19 +102,30 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [ScaleConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
-    if isinstance(config, ScaleConfig) and site.is_target and isinstance(site.module, Affine):
+@hookimpl(hookspecs.adapt_module, ScaleConfig)
+def adapt_module(config: ScaleConfig, site: Site) -> Module | None:
+    if site.is_target and isinstance(site.module, Affine):
         return ScaleLinear(site.module, config.start, site.init)
     return None
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Linear | None:
+@hookimpl(hookspecs.merge_module, ScaleLinear)
+def merge_module(module: ScaleLinear) -> Linear | None:
     """A hook may promise more than it must."""
-    if not isinstance(module, ScaleLinear) or not isinstance(module.base_layer, Linear):
+    if not isinstance(module.base_layer, Linear):
         return None
     return Linear.of(Parameter(module.scale.data[:, None] * module.base_layer.weight.data))
+
+
+@hookimpl(hookspecs.combine_adapters, ScaleConfig)
+def combine_adapters(config: ScaleConfig, combination: Combination) -> Combined:
+    starts: list[float] = [source.start for source in combination.configs(ScaleConfig)]
+    return Combined(replace(config, start=max(starts)), combination.sources[0].tensors)
+
+
+@hookimpl(hookspecs.adapt_module, TargetedConfig)
+def adapt_any_targeted(config: PeftConfig, site: Site) -> None:
+    """A hook may take more than it must."""
 
 
 @hookimpl(hookspecs.count_parameters)
@@ -140,7 +154,11 @@ class Watcher:
 
     @hookimpl(hookspecs.check_recipe)
     def check_recipe(self, draft: Draft) -> Sequence[str]:
-        return [f"step {i} has no rank" for i, c in enumerate(draft.recipe) if c.peft_type == "X"]
+        return [f"step {i} has no rank" for i, config in draft.steps(LoraConfig) if not config.r]
+
+    @hookimpl(hookspecs.merge_module, ScaleLinear)
+    def merge_module(self, module: ScaleLinear) -> Module | None:
+        return module if module.scale.data.all() else None
 
 
 # ---------- a host ----------
@@ -148,15 +166,20 @@ class Watcher:
 
 def use_host(host: Host, site: Site, draft: Draft) -> None:
     host.register(Watcher(), "watcher")
-    answer = host.one(hookspecs.adapt_module, site, LoraConfig())
+    answer = host.one(hookspecs.adapt_module, LoraConfig(), site)
     assert_type(answer, Module | None)
     if answer is not None:
         answer.eval()
     assert_type(host.one(hookspecs.merge_module, module=site.module), Module | None)
     assert_type(host.each(hookspecs.check_recipe, draft), list[Sequence[str]])
-    kinds: dict[str, type[PeftConfig]] = dict(host.methods())
+    kinds: dict[str, type[PeftConfig]] = dict(methods_of(host))
+    providers = [
+        (answer.plugin.name, [kind.peft_type for kind in answer.value])
+        for answer in host.answers(hookspecs.peft_methods)
+    ]
+    broken: list[str] = [info.error for info in Host.installed(without=["vera"]).plugins()]
     versions: list[tuple[str, str]] = [(info.distribution, info.version) for info in host.plugins()]
-    print(kinds, versions)
+    print(kinds, versions, providers, broken)
 
 
 # ---------- tensors beside arrays ----------

@@ -20,6 +20,7 @@ from tinygrad_peft.peft import (
     config_from_dict,
     hookimpl,
     hookspecs,
+    methods_of,
 )
 from tinygrad_peft.testing import MethodConformance
 from tinygrad_peft.train import StepEnded
@@ -91,27 +92,32 @@ config_from_dict(Module, {})  # type: ignore[type-var]
 
 
 @hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
-def takes_too_little(site: Site) -> Module | None:
+def takes_too_little(config: PeftConfig) -> Module | None:
     return None
 
 
 @hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
-def takes_something_else(site: Site, config: str) -> Module | None:
+def takes_something_else(config: str, site: Site) -> Module | None:
     return None
 
 
 @hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
-def takes_its_own_config_alone(site: Site, config: LoraConfig) -> Module | None:
+def takes_its_own_config_without_saying_so(config: LoraConfig, site: Site) -> Module | None:
     return None
 
 
 @hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
-def takes_other_names(place: Site, settings: PeftConfig) -> Module | None:
+def takes_other_names(settings: PeftConfig, place: Site) -> Module | None:
     return None
 
 
 @hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
-def gives_something_else(site: Site, config: PeftConfig) -> Tensor | None:
+def takes_another_order(site: Site, config: PeftConfig) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module)  # type: ignore[arg-type]
+def gives_something_else(config: PeftConfig, site: Site) -> Tensor | None:
     return None
 
 
@@ -119,7 +125,51 @@ def gives_something_else(site: Site, config: PeftConfig) -> Tensor | None:
 def gives_nothing(draft: Draft) -> None: ...
 
 
+@hookimpl(hookspecs.adapt_module, LoraConfig)  # type: ignore[arg-type]
+def takes_another_kind(config: QuantizeConfig, site: Site) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module, LoraConfig)  # type: ignore[arg-type]
+def takes_its_kind_and_too_little(config: LoraConfig) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module, LoraConfig)  # type: ignore[arg-type]
+def takes_its_kind_and_something_else(config: LoraConfig, site: Module) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module, LoraConfig)  # type: ignore[arg-type]
+def takes_its_kind_and_another_name(config: LoraConfig, place: Site) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module, LoraConfig)  # type: ignore[arg-type]
+def gives_something_else_for_its_kind(config: LoraConfig, site: Site) -> Tensor | None:
+    return None
+
+
+@hookimpl(hookspecs.adapt_module, LoraLinear)  # type: ignore[misc]
+def asks_for_the_wrong_kind(config: LoraConfig, site: Site) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.merge_module, LoraLinear)  # type: ignore[arg-type]
+def takes_another_module(module: MultiHeadAttention) -> Module | None:
+    return None
+
+
+@hookimpl(hookspecs.peft_methods, LoraConfig)  # type: ignore[arg-type]
+def has_nothing_to_narrow() -> Sequence[type[PeftConfig]]:
+    return [LoraConfig]
+
+
 class Watcher:
+    @hookimpl(hookspecs.merge_module, LoraLinear)  # type: ignore[arg-type]
+    def merge_module(self, module: Affine) -> int:  # type: ignore[misc]
+        return 1
+
     @hookimpl(train_hookspecs.step_ended)  # type: ignore[arg-type]
     def step_ended(self, event: Draft) -> None: ...  # type: ignore[misc]
 
@@ -133,15 +183,18 @@ def no_such_hook() -> Sequence[str]:
 
 
 def use_host(host: Host, site: Site, draft: Draft, event: StepEnded) -> None:
-    host.one(hookspecs.adapt_module, site)  # type: ignore[call-arg]
-    host.one(hookspecs.adapt_module, site, "lora")  # type: ignore[arg-type]
-    host.one(hookspecs.adapt_module, LoraConfig(), site)  # type: ignore[arg-type]
-    host.one(hookspecs.adapt_module, site, config=LoraConfig(), wrong=1)  # type: ignore[call-arg]
+    host.one(hookspecs.adapt_module, LoraConfig())  # type: ignore[call-arg]
+    host.one(hookspecs.adapt_module, "lora", site)  # type: ignore[arg-type]
+    host.one(hookspecs.adapt_module, site, LoraConfig())  # type: ignore[arg-type]
+    host.one(hookspecs.adapt_module, LoraConfig(), site=site, wrong=1)  # type: ignore[call-arg]
     host.each(hookspecs.check_recipe, event)  # type: ignore[arg-type]
     host.each(hookspecs.no_such_hook)  # type: ignore[attr-defined]
-    host.one(hookspecs.adapt_module, site, LoraConfig()).eval()  # type: ignore[union-attr]
+    host.one(hookspecs.adapt_module, LoraConfig(), site).eval()  # type: ignore[union-attr]
     count: int = host.each(hookspecs.check_recipe, draft)  # type: ignore[assignment]
-    host.methods()["lora"] = LoraConfig  # type: ignore[index]
+    methods_of(host)["lora"] = LoraConfig  # type: ignore[index]
+    host.plugins()[0].error = ""  # type: ignore[misc]
+    draft.steps(Module)  # type: ignore[type-var]
+    draft.steps(LoraConfig)[0][1].rang  # type: ignore[attr-defined]
 
 
 # ---------- models and seams ----------

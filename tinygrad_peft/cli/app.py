@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from tinygrad_peft.cli import options
-from tinygrad_peft.errors import TinygradPeftError
+from tinygrad_peft.errors import TinygradPeftError, explained
 
 if TYPE_CHECKING:
     from tinygrad_peft.models import SaveDtype
@@ -51,7 +51,7 @@ def _call(arguments: Sequence[str]) -> int:
 def _explained(error: Exception) -> tuple[str, int]:
     """What to tell the user of an error, and the exit status."""
     if isinstance(error, TinygradPeftError):
-        return str(error), 2
+        return explained(error), 2
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", 2
@@ -86,12 +86,20 @@ def _say(message: str) -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tinygrad-peft", prog_name="tinygrad-peft")
-def cli() -> None:
+@click.option(
+    "--without", "names", multiple=True, metavar="PLUGIN", help="Leave an installed plugin out."
+)
+@click.pass_context
+def cli(context: click.Context, *, names: tuple[str, ...]) -> None:
     """Fine-tune real transformers on a CPU with PEFT methods that are all plugins.
 
     Every command takes --json for one JSON object on standard output, and --debug for a traceback
     where something goes wrong.
     """
+    if names:
+        from tinygrad_peft.host import leaving_out
+
+        context.with_resource(leaving_out(names))
 
 
 @cli.command()

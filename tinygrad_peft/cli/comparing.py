@@ -28,7 +28,7 @@ def compare_recipes(options: TrainingOptions, *, baseline: bool, as_json: bool, 
     0: all recipes have finished; 2: some have failed; 130: Ctrl-C ended it.
     """
     host = Host.installed()
-    contenders = parse_contenders(options.methods, host.methods())
+    contenders = parse_contenders(options.methods, host)
     config = options.train_config()
     refused = ("config.json", "adapter_config.json", "recipe.json", COMPARISON_FILE)
     check_output(options.out, refused=refused)

@@ -27,7 +27,7 @@ def count_parameters(
         raise ConfigError("give one of --shape and --config")
     model = named_shape(shape) if shape is not None else _config(config)
     host = Host.installed()
-    recipe = [parse_method(spec, host.methods()) for spec in specs]
+    recipe = [parse_method(spec, host) for spec in specs]
     trainable, total = count_recipe(model, recipe, host)
     memory = estimate_memory(model, trainable, total)
     values = {

@@ -75,7 +75,7 @@ def run_job(job: Job, out: Path, say: Say) -> Outcome:
     )
     job.model.with_classifier(labels, pooling="mean", seed=job.config.seed)
     host = Host.installed()
-    contenders = parse_contenders(job.recipes, host.methods())
+    contenders = parse_contenders(job.recipes, host)
     say(f"{job.title}: {len(train_set):,} to train on, {len(test_set):,} to test on")
     with progress_display() as display:
         comparison = compare(

@@ -15,7 +15,7 @@ __all__ = ["finetune"]
 def finetune(options: TrainingOptions, *, as_json: bool, quiet: bool) -> int:
     """Train, save and report. Returns the exit status: 130 after Ctrl-C, else 0."""
     host = Host.installed()
-    recipe = [parse_method(spec, host.methods()) for spec in options.methods]
+    recipe = [parse_method(spec, host) for spec in options.methods]
     config = options.train_config()
     check_output(options.out, refused=("config.json", "adapter_config.json", "recipe.json"))
     ready = prepare(options)

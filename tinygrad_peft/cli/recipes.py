@@ -8,11 +8,11 @@ stands in a method's {JSON} is never taken for either.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
-from tinygrad_peft.peft import PeftConfig, config_to_dict, parse_method
+from tinygrad_peft.peft import Host, PeftConfig, config_to_dict, parse_method
 from tinygrad_peft.train import Contender
 
 __all__ = ["parse_contenders"]
@@ -30,9 +30,7 @@ class _Parsed:
     label: str | None
 
 
-def parse_contenders(
-    specs: Sequence[str], methods: Mapping[str, type[PeftConfig]]
-) -> list[Contender]:
+def parse_contenders(specs: Sequence[str], host: Host) -> list[Contender]:
     """The contenders of a command line, with labels that tell them apart.
 
     A label that is not given is the methods' names, and where several have the same, the settings
@@ -43,7 +41,7 @@ def parse_contenders(
     parsed, problems = [], []
     for spec in specs:
         try:
-            parsed.append(_parse(spec, methods))
+            parsed.append(_parse(spec, host))
         except ConfigError as error:
             problems.append(f"--method {spec!r}: {error}")
     if problems:
@@ -57,9 +55,9 @@ def parse_contenders(
 # ---------- parsing ----------
 
 
-def _parse(spec: str, methods: Mapping[str, type[PeftConfig]]) -> _Parsed:
+def _parse(spec: str, host: Host) -> _Parsed:
     texts, options = _split(spec)
-    recipe = tuple(parse_method(text, methods) for text in texts)
+    recipe = tuple(parse_method(text, host) for text in texts)
     values: dict[str, str] = {}
     for name, value in _pairs(options):
         if name in values:

@@ -1,5 +1,6 @@
 """The plugin host, recipes, and the model that a recipe was applied to."""
 
+from tinygrad_peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
 from tinygrad_peft.peft.composition import apply_recipe
@@ -27,9 +28,9 @@ from tinygrad_peft.peft.events import (
     ParameterCount,
     Source,
 )
-from tinygrad_peft.peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft.layout import Layout
 from tinygrad_peft.peft.memory import Memory, estimate_memory
+from tinygrad_peft.peft.methods import methods_of
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.settings import (
@@ -85,6 +86,7 @@ __all__ = [
     "hookimpl",
     "hookspecs",
     "matches",
+    "methods_of",
     "parse_method",
     "trained_copy",
     "unknown_settings",

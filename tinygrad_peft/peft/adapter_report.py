@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tinygrad_peft.errors import nearest
+from tinygrad_peft.host import Host
 from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.inspection import Report, Tensors, collected, describe_config
 from tinygrad_peft.models.tensors import StoredTensor, read_header
@@ -17,7 +18,6 @@ from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
 from tinygrad_peft.peft.counting import count_recipe
 from tinygrad_peft.peft.events import ForeignStep
 from tinygrad_peft.peft.foreign import read_foreign
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     PEFTS,

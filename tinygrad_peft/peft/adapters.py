@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tinygrad_peft.errors import PeftError, listed, nearest
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter, Transformer
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.merging import merged_modules
 from tinygrad_peft.peft.record import Record, Rewrite, stacked
 from tinygrad_peft.peft.rows import Batch, by_row

@@ -3,11 +3,11 @@
 "none"; "all", those of the whole model; or those of the method's targets, by whatever name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft.copies import trained_copy
-from tinygrad_peft.peft.events import ModelShape
+from tinygrad_peft.peft.events import Draft, ModelShape
 
 __all__ = ["bias_elements", "bias_objections", "with_trained_bias"]
 
@@ -26,12 +26,12 @@ def bias_elements(bias: str, shape: ModelShape) -> int:
     return sum(target.out_features for target in shape.targets if target.has_bias)
 
 
-def bias_objections(biases: Sequence[str]) -> list[str]:
-    """Why steps with these settings cannot be a recipe; "none" for those that have no such setting.
+def bias_objections(draft: Draft, biases: Mapping[int, str]) -> list[str]:
+    """Return why steps with these `bias` settings, by their numbers, cannot be in the recipe.
 
     The module with the trained bias takes the place of the base's, and wraps nothing.
     """
-    trained = [step for step, bias in enumerate(biases) if bias != "none"]
-    if not trained or len(biases) == 1:
+    trained = [step for step, bias in biases.items() if bias != "none"]
+    if not trained or len(draft.recipe) == 1:
         return []
     return [f"step {trained[0]}: bias other than 'none' needs a recipe of one step"]

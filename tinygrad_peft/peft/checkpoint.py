@@ -14,11 +14,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, PluginError, listed, nearest
+from tinygrad_peft.host import Host
 from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
+from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.foreign import read_foreign
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     FORMAT,
@@ -34,6 +35,7 @@ from tinygrad_peft.peft.layout import (
 )
 from tinygrad_peft.peft.made_for import base_of, differing_base
 from tinygrad_peft.peft.matching import Match, match_step, step_tensors
+from tinygrad_peft.peft.methods import broken_plugins, methods_of
 from tinygrad_peft.peft.record import Record
 from tinygrad_peft.peft.settings import config_from_dict, config_to_dict
 from tinygrad_peft.peft.spelling import as_given, given_targets, spelt_out
@@ -156,12 +158,12 @@ def read_step(folder: Path, host: Host, base: TransformerConfig | None = None) -
     if not isinstance(values.get("peft_type"), str):
         raise CheckpointError(f"{path} names no method: it has no peft_type")
     name = str(values["peft_type"]).lower()
-    methods = host.methods()
+    methods = methods_of(host)
     if name not in methods:
         raise PluginError(
             f"{path}: no installed plugin provides the method {name!r}"
             f"{_to_install(path.parent, name) or nearest(name, methods)} "
-            f"(there are: {', '.join(methods) or 'none'})"
+            f"(there are: {', '.join(methods) or 'none'}){broken_plugins(host)}"
         )
     meant = methods[name].as_meant(_without_absent_heads(values, path))
     return config_from_dict(methods[name], meant, f"{path}: ")
@@ -170,10 +172,10 @@ def read_step(folder: Path, host: Host, base: TransformerConfig | None = None) -
 def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
     """Which distribution provides each method of a recipe, if it is not registered by hand."""
     return {
-        kind.peft_type.lower(): info.distribution
-        for info in host.plugins()
-        for kind in info.methods
-        if info.distribution and kind in {type(config) for config in recipe}
+        kind.peft_type.lower(): answer.plugin.distribution
+        for answer in host.answers(hookspecs.peft_methods)
+        for kind in answer.value
+        if answer.plugin.distribution and kind in {type(config) for config in recipe}
     }
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, listed
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Combination, CombinationType, Combined, Source
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Record, Rewrite
 from tinygrad_peft.peft.settings import config_to_dict
 
@@ -149,7 +149,7 @@ def _step(
     else:
         sources = zip(bare, weights, map(_tensors, own), map(_base, own), strict=True)
         request = dataclasses.replace(how, sources=tuple(Source(*each) for each in sources))
-        answer = host.one(hookspecs.combine_adapters, request)
+        answer = host.one(hookspecs.combine_adapters, bare[0], request)
         if answer is None:
             method = configs[0].peft_type.lower()
             raise PeftError(f"step {step}: adapters of {method} cannot be combined")

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import PeftError, PluginError, TargetError, listed, nearest
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, steps_of
 from tinygrad_peft.peft.copies import trained_copy
 from tinygrad_peft.peft.events import Draft
-from tinygrad_peft.peft.host import Host
+from tinygrad_peft.peft.methods import broken_plugins, methods_of
 from tinygrad_peft.peft.record import Record, Rewrite, new_parameters
 from tinygrad_peft.peft.sites import Seam, Start, capture_seams
 from tinygrad_peft.peft.targets import Targets, find_targets
@@ -81,13 +82,13 @@ def checked_targets(
 
 
 def _refuse_unknown(recipe: Sequence[PeftConfig], host: Host) -> None:
-    methods = host.methods()
+    methods = methods_of(host)
     for config in recipe:
         name = config.peft_type.lower()
         if methods.get(name) is not type(config):
             raise PluginError(
                 f"no registered plugin provides {type(config).__name__} ({name})"
-                f"{nearest(name, methods)}"
+                f"{nearest(name, methods)}{broken_plugins(host)}"
             )
 
 
@@ -122,10 +123,9 @@ def _apply_step(
             after = trained_copy(seam.module, fresh=not start.loading)
         else:
             site = start.site(seam, is_target=seam.path in named)
-            after = host.one(hookspecs.adapt_module, site, config)
+            after = host.one(hookspecs.adapt_module, config, site)
         if after is None:
             continue
-        _check_answer(after, seam, config)
         added = _own_parameters(after, seam.module, record)
         record.rewrites.append(Rewrite(step, config, seam, seam.module, after, saved, added))
         seam.put(after)
@@ -138,16 +138,6 @@ def _own_parameters(after: Module, before: Module, record: Record) -> dict[str, 
     old = {id(p) for p in record.parameters()}
     new = new_parameters(after, before)
     return {name: parameter for name, parameter in new.items() if id(parameter) not in old}
-
-
-def _check_answer(after: object, seam: Seam, config: PeftConfig) -> None:
-    """Raise unless a plugin answered with a module of its own."""
-    if not isinstance(after, Module) or after is seam.module:
-        what = repr(after) if after is not seam.module else "what stands there"
-        raise PluginError(
-            f"{config.peft_type.lower()}: adapt_module gave {what} for {seam.path}: "
-            "a new module is expected, or None"
-        )
 
 
 def _refuse_idle(

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from tinygrad_peft.errors import PeftError
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import (
     Affine,
     LayerNorm,
@@ -25,7 +26,6 @@ from tinygrad_peft.peft.events import (
     NormShape,
     ParameterCount,
 )
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.sites import Seam, capture_seams
 from tinygrad_peft.peft.targets import Targets
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from tinygrad_peft.arrays import Array, Shape
+from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Module, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.layout import Layout
@@ -26,6 +27,8 @@ __all__ = [
     "ParameterCount",
     "Source",
 ]
+
+C = TypeVar("C", bound=PeftConfig)
 
 CombinationType: TypeAlias = Literal["linear", "ties", "dare_linear", "dare_ties"]
 
@@ -109,6 +112,10 @@ class Draft:
     recipe: tuple[PeftConfig, ...]
     targets: tuple[frozenset[str], ...]
 
+    def steps(self, kind: type[C]) -> list[tuple[int, C]]:
+        """Return the steps with a config of this kind, each with its number."""
+        return [(i, config) for i, config in enumerate(self.recipe) if isinstance(config, kind)]
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -156,6 +163,17 @@ class Combination:
     density: float
     seed: int
 
+    def configs(self, kind: type[C]) -> list[C]:
+        """Return the sources' settings, as the kind that they are.
+
+        Raises PeftError where one is of another kind.
+        """
+        configs = [source.config for source in self.sources]
+        if others := {type(c).__name__ for c in configs if not isinstance(c, kind)}:
+            got = ", ".join(sorted(others))
+            raise PeftError(f"combination: expected {kind.__name__}, got {got}")
+        return [config for config in configs if isinstance(config, kind)]
+
 
 @dataclass(frozen=True)
 class Combined:
@@ -197,7 +215,6 @@ class ForeignRequest:
     Attributes:
         layout: whose it shall be.
         adapter: what the adapter is called.
-        config: the step's settings, as `flattened` gives them.
         paths: the places that it adapted, in the checkpoint's names.
         base: the model that they are in.
         base_name: what that is called, if it has a name.
@@ -205,7 +222,6 @@ class ForeignRequest:
 
     layout: Layout
     adapter: str
-    config: PeftConfig
     paths: Sequence[str]
     base: TransformerConfig
     base_name: str | None = None

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, nearest, shortened, told
+from tinygrad_peft.host import Host
 from tinygrad_peft.models.files import read_json_object
 from tinygrad_peft.models.tensors import read_header
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.events import ForeignFolder, ForeignName, ForeignRequest, ForeignStep
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     LAYOUTS,
@@ -118,13 +118,12 @@ def _expressed(
         request = ForeignRequest(
             layout,
             adapter,
-            config.flattened(),
             tuple(places),
             model.config,
             model.name_or_path,
         )
         try:
-            step = host.one(hookspecs.write_foreign, request)
+            step = host.one(hookspecs.write_foreign, config.flattened(), request)
         except ConfigError as error:
             problems += [f"{where}{line}" for line in str(error).splitlines()]
             continue

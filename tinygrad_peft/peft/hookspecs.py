@@ -1,9 +1,9 @@
-"""The hooks: what a plugin may answer. This is their one declaration."""
+"""The hooks of this floor, declared once: what a plugin may answer."""
 
+import re
 from collections.abc import Sequence
 
-import pluggy
-
+from tinygrad_peft.host import hookspec
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import (
@@ -31,77 +31,101 @@ __all__ = [
     "write_foreign",
 ]
 
-_spec = pluggy.HookspecMarker("tinygrad_peft")
+
+def _method_names(kinds: Sequence[type[PeftConfig]]) -> list[str]:
+    return [kind.peft_type.lower() for kind in kinds]
 
 
-@_spec
+def _nameless(kinds: Sequence[type[PeftConfig]]) -> str:
+    found = [k.__name__ for k in kinds if not re.fullmatch(r"\w+", getattr(k, "peft_type", ""))]
+    return f"{', '.join(found)} needs a peft_type of letters, digits and _" if found else ""
+
+
+def _left_as_it_was(answer: Module | None, config: PeftConfig, site: Site) -> str:
+    del config
+    return f"{site.path}: expected a new module, got the site's own" * (answer is site.module)
+
+
+def _not_merged(answer: Module | None, module: Module) -> str:
+    kind = type(module).__name__
+    return f"expected a plain module, got the adapted one ({kind})" * (answer is module)
+
+
+@hookspec(check=_nameless, names=_method_names)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """The methods that this plugin provides, as their config classes."""
+    """Provide methods, as their config classes.
+
+    Asked once, when the plugin is registered. A method's name is its `peft_type` in lower case, and
+    no other plugin may provide it.
+    """
     raise NotImplementedError
 
 
-@_spec
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
-    """What shall stand at this site from now on; None leaves it as it is.
+@hookspec(check=_left_as_it_was)
+def adapt_module(config: PeftConfig, site: Site) -> Module | None:
+    """Return the module that stands at this site from now on; None leaves it as it is.
 
     The answer's new parameters are what the method adds: those that require a gradient are trained,
-    and all of them are saved. One plugin at most may answer.
+    and all of them are saved. At most one plugin answers.
     """
     raise NotImplementedError
 
 
-@_spec
+@hookspec(check=_not_merged)
 def merge_module(module: Module) -> Module | None:
-    """A plain module with the same output as an adapted one; None if this cannot be merged here.
+    """Return a plain module with the same output; None if this one cannot be merged here.
 
-    One plugin at most may answer.
+    At most one plugin answers.
     """
     raise NotImplementedError
 
 
-@_spec
+@hookspec
 def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
-    """How many parameters the config adds to a model of that shape, in closed form.
+    """Count the parameters that the config adds to a model of that shape, in closed form.
 
-    One plugin at most may answer. What `modules_to_save` trains is counted by the caller.
+    At most one plugin answers. The caller counts what `modules_to_save` trains.
     """
     raise NotImplementedError
 
 
-@_spec
-def combine_adapters(combination: Combination) -> Combined | None:
-    """One step in the place of several adapters' steps; None if this method cannot.
+@hookspec
+def combine_adapters(config: PeftConfig, combination: Combination) -> Combined | None:
+    """Return one step in the place of several adapters' steps; None if this method cannot.
 
-    One plugin at most may answer. What `modules_to_save` trained is combined by the caller.
+    `config` is the first source's, and all sources are of one method: `combination.configs(Kind)`
+    gives all of theirs. At most one plugin answers. The caller combines what `modules_to_save`
+    trained.
     """
     raise NotImplementedError
 
 
-@_spec
+@hookspec
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Why this recipe should not be applied to this model; nothing if it may."""
+    """Return why this recipe should not be applied to this model; nothing if it may."""
     raise NotImplementedError
 
 
-@_spec
+@hookspec
 def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
-    """The step that another library wrote; None if it is of no method of this plugin.
+    """Return the step that another library wrote; None if no method of this plugin is in it.
 
-    One plugin at most may answer. Raises ConfigError or CheckpointError with all that has no
-    equal here.
+    At most one plugin answers. Raises ConfigError or CheckpointError with all that has no equal
+    here.
     """
     raise NotImplementedError
 
 
-@_spec
-def write_foreign(request: ForeignRequest) -> ForeignStep | None:
-    """A step for another library; None if this plugin does not write this method in its layout.
+@hookspec
+def write_foreign(config: PeftConfig, request: ForeignRequest) -> ForeignStep | None:
+    """Return a step for another library; None if this plugin does not write it in that layout.
 
-    One plugin at most may answer. Raises ConfigError with all that has no equal there.
+    `config` has the step's settings as `flattened` gives them. At most one plugin answers. Raises
+    ConfigError with all that has no equal there.
     """
     raise NotImplementedError
 
 
-@_spec
+@hookspec
 def recipe_applied(event: Applied) -> None:
-    """A recipe was applied."""
+    """Observe that a recipe was applied."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.host import Host
 from tinygrad_peft.models.files import PICKLES, refuse_pickle
 from tinygrad_peft.models.inspection import (
     Report,
@@ -14,7 +15,6 @@ from tinygrad_peft.models.inspection import (
 )
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.adapter_report import inspect_recipe
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import (
     CONFIG,
     LAYOUTS,

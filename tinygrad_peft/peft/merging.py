@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tinygrad_peft.errors import PeftError, listed
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.record import Rewrite, stacked
 from tinygrad_peft.peft.sites import Seam
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from tinygrad_peft.errors import PeftError
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
@@ -16,7 +17,6 @@ from tinygrad_peft.peft.composition import apply_recipe
 from tinygrad_peft.peft.config import PeftConfig
 from tinygrad_peft.peft.events import Applied, CombinationType
 from tinygrad_peft.peft.foreign import check_layout, save_foreign
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.peft.layout import PEFTS, Layout
 from tinygrad_peft.peft.made_for import check_base, warn_of_another_name
 from tinygrad_peft.peft.record import Record

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tinygrad_peft.arrays import BoolArray, IntArray
 from tinygrad_peft.errors import PeftError
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn import LayerCache, Module, Transformer, TransformerConfig
 from tinygrad_peft.peft.adapters import Adapters
-from tinygrad_peft.peft.host import Host
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["AdaptedTransformer"]

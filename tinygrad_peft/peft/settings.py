@@ -9,7 +9,9 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.host import Host
 from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.methods import broken_plugins, methods_of
 
 __all__ = ["config_from_dict", "config_to_dict", "parse_method", "unknown_settings"]
 
@@ -58,20 +60,21 @@ def unknown_settings(values: Mapping[str, object], known: Collection[str]) -> li
     ]
 
 
-def parse_method(text: str, methods: Mapping[str, type[PeftConfig]]) -> PeftConfig:
+def parse_method(text: str, host: Host) -> PeftConfig:
     """A config from the command line: `lora:r=8,target_modules=query+value`, or `lora:{JSON}`.
 
-    Lists are joined by `+`; the method's name is that of `methods`, in any case.
+    Lists are joined by `+`; the name is that of a method of the host's plugins, in any case.
 
     Raises:
         ConfigError: an unknown method or key, with the nearest ones; a value that does not fit.
     """
     name, _, settings = text.partition(":")
+    methods = methods_of(host)
     kind = methods.get(name.strip().lower())
     if kind is None:
-        known = ", ".join(sorted(methods)) or "none: no plugin is installed"
-        close = nearest(name.lower(), methods)
-        raise ConfigError(f"no method is called {name!r}{close or '; there are ' + known}")
+        known = ", ".join(methods) or "none: no plugin is installed"
+        close = nearest(name.lower(), methods) or f"; there are {known}"
+        raise ConfigError(f"no method is called {name!r}{close}{broken_plugins(host)}")
     where = f"{name}: "
     if settings.lstrip().startswith("{"):
         return config_from_dict(kind, _json_object(settings, where), where)

@@ -55,14 +55,15 @@ class Seam:
         return self.owner.get_child(self.name)
 
     def put(self, module: Module) -> None:
-        """Let `module` stand there.
+        """Put `module` there.
 
         Raises PeftError if it is not what the owner's annotation asks for.
         """
         expected = _annotation(type(self.owner), self.name.partition(".")[0])
         if expected and not isinstance(module, expected):
             names = " or ".join(kind.__name__ for kind in expected)
-            raise PeftError(f"{self.path} takes {names}, and {type(module).__name__} is none")
+            why = _missing(module, expected[0]) if len(expected) == 1 else ""
+            raise PeftError(f"{self.path}: expected {names}, got {type(module).__name__}{why}")
         self.owner.set_child(self.name, module)
 
 
@@ -147,6 +148,16 @@ def _naming(model: Module) -> Callable[[str], str]:
         config = model.config
         return lambda path: checkpoint_path(config, path)
     return lambda path: path
+
+
+def _missing(module: Module, expected: type) -> str:
+    """Return which attributes of a protocol a module lacks, in brackets; "" for a plain class."""
+    if typing.Protocol not in expected.__bases__:
+        return ""
+    methods = (name for name in vars(expected) if name == "__call__" or not name.startswith("_"))
+    wanted = {*typing.get_type_hints(expected), *methods}
+    missing = ", ".join(name for name in sorted(wanted) if not hasattr(module, name))
+    return f" (no attribute {missing})" if missing else ""
 
 
 def _annotation(owner: type[Module], name: str) -> tuple[type, ...]:

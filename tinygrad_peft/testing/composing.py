@@ -9,7 +9,7 @@ import pytest
 
 from tinygrad_peft.errors import ConfigError, PeftError
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import PeftConfig, PeftModel, count_recipe
+from tinygrad_peft.peft import PeftConfig, PeftModel, count_recipe, methods_of
 from tinygrad_peft.testing.case import Case
 from tinygrad_peft.testing.expect import Snapshot, expect, expect_same
 from tinygrad_peft.testing.settings import MethodSettings
@@ -119,7 +119,7 @@ class ComposingPromises(MethodSettings):
             return Composition(case, companion, order, case.config)
         given = self.companions.get(companion)
         try:
-            other = case.host.methods()[companion]() if given is None else given
+            other = methods_of(case.host)[companion]() if given is None else given
         except (ConfigError, TypeError) as error:
             pytest.skip(f"companions[{companion!r}] is needed: {_short(error)}")
         return Composition(case, companion, order, other)

@@ -7,7 +7,7 @@ import pytest
 
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig
+from tinygrad_peft.peft import Host, PeftConfig, methods_of
 from tinygrad_peft.testing.case import Case
 from tinygrad_peft.testing.models import SMALL_MODELS
 
@@ -64,7 +64,7 @@ class MethodSettings:
     def _pairs(cls) -> list[tuple[str, str]]:
         """Each method to compose with, and whether the class's own goes over or under it."""
         own, wanted = cls.config.peft_type.lower(), cls.composes_with
-        installed = cls.plugins().methods()
+        installed = methods_of(cls.plugins())
         others = [n for n in installed if n != own and (wanted is None or n in wanted)]
         return [(own, "over"), *((name, order) for name in others for order in ("over", "under"))]
 

@@ -44,9 +44,9 @@ def compare(
 ) -> Comparison:
     """Train each recipe on the same model, and leave the model as it was, bit for bit.
 
-    The order makes no difference. Each recipe is trained at its own learning rate, else at that of
-    `config`, else at those of its methods. The model's classification head is trained with each
-    recipe, as `modules_to_save`.
+    The order makes no difference. Each recipe is trained at its own learning rate, else at the one
+    in `config`, else at the rates of its methods. The model's classification head is trained
+    with each recipe, as `modules_to_save`.
 
     A recipe that fails gets a row with the reason, and the next one has its turn. Ctrl-C ends the
     run with the rows so far, and a row for the recipe that it interrupted.

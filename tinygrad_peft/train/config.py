@@ -23,7 +23,7 @@ class TrainConfig:
     epochs: passes over the training set.
     batch_size: examples per batch.
     accumulation: batches per step.
-    max_steps: an end before that of the epochs; None: no other end.
+    max_steps: the most steps; None: as many as the epochs have.
     max_length: the most tokens of an example; longer ones are refused. None: any length.
     lr: the peak learning rate of all weights. None: each step of a recipe at the rate of its method
         (`PeftConfig.learning_rate`), and everything else at 0.001.

@@ -39,7 +39,7 @@ class ClassificationExample:
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """A text, every token of which is learned."""
+    """A text whose tokens are all learned."""
 
     text: str
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from tinygrad_peft.errors import PluginError, TrainingError
+from tinygrad_peft.errors import TrainingError
+from tinygrad_peft.host import Host
 from tinygrad_peft.nn.module import Module
-from tinygrad_peft.peft import Host
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft.train import hookspecs
 
@@ -15,15 +15,12 @@ __all__ = ["extra_losses", "finite_values"]
 def extra_losses(host: Host | None, model: Module) -> dict[str, Tensor]:
     """Ask the plugins for their terms of the loss: scalars by the plugins' names.
 
-    Raises PluginError for an answer that is not a scalar tensor.
+    Several terms of one plugin are added up.
     """
-    if host is None:
-        return {}
-    terms = host.by_plugin(hookspecs.extra_loss, model)
-    for name, term in terms.items():
-        if not isinstance(term, Tensor) or term.shape != ():
-            got = f"shape {term.shape}" if isinstance(term, Tensor) else repr(term)
-            raise PluginError(f"extra_loss of {name!r}: expected a scalar tensor, got {got}")
+    terms: dict[str, Tensor] = {}
+    for answer in host.answers(hookspecs.extra_loss, model) if host is not None else ():
+        name, term = answer.plugin.name, answer.value
+        terms[name] = terms[name] + term if name in terms else term
     return terms
 
 

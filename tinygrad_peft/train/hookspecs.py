@@ -1,21 +1,21 @@
 """The hooks of training, for the plugins of an adapted model."""
 
-import sys
-
-import pluggy
-
+from tinygrad_peft.host import hookspec
 from tinygrad_peft.nn import Module
-from tinygrad_peft.peft import Host
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft.train.events import StepEnded, TrainingEnded
 from tinygrad_peft.train.trainable import Stateful
 
 __all__ = ["extra_loss", "running_state", "step_ended", "training_ended"]
 
-_spec = pluggy.HookspecMarker("tinygrad_peft")
+
+def _wrong_term(term: Tensor | None, model: Module) -> str:  # noqa: ARG001 - the hook's arguments
+    if term is None or term.shape == ():
+        return ""
+    return f"expected a scalar, got shape {term.shape}"
 
 
-@_spec
+@hookspec(check=_wrong_term)
 def extra_loss(model: Module) -> Tensor | None:
     """Return a scalar to add to the loss; None adds nothing.
 
@@ -25,20 +25,17 @@ def extra_loss(model: Module) -> Tensor | None:
     raise NotImplementedError
 
 
-@_spec
+@hookspec
 def step_ended(event: StepEnded) -> None:
     """Observe a step of the optimiser: the weights are moved, and their gradients still there."""
 
 
-@_spec
+@hookspec
 def training_ended(event: TrainingEnded) -> None:
     """Observe the end of a run: the model has the weights that it keeps."""
 
 
-@_spec
+@hookspec
 def running_state(model: Module) -> Stateful | None:
     """Return the plugin's running state for this model, to be saved and restored with it."""
     raise NotImplementedError
-
-
-Host.add_hookspecs(sys.modules[__name__])

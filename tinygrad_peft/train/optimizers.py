@@ -36,7 +36,7 @@ def make_optimizer(config: TrainConfig, model: Trainable) -> Optimizer:
 def step_factors(optimizer: Optimizer, model: Trainable) -> tuple[float, ...]:
     """List each recipe step's share of the optimiser's rate; 0 for a step that trains nothing.
 
-    A model without a recipe has one share, that of all its weights.
+    A model without a recipe has one share, for all its weights.
     """
     if not isinstance(model, PeftModel):
         return (1.0,)

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from tinygrad_peft.arrays import AnyArray
-from tinygrad_peft.errors import CheckpointError, listed
+from tinygrad_peft.errors import CheckpointError, PluginError, listed
 from tinygrad_peft.models.files import replacing
 from tinygrad_peft.models.tensors import read_header
 from tinygrad_peft.peft import PeftModel
@@ -24,7 +24,7 @@ RUNNING_STATE = "running_state.safetensors"
 
 
 def write_running_state(model: object, folder: Path) -> None:
-    """Write the running state of a model's plugins; without any there is no file."""
+    """Write the running state of a model's plugins; without any, write no file."""
     arrays = {
         f"{plugin}:{name}": array
         for plugin, state in _states(model).items()
@@ -39,8 +39,8 @@ def write_running_state(model: object, folder: Path) -> None:
 def read_running_state(model: PeftModel, folder: Path) -> None:
     """Restore the running state of a model's plugins from the folder of its weights.
 
-    Raises CheckpointError for a file that is missing or broken, for plugins that are in only one of
-    the file and the model, and for arrays that a plugin refuses.
+    Raises CheckpointError for a file that is missing or broken, for plugins in only one of the file
+    and the model, and for arrays that a plugin refuses.
     """
     path = folder / RUNNING_STATE
     read_header(path)  # checks more than the format's own library
@@ -60,4 +60,9 @@ def read_running_state(model: PeftModel, folder: Path) -> None:
 def _states(model: object) -> Mapping[str, Stateful]:
     if not isinstance(model, PeftModel):
         return {}
-    return model.host.by_plugin(hookspecs.running_state, model)
+    states: dict[str, Stateful] = {}
+    for answer in model.host.answers(hookspecs.running_state, model):
+        if answer.plugin.name in states:
+            raise PluginError(f"{answer.plugin.title}: expected one running state, got two")
+        states[answer.plugin.name] = answer.value
+    return states

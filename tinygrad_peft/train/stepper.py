@@ -75,9 +75,8 @@ class Stepper:
     def step(self, *batches: Batch, epoch: float = 0.0) -> StepEnded:
         """Make one step over all batches together, in training mode.
 
-        The gradient is that of the mean loss over all labels of the batches: the same as that of
-        one large batch, and not a mean of the batches' means. `epoch` is what the event says of
-        the training set.
+        The loss is the mean over all labels of the batches, as if they were one large batch, and
+        not a mean of the batches' means. `epoch` goes into the event.
 
         Raises TrainingError for a loss, an extra loss or a gradient that is not finite. The weights
         are then those of the step before.
@@ -94,8 +93,8 @@ class Stepper:
                 loss, norm = self._move(batches)
             except TrainingError as error:
                 self.optimizer.zero_grad()
-                place = f"step {self.done + 1}, learning rate {lr:.3g}"
-                raise TrainingError(f"{error} ({place})") from None
+                where = f"step {self.done + 1}, learning rate {lr:.3g}"
+                raise TrainingError(f"{error} ({where})") from None
         self.losses.append(loss)
         seconds = time.perf_counter() - started
         self.tally.add(batches, seconds)

@@ -1,7 +1,7 @@
 """The protocols of training: a model to train, and an object with arrays to save."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tinygrad_peft.arrays import AnyArray, BoolArray, IntArray
 from tinygrad_peft.nn.module import Module, Parameter
@@ -47,6 +47,7 @@ class Trainable(Protocol):
         ...
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """An object with arrays to save and restore, as modules and optimisers are."""
 

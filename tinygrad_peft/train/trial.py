@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from tinygrad_peft.errors import TinygradPeftError
+from tinygrad_peft.errors import TinygradPeftError, explained
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, config_to_dict, get_peft_model
@@ -197,7 +197,7 @@ def _as_read(config: PeftConfig) -> dict[str, object]:
 
 def _explained(error: Exception) -> str:
     if isinstance(error, TinygradPeftError):
-        return str(error)
+        return explained(error)
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"{type(error).__name__}: {error}"

@@ -37,25 +37,23 @@ def peft_methods() -> Sequence[type[peft.PeftConfig]]:
     return [BitFitConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: peft.Site, config: peft.PeftConfig) -> Module | None:
-    if isinstance(config, BitFitConfig) and site.is_target and isinstance(site.module, Affine):
+@hookimpl(hookspecs.adapt_module, BitFitConfig)
+def adapt_module(config: BitFitConfig, site: peft.Site) -> Module | None:
+    if site.is_target and isinstance(site.module, Affine):
         return BitFitLinear(site.module, site.init)
     return None
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
-    if not isinstance(module, BitFitLinear) or not isinstance(module.base_layer, Linear):
+@hookimpl(hookspecs.merge_module, BitFitLinear)
+def merge_module(module: BitFitLinear) -> Module | None:
+    if not isinstance(module.base_layer, Linear):
         return None
     shift, base = module.bitfit_b.data, module.base_layer
     bias = shift.copy() if base.bias is None else base.bias.data + shift
     return Linear.of(Parameter(base.weight.data.copy()), Parameter(bias))
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: peft.PeftConfig, shape: peft.ModelShape) -> peft.ParameterCount | None:
-    if not isinstance(config, BitFitConfig):
-        return None
+@hookimpl(hookspecs.count_parameters, BitFitConfig)
+def count_parameters(config: BitFitConfig, shape: peft.ModelShape) -> peft.ParameterCount:
     count = sum(target.out_features for target in shape.targets)
     return peft.ParameterCount(trainable=count, added=count)
