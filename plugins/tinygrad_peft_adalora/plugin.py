@@ -42,11 +42,9 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
     return [AdaLoraConfig]
 
 
-@hookimpl(hookspecs.adapt_module)
-def adapt_module(site: Site, config: PeftConfig) -> Module | None:
+@hookimpl(hookspecs.adapt_module, AdaLoraConfig)
+def adapt_module(config: AdaLoraConfig, site: Site) -> Module | None:
     """Wrap a target; train the biases that `bias` asks for."""
-    if not isinstance(config, AdaLoraConfig):
-        return None
     if not site.is_target:
         return with_trained_bias(site.module) if config.bias == "all" else None
     base = site.module
@@ -58,17 +56,15 @@ def adapt_module(site: Site, config: PeftConfig) -> Module | None:
     return AdaLoraLinear(base, budget, site.path, site.init)
 
 
-@hookimpl(hookspecs.merge_module)
-def merge_module(module: Module) -> Module | None:
-    """Return W₀ + s B (E ⊙ A) for an AdaLoraLinear on a plain layer."""
-    return module.merge() if isinstance(module, AdaLoraLinear) else None
+@hookimpl(hookspecs.merge_module, AdaLoraLinear)
+def merge_module(module: AdaLoraLinear) -> Module | None:
+    """Return W₀ + s B (E ⊙ A), on a plain layer."""
+    return module.merge()
 
 
-@hookimpl(hookspecs.count_parameters)
-def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | None:
+@hookimpl(hookspecs.count_parameters, AdaLoraConfig)
+def count_parameters(config: AdaLoraConfig, shape: ModelShape) -> ParameterCount:
     """Count Σ r (in + out + 1) over the targets, and the biases that are trained."""
-    if not isinstance(config, AdaLoraConfig):
-        return None
     added = sum(config.rank(t.path) * (t.in_features + t.out_features + 1) for t in shape.targets)
     return ParameterCount(trainable=added + bias_elements(config.bias, shape), added=added)
 
@@ -76,15 +72,14 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
     """Object to biases that two steps would train, and to patterns without a target."""
-    configs = [config if isinstance(config, AdaLoraConfig) else None for config in draft.recipe]
+    configs = dict(draft.steps(AdaLoraConfig))
     return [
-        *bias_objections([config.bias if config else "none" for config in configs]),
+        *bias_objections(draft, {i: config.bias for i, config in configs.items()}),
         *(
-            f"step {i}: rank_pattern names {path}, which is not a target"
-            for i, config in enumerate(configs)
-            if config is not None
-            for path in config.rank_pattern or ()
-            if path.removesuffix(".lora_E") not in draft.targets[i]
+            f"step {i}: rank_pattern names {key}, which is not a target"
+            for i, config in configs.items()
+            for key in config.rank_pattern or ()
+            if key.removesuffix(".lora_E") not in draft.targets[i]
         ),
     ]
 

@@ -1,7 +1,7 @@
 """Train Hugging Face PEFT's AdaLoRA on a golden checkpoint, and write what it did.
 
-Run it where torch, transformers and PEFT are installed, as `python make_adalora_golden.py`. It
-writes adalora-run/ beside this file anew: the settings as PEFT saves them in the end, and run.npz,
+Run it where torch, transformers and PEFT are installed:
+`python -m tests.golden.make_adalora_golden` writes adalora-run/ beside this file anew: the settings as PEFT saves them in the end, and run.npz,
 by name and step: the tensors before and after all steps, the ids of each step, the loss with its
 penalty, and the triplets that are left after it.
 """
@@ -15,12 +15,12 @@ import numpy as np
 import peft
 import torch
 import transformers
-from make_adapter_golden import edit_config, loaded
+from tests.golden.make_adapter_golden import edit_config, loaded
 
 FOLDER = Path(__file__).parent / "adalora-run"
 BASE = "gpt2"
 STEPS = 12
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "init_r": 4,
     "target_r": 2,
     "tinit": 2,
@@ -44,10 +44,10 @@ def main() -> None:
     model = peft.get_peft_model(loaded(BASE), peft.AdaLoraConfig(task_type="CAUSAL_LM", **SETTINGS))
     model = model.double().eval()  # without the dropout of the base
     model.get_base_model().loss_function = cross_entropy  # transformers' own is in float32
-    found = {f"start.{name}": array for name, array in tensors(model).items()}
+    found: dict[str, Any] = {f"start.{name}": array for name, array in tensors(model).items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR)
     rng = np.random.default_rng(0)
-    last = STEPS - int(SETTINGS["tfinal"])
+    last = STEPS - SETTINGS["tfinal"]
     for step in range(1, last + 1):
         ids = rng.integers(8, 60, (3, 7))
         loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss

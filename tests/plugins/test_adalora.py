@@ -57,7 +57,7 @@ def ranks(model: PeftModel) -> list[int]:
 
 def values(model: PeftModel) -> int:
     """How many singular values of all layers are not zero."""
-    return sum(np.count_nonzero(layer.lora_E.data) for layer in layers(model))
+    return sum(int(np.count_nonzero(layer.lora_E.data)) for layer in layers(model))
 
 
 def present(array: Array | None) -> Array:
