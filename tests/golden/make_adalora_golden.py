@@ -1,9 +1,9 @@
 """Train Hugging Face PEFT's AdaLoRA on a golden checkpoint, and write what it did.
 
-Run it where torch, transformers and PEFT are installed:
-`python -m tests.golden.make_adalora_golden` writes adalora-run/ beside this file anew: the settings as PEFT saves them in the end, and run.npz,
-by name and step: the tensors before and after all steps, the ids of each step, the loss with its
-penalty, and the triplets that are left after it.
+Run it where torch, transformers and PEFT are installed, as a module of the checkout's:
+`python -m tests.golden.make_adalora_golden`. It writes adalora-run/ beside this file anew: the
+settings as PEFT saves them in the end, and run.npz, by name and step: the tensors before and after
+all steps, the ids of each step, the loss with its penalty, and the triplets that are left after it.
 """
 
 import shutil
@@ -15,6 +15,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+
 from tests.golden.make_adapter_golden import edit_config, loaded
 
 FOLDER = Path(__file__).parent / "adalora-run"
