@@ -25,6 +25,7 @@ from tinygrad_peft.train import (
     StepEnded,
     Stepper,
     TrainConfig,
+    evaluate,
     make_batch,
     read_running_state,
     train,
@@ -350,7 +351,7 @@ def test_pruned_ranks_are_saved_counted_inspected_and_loaded(tmp_path: Path) -> 
     report = inspect_path(tmp_path, Host.installed())
     assert report.sound, report.problems
     assert report.facts["ranks"] == sorted(set(ranks(peft)))
-    loaded = PeftModel.from_pretrained(language_model(), tmp_path)
+    loaded = PeftModel.from_pretrained(language_model(), tmp_path)  # without a warning
     assert loaded.recipe == peft.recipe
     ids = np.array([[1, 2, 3, 4]])
     np.testing.assert_array_equal(loaded(ids).data, peft(ids).data)
@@ -399,6 +400,24 @@ def test_weights_of_before_the_pruning_come_back_with_their_ranks(tmp_path: Path
     loaded = PeftModel.from_pretrained(language_model(), tmp_path)
     ids = np.array([[1, 2, 3]])
     np.testing.assert_array_equal(loaded(ids).data, peft(ids).data)
+
+
+def test_what_is_saved_between_two_allocations_is_what_is_trained(tmp_path: Path) -> None:
+    peft = get_peft_model(language_model(), replace(SHORT, deltaT=3, total_step=8))
+    train_into(tmp_path, peft, countings(16), None, replace(EIGHT, max_steps=5))
+    assert values(peft) == 8
+    assert layers(peft)[0].budget.step == 5
+    loaded = PeftModel.from_pretrained(language_model(), tmp_path)
+    ids = np.array([[1, 2, 3]])
+    np.testing.assert_array_equal(loaded(ids).data, peft(ids).data)
+
+
+def test_an_evaluation_tells_the_penalty_apart_from_the_loss() -> None:
+    peft, held_out = get_peft_model(language_model(), SHORT), countings(8)
+    result = train(peft, countings(16), held_out, EIGHT)
+    found = result.evaluations[-1]
+    assert found.loss == evaluate(peft, held_out, batch_size=4).loss
+    assert found.extra_losses["adalora"] > 0.1
 
 
 def test_a_run_in_two_parts_ends_as_one_run(tmp_path: Path) -> None:
