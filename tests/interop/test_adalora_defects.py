@@ -58,7 +58,7 @@ def test_an_adapter_that_was_pruned_loses_more_when_it_is_trained_on(tmp_path: P
     assert left(peft) == 8
     peft.save_pretrained(tmp_path)
     assert left(trained(read(tmp_path, is_trainable=True), 3)) < 4
-    with pytest.raises(RuntimeError, match="size of tensor|broadcast"):
+    with pytest.raises(RuntimeError, match="size of tensor"):
         trained(read(tmp_path, is_trainable=True), 1, start=11)
 
 

@@ -109,7 +109,7 @@ def test_what_is_written_here_is_read_by_peft(
 # ---------- training ----------
 
 STEPS = 14
-BUDGET = {
+BUDGET: dict[str, Any] = {
     "init_r": 6,
     "target_r": 2,
     "tinit": 2,

@@ -3,6 +3,7 @@ import pytest
 
 from tests.reference.differences import assert_gradient
 from tinygrad_peft.arrays import Array
+from tinygrad_peft.nn import Init, Linear, Parameter
 from tinygrad_peft.reference import (
     AdaLoRALayer,
     Importance,
@@ -11,6 +12,9 @@ from tinygrad_peft.reference import (
     orthogonality,
     triplet_scores,
 )
+from tinygrad_peft.tensor import Tensor
+from tinygrad_peft_adalora import AdaLoraConfig, AdaLoraLinear, Budget
+from tinygrad_peft_adalora import orthogonality as plugin_orthogonality
 
 SHAPES = pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5)])
 
@@ -109,3 +113,69 @@ def test_of_equal_scores_none_is_kept() -> None:
 def test_the_budget_falls_as_a_cubic_between_the_two_phases() -> None:
     found = [cubic_budget(t, 100, 20, tinit=2, tfinal=2, total=8) for t in range(1, 9)]
     assert found == [100, 100, int(20 + 80 * 0.75**3), 30, int(20 + 80 / 64), 20, 20, 20]
+
+
+# ---------- the plugin ----------
+
+TRIPLET = ("lora_A", "lora_E", "lora_B")
+
+
+def plugin_layer(dtype: type[np.floating], **settings: int) -> tuple[AdaLoraLinear, AdaLoRALayer]:
+    """A layer of the plugin with random weights, and the reference's with the same."""
+    init = Init(0, dtype)
+    base = Linear.of(Parameter(init.normal(4, 5, std=1), requires_grad=False))
+    config = AdaLoraConfig(init_r=3, target_r=2, lora_alpha=6.0, **settings)
+    plugin, made = AdaLoraLinear(base, Budget(config), "", init), AdaLoRALayer(5, 4, 3, alpha=6.0)
+    for parameter in plugin.triplets.values():
+        parameter.data = init.normal(*parameter.shape, std=1)
+    made.A, made.E, made.B = (plugin.triplets[name].data for name in TRIPLET)
+    return plugin, made
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-10)])
+def test_the_plugins_layer_and_penalty_agree(
+    rng: np.random.Generator, dtype: type[np.floating], tolerance: float
+) -> None:
+    plugin, made = plugin_layer(dtype)
+    assert isinstance(plugin.base_layer, Linear)
+    x, g = (rng.standard_normal((2, 3, n)).astype(dtype) for n in (5, 4))
+    tensor, rows = Tensor(x, requires_grad=True), Tensor(made.A.copy(), requires_grad=True)
+    y, penalty = plugin(tensor), plugin_orthogonality(rows)
+    y.backward(g)
+    penalty.backward()
+    expected = made.forward(x, plugin.base_layer.weight.data), made.backward(g)
+    value, grad = orthogonality(made.A)
+    pairs = [
+        (y.data, expected[0]),
+        (tensor.grad, expected[1]),
+        (plugin.lora_A.grad, made.A_grad),
+        (plugin.lora_E.grad, made.E_grad),
+        (plugin.lora_B.grad, made.B_grad),
+        (penalty.data, np.asarray(value)),
+        (rows.grad, grad),
+    ]
+    for found, wanted in pairs:
+        assert found is not None
+        assert found.dtype == dtype
+        assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def test_the_plugins_scores_agree(rng: np.random.Generator) -> None:
+    plugin, _ = plugin_layer(np.float64)
+    averages = {name: Importance(p.shape) for name, p in plugin.triplets.items()}
+    for _ in range(3):
+        for name, parameter in plugin.triplets.items():
+            parameter.grad = rng.standard_normal(parameter.shape)
+            averages[name].update(parameter.data, parameter.grad)
+        plugin.observe()
+    a, e, b = (averages[name].score() for name in TRIPLET)
+    np.testing.assert_allclose(plugin.scores(), triplet_scores(a, e, b), rtol=1e-12)
+
+
+def test_the_plugins_budget_agrees() -> None:
+    budget = Budget(AdaLoraConfig(init_r=10, target_r=2, tinit=3, tfinal=4))
+    for step in range(1, 15):
+        budget.advance(10 * 6, run=18)
+        expected = cubic_budget(step, 60, 12, tinit=3, tfinal=4, total=18)
+        assert step <= 3 or budget.triplets(6) == expected
+        assert budget.is_due == (step > 3)
