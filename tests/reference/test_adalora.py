@@ -120,11 +120,11 @@ def test_the_budget_falls_as_a_cubic_between_the_two_phases() -> None:
 TRIPLET = ("lora_A", "lora_E", "lora_B")
 
 
-def plugin_layer(dtype: type[np.floating], **settings: int) -> tuple[AdaLoraLinear, AdaLoRALayer]:
+def plugin_layer(dtype: type[np.floating]) -> tuple[AdaLoraLinear, AdaLoRALayer]:
     """A layer of the plugin with random weights, and the reference's with the same."""
     init = Init(0, dtype)
     base = Linear.of(Parameter(init.normal(4, 5, std=1), requires_grad=False))
-    config = AdaLoraConfig(init_r=3, target_r=2, lora_alpha=6.0, **settings)
+    config = AdaLoraConfig(init_r=3, target_r=2, lora_alpha=6.0)
     plugin, made = AdaLoraLinear(base, Budget(config), "", init), AdaLoRALayer(5, 4, 3, alpha=6.0)
     for parameter in plugin.triplets.values():
         parameter.data = init.normal(*parameter.shape, std=1)
