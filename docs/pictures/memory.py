@@ -3,7 +3,7 @@
 from docs.pictures.svg import Picture
 from tinygrad_peft import Host
 from tinygrad_peft.models import named_shape
-from tinygrad_peft.peft import Memory, count_recipe, estimate_memory
+from tinygrad_peft.peft import Memory, count_recipe, estimate_full_memory, estimate_memory
 from tinygrad_peft_lora import LoraConfig
 
 __all__ = ["SHAPE", "draw", "estimates"]
@@ -14,23 +14,22 @@ LEFT, TOP, ROW, BAR = 118, 62, 74, 34
 
 
 def estimates() -> dict[str, tuple[str, Memory]]:
-    """How the weights are stored, and what is held beside the activations, by method."""
+    """How the frozen weights are stored, and what is held beside the activations, by method."""
     shape = named_shape(SHAPE)
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
     trained, total = count_recipe(shape, lora, Host.installed())
-    model = total - trained
     low_rank = estimate_memory(shape, trained, total)
     return {
-        "full": ("float32", estimate_memory(shape, model, model)),
-        "LoRA": ("float16", low_rank),
-        "QLoRA": ("nf4_float16", low_rank),
+        "full": ("float32", estimate_full_memory(total - trained)["float32"]),
+        "LoRA": ("float16", low_rank["float16"]),
+        "QLoRA": ("nf4_float16", low_rank["nf4_float16"]),
     }
 
 
 def draw() -> Picture:
     """Draw a bar for each method, in parts: weights, gradients, AdamW's moments."""
     rows = estimates()
-    sizes = {name: memory.training[stored] for name, (stored, memory) in rows.items()}
+    sizes = {name: memory.training for name, (_, memory) in rows.items()}
     picture = Picture(
         760,
         284,
@@ -59,7 +58,7 @@ def _legend(picture: Picture) -> None:
 
 def _row(picture: Picture, y: float, name: str, stored: str, memory: Memory) -> None:
     parts = (
-        ("packed" if stored.startswith("nf4") else "frozen", memory.weights[stored]),
+        ("packed" if stored.startswith("nf4") else "frozen", memory.weights),
         ("gradient", memory.gradients),
         ("trained", memory.optimizer),
     )
@@ -73,7 +72,7 @@ def _row(picture: Picture, y: float, name: str, stored: str, memory: Memory) -> 
         if width > 70:
             picture.text(x + width / 2, y + BAR / 2 + 5, _gb(size), anchor="middle")
         x += width
-    picture.text(x + 10, y + BAR / 2 + 6, f"_{_gb(memory.training[stored])}_", size=16)
+    picture.text(x + 10, y + BAR / 2 + 6, f"_{_gb(memory.training)}_", size=16)
     picture.text(LEFT, y + BAR + 19, _note(stored, memory), "soft", size=13)
 
 

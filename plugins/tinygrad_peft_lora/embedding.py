@@ -19,7 +19,7 @@ from tinygrad_peft.nn import Embedding, Init, Parameter, TokenEmbedding
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.mergeable import Mergeable
+from tinygrad_peft_lora.layer import Mergeable
 from tinygrad_peft_lora.norms import Norms
 
 __all__ = ["DoraEmbedding", "LoraEmbedding"]

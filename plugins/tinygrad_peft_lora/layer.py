@@ -17,15 +17,22 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray, rows
 from tinygrad_peft.errors import ShapeError
-from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Parameter
+from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Parameter
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import FusedResult, Needs
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.mergeable import Mergeable
 from tinygrad_peft_lora.starts import orthogonal
 
-__all__ = ["LoraLinear", "lora_affine", "lora_linear"]
+__all__ = ["LoraLinear", "Mergeable", "lora_affine", "lora_linear"]
+
+
+class Mergeable(Module):
+    """What LoRA puts into a model where it may be folded into a plain module."""
+
+    def merge(self) -> Module | None:
+        """Return a plain module with the same output; None where what it wraps is not plain."""
+        raise NotImplementedError
 
 
 class LoraLinear(Mergeable):

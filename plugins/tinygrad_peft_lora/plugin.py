@@ -24,8 +24,7 @@ from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.counting import count_lora
 from tinygrad_peft_lora.dora import DoraLinear
 from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
-from tinygrad_peft_lora.layer import LoraLinear
-from tinygrad_peft_lora.mergeable import Mergeable
+from tinygrad_peft_lora.layer import LoraLinear, Mergeable
 from tinygrad_peft_lora.mlx import MLX, read_mlx, write_mlx
 from tinygrad_peft_lora.taken_out import TakenOutLora
 from tinygrad_peft_lora.tokens import adapt_tokens

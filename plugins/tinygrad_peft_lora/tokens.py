@@ -21,7 +21,7 @@ from tinygrad_peft.ops import Result
 from tinygrad_peft.peft import Site, matches
 from tinygrad_peft.tensor import Tensor, apply, no_grad
 from tinygrad_peft_lora.config import INPUT, LoraConfig
-from tinygrad_peft_lora.mergeable import Mergeable
+from tinygrad_peft_lora.layer import Mergeable
 
 __all__ = ["TrainedLogits", "TrainedTokens", "adapt_tokens", "shares_weight", "trained_ids"]
 

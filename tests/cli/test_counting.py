@@ -31,27 +31,56 @@ def test_memory_follows_from_the_counts(commands: Commands) -> None:
     assert told["total"] == 124_439_808 + 294_912
     assert told["percent"] == 100 * 294_912 / (124_439_808 + 294_912)
     matrices = 12 * (768 * 3 * 768 + 768 * 768 + 2 * 768 * 3072)
-    codes, rest = matrices * (4 + 8 / 64 + 32 / 16_384) / 8, 124_734_720 - matrices
-    weights = {
-        "float32": 4 * 124_734_720,
-        "float16": 2 * 124_734_720,
+    codes, rest = matrices * (4 + 8 / 64 + 32 / 16_384) / 8, 124_439_808 - matrices
+    trained = 4 * 294_912
+    frozen = {
+        "float32": 4 * 124_439_808,
+        "float16": 2 * 124_439_808,
         "nf4": codes + 4 * rest,
         "nf4_float16": codes + 2 * rest,
     }
-    training = 4 * 294_912 + 8 * 294_912
     assert told["bytes"] == {
-        **{f"weights_{name}": size for name, size in weights.items()},
-        "gradients": 4 * 294_912,
-        "optimizer": 8 * 294_912,
-        **{f"training_{name}": size + training for name, size in weights.items()},
+        name: {
+            "weights": size + trained,
+            "gradients": trained,
+            "optimizer": 2 * trained,
+            "training": size + 4 * trained,
+        }
+        for name, size in frozen.items()
     }
+
+
+def test_full_is_the_whole_model_in_float32_or_all_in_float16(commands: Commands) -> None:
+    arguments = ("count", "--shape", "llama-7b", "--method", "full")
+    told = commands.ok(*arguments, "--json").json
+    assert (told["trainable"], told["total"], told["percent"]) == (6_738_415_616,) * 2 + (100,)
+    parts = ("weights", "gradients", "optimizer", "training")
+    assert told["bytes"] == {
+        "float32": dict(zip(parts, (6_738_415_616 * n for n in (4, 4, 8, 16)), strict=True)),
+        "float16": dict(zip(parts, (6_738_415_616 * n for n in (2, 2, 4, 8)), strict=True)),
+    }
+    rows = [" ".join(line.split()) for line in commands.ok(*arguments).out.splitlines()]
+    assert rows[-2:] == [
+        "float32 26,953.7 MB 26,953.7 MB 53,907.3 MB 107,814.6 MB",
+        "float16 13,476.8 MB 13,476.8 MB 26,953.7 MB 53,907.3 MB",
+    ]
+
+
+@pytest.mark.parametrize("methods", [("full:r=8",), ("full", "lora"), ("full", "full")])
+def test_full_stands_alone(commands: Commands, methods: tuple[str, ...]) -> None:
+    options = [part for method in methods for part in ("--method", method)]
+    message = commands.fails("count", "--shape", "gpt2", *options)
+    assert message == (
+        "tinygrad-peft: --method full: expected alone and without settings, got "
+        f"{', '.join(methods)}\n"
+    )
 
 
 def test_memory_is_a_table_with_a_row_for_each_way_of_storing_weights(commands: Commands) -> None:
     out = commands.ok("count", "--shape", "llama-7b", "--method", "lora:r=8").out
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert "float32 26,970.4 MB 16.8 MB 33.6 MB 27,020.8 MB" in rows
-    assert "NF4, rest in float16 3,874.0 MB 16.8 MB 33.6 MB 3,924.3 MB" in rows
+    assert "NF4, rest in float16 3,882.4 MB 16.8 MB 33.6 MB 3,932.7 MB" in rows
 
 
 def test_several_methods_add_up(commands: Commands) -> None:

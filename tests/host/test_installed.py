@@ -1,6 +1,7 @@
 import importlib
 import os
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def check_recipe(draft):
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs distributions of one module each, and hides those of the environment."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    # The standard library stays, since importlib.metadata imports parts of it when they are needed.
+    library = sysconfig.get_path("stdlib")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), library, f"{library}/lib-dynload"])
     monkeypatch.delenv("TINYGRAD_PEFT_WITHOUT", raising=False)
     importlib.invalidate_caches()
 

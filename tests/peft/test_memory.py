@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from tinygrad_peft.peft import (
     Memory,
     PeftModel,
     capture_seams,
+    count_model,
     count_recipe,
+    estimate_full_memory,
     estimate_memory,
     get_peft_model,
 )
@@ -31,7 +34,7 @@ WIDE = {
 }
 
 
-def estimated(family: str) -> Memory:
+def estimated(family: str) -> Mapping[str, Memory]:
     config = WIDE[family]
     return estimate_memory(config, *count_recipe(config, LoraConfig(r=2), lora_host()))
 
@@ -53,9 +56,11 @@ def nf4_bytes(weight: Array) -> int:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_in_floats_take_what_the_arrays_of_a_real_model_take(family: str) -> None:
-    real = arrays(adapted(family))
-    assert estimated(family).weights["float32"] == sum(a.nbytes for a in real)
-    assert estimated(family).weights["float16"] == sum(a.astype(np.float16).nbytes for a in real)
+    model = adapted(family)
+    trained = sum(p.data.nbytes for p in model.trainable_parameters())
+    frozen = sum(p.size for p in dict.fromkeys(model.parameters()) if not p.requires_grad)
+    assert estimated(family)["float32"].weights == sum(a.nbytes for a in arrays(model))
+    assert estimated(family)["float16"].weights == 2 * frozen + trained
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,10 +74,12 @@ def test_weights_in_nf4_take_what_their_codes_and_scales_and_the_rest_take(famil
     matrices = {id(p): p.data for m in layers for n, p in m.own_parameters() if n == "weight"}
     codes = sum(nf4_bytes(matrix) for matrix in matrices.values())
     quantized = sum(matrix.size for matrix in matrices.values())
-    rest = sum(a.size for a in arrays(adapted(family))) - quantized
+    whole = adapted(family)
+    trained = sum(p.size for p in whole.trainable_parameters())
+    rest = sum(a.size for a in arrays(whole)) - quantized - trained
     assert quantized > 0
-    assert estimated(family).weights["nf4"] == codes + 4 * rest
-    assert estimated(family).weights["nf4_float16"] == codes + 2 * rest
+    assert estimated(family)["nf4"].weights == codes + 4 * rest + 4 * trained
+    assert estimated(family)["nf4_float16"].weights == codes + 2 * rest + 4 * trained
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,18 +90,39 @@ def test_gradients_and_moments_take_what_a_real_steps_take(family: str) -> None:
     logits.backward(np.ones_like(logits.data))
     gradients = [p.grad for p in model.trainable_parameters() if p.grad is not None]
     moments = [array for arrays in optimizer.moments.values() for array in arrays]
-    assert estimated(family).gradients == sum(gradient.nbytes for gradient in gradients)
-    assert estimated(family).optimizer == sum(moment.nbytes for moment in moments)
+    for memory in estimated(family).values():
+        assert memory.gradients == sum(gradient.nbytes for gradient in gradients)
+        assert memory.optimizer == sum(moment.nbytes for moment in moments)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_training_takes_what_a_real_step_of_all_parameters_takes(family: str) -> None:
+    model = small(WIDE[family])
+    parameters = list(dict.fromkeys(model.parameters()))
+    for parameter in parameters:
+        parameter.requires_grad = True
+    optimizer = AdamW(parameters, lr=1e-3)
+    logits = model(IDS)
+    logits.backward(np.ones_like(logits.data))
+    optimizer.step()
+    moments = [array for arrays in optimizer.moments.values() for array in arrays]
+    total = count_model(WIDE[family])
+    memory = estimate_full_memory(total)
+    assert memory["float32"] == Memory(
+        sum(p.data.nbytes for p in parameters),
+        sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        sum(moment.nbytes for moment in moments),
+    )
+    assert memory["float16"] == Memory(2 * total, 2 * total, 4 * total)
 
 
 def test_training_is_all_of_it_together() -> None:
-    memory = Memory({"float32": 100, "float16": 50}, gradients=3, optimizer=6)
-    assert memory.training == {"float32": 109, "float16": 59}
+    assert Memory(100, gradients=3, optimizer=6).training == 109
 
 
 def test_a_weight_in_nf4_takes_just_over_four_bits() -> None:
     config = WIDE["llama"]
-    memory = estimate_memory(config, trainable=0, total=2**30)
+    memory = estimate_memory(config, trainable=0, total=2**30)["nf4"]
     quantized = 3 * (4 * 128 * 128 + 3 * 128 * 256)
-    bits = 8 * (memory.weights["nf4"] - 4 * (2**30 - quantized)) / quantized
+    bits = 8 * (memory.weights - 4 * (2**30 - quantized)) / quantized
     assert bits == pytest.approx(4.127, abs=5e-4)

@@ -11,7 +11,7 @@ from docs.pictures.svg import Picture
 from docs.pictures.update import DIRECTIONS, WIDTH, learn, shares
 from tinygrad_peft import Host, get_peft_model
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft import parse_method
+from tinygrad_peft.peft import methods_of, parse_method
 
 DOCS = FOLDER.parent
 PLUGINS = DOCS.parent / "plugins"
@@ -86,9 +86,7 @@ def test_blocks_make_the_difference_and_the_page_on_qlora_has_the_same_error() -
 
 def test_the_memory_of_full_lora_and_qlora_is_that_on_the_other_pages() -> None:
     words = words_of(memory.draw())
-    sizes = {
-        name: estimate.training[stored] for name, (stored, estimate) in memory.estimates().items()
-    }
+    sizes = {name: estimate.training for name, (_, estimate) in memory.estimates().items()}
     for size in sizes.values():
         assert f"{size / 1e9:.1f} GB" in words
         assert f"{size / 1e9:.1f} GB'" in page("concepts.md")
@@ -131,7 +129,7 @@ def test_a_method_takes_the_places_that_the_block_shows(method: str) -> None:
         "p_tuning": ":num_virtual_tokens=2",
         "vera": ":r=4",
     }
-    config = parse_method(name + options.get(name, ""), Host.installed().methods())
+    config = parse_method(name + options.get(name, ""), Host.installed())
     rewrites = get_peft_model(Transformer(LLAMA), config).record.rewrites
     # the last norm stands behind all blocks
     taken = [r.seam.name for r in rewrites if r.seam.path != "model.norm"]
@@ -142,7 +140,7 @@ def test_every_installed_method_of_this_project_is_in_the_block() -> None:
     known = {method.partition(" ")[0] for method in block.PLACES} | {"qlora"}
     ours = {
         name
-        for name, config in Host.installed().methods().items()
+        for name, config in methods_of(Host.installed()).items()
         if (PLUGINS / config.__module__.partition(".")[0]).is_dir()
     }
     assert ours == known

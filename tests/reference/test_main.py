@@ -24,6 +24,17 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run.stdout
 
 
+def test_an_unknown_argument_is_an_error() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tinygrad_peft.reference", "chekc", "mine.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "expected no argument or: check FILE [EXERCISE...], got chekc mine.py\n"
+
+
 COURSE = """\
 ============================================================
 Stage 9: Fine-tuning & Parameter-Efficient Methods

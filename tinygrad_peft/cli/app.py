@@ -318,7 +318,7 @@ def convert(*, adapter: Path, out: Path, layout: str, model: str | None, as_json
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A config.json, or the folder it is in."
 )
-@options.method
+@options.methods_to_count
 @options.as_json
 def count(
     *, shape: str | None, config: Path | None, methods: tuple[str, ...], as_json: bool

@@ -1,16 +1,25 @@
 """`tinygrad-peft count`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tinygrad_peft.cli.output import columns, emit
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import load_config, named_shape
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import Host, Memory, count_recipe, estimate_memory, parse_method
+from tinygrad_peft.peft import (
+    Host,
+    Memory,
+    count_model,
+    count_recipe,
+    estimate_full_memory,
+    estimate_memory,
+    parse_method,
+)
 
 __all__ = ["count_parameters"]
 
+FULL = "full"  # no plugin's method: the whole model is trained
 STORED = {
     "float32": "float32",
     "float16": "float16",
@@ -22,14 +31,11 @@ STORED = {
 def count_parameters(
     shape: str | None, config: Path | None, specs: Sequence[str], *, as_json: bool
 ) -> None:
-    """Print what a recipe trains on a named shape or on a config.json, and what memory it takes."""
+    """Print what methods train on a named shape or on a config.json, and what memory it takes."""
     if (shape is None) == (config is None):
         raise ConfigError("give one of --shape and --config")
     model = named_shape(shape) if shape is not None else _config(config)
-    host = Host.installed()
-    recipe = [parse_method(spec, host) for spec in specs]
-    trainable, total = count_recipe(model, recipe, host)
-    memory = estimate_memory(model, trainable, total)
+    trainable, total, memory = _counted(model, specs)
     values = {
         "shape": shape or str(config),
         "methods": list(specs),
@@ -37,10 +43,13 @@ def count_parameters(
         "total": total,
         "percent": 100 * trainable / total,
         "bytes": {
-            **{f"weights_{name}": size for name, size in memory.weights.items()},
-            "gradients": memory.gradients,
-            "optimizer": memory.optimizer,
-            **{f"training_{name}": size for name, size in memory.training.items()},
+            name: {
+                "weights": m.weights,
+                "gradients": m.gradients,
+                "optimizer": m.optimizer,
+                "training": m.training,
+            }
+            for name, m in memory.items()
         },
     }
     counts = [
@@ -51,13 +60,28 @@ def count_parameters(
     emit(values, [*columns(counts), "", *columns(_table(memory))], as_json=as_json)
 
 
-def _table(memory: Memory) -> list[tuple[str, ...]]:
+def _counted(
+    model: TransformerConfig, specs: Sequence[str]
+) -> tuple[int, int, Mapping[str, Memory]]:
+    """(trainable, all, memory) of the methods, or of training the whole model."""
+    if any(spec.partition(":")[0] == FULL for spec in specs):
+        if list(specs) != [FULL]:
+            raise ConfigError(
+                f"--method {FULL}: expected alone and without settings, got {', '.join(specs)}"
+            )
+        total = count_model(model)
+        return total, total, estimate_full_memory(total)
+    host = Host.installed()
+    recipe = [parse_method(spec, host) for spec in specs]
+    trainable, total = count_recipe(model, recipe, host)
+    return trainable, total, estimate_memory(model, trainable, total)
+
+
+def _table(memory: Mapping[str, Memory]) -> list[tuple[str, ...]]:
     """A row for each way of storing the weights, in megabytes."""
     rows = [
-        (STORED[name], _mb(size), _mb(memory.gradients), _mb(memory.optimizer), _mb(whole))
-        for (name, size), whole in zip(
-            memory.weights.items(), memory.training.values(), strict=True
-        )
+        (STORED[name], *map(_mb, (m.weights, m.gradients, m.optimizer, m.training)))
+        for name, m in memory.items()
     ]
     return [("memory to train", "weights", "gradients", "AdamW", "in all"), *rows]
 

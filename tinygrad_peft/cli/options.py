@@ -17,6 +17,7 @@ __all__ = [
     "data",
     "method",
     "methods_to_compare",
+    "methods_to_count",
     "model",
     "out",
     "seed",
@@ -97,6 +98,9 @@ model: Callable[[F], F] = click.option(
 )
 method: Callable[[F], F] = _methods(METHOD_HELP)
 methods_to_compare: Callable[[F], F] = _methods(RECIPE_HELP)
+methods_to_count: Callable[[F], F] = _methods(
+    f"{METHOD_HELP} `full`, alone, is the whole model trained."
+)
 out: Callable[[F], F] = click.option(
     "--out", type=_Folder(), required=True, help="A folder to write."
 )

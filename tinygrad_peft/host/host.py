@@ -28,7 +28,7 @@ _answers = pluggy.HookimplMarker(GROUP)
 
 
 class Host:
-    """Plugins, and the calls to them. `Host()` is empty; `Host.installed()` has all there are."""
+    """Plugins, and the calls to them. `Host()` is empty; `Host.installed()` has all of them."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
@@ -37,7 +37,7 @@ class Host:
         self._broken: dict[str, PluginInfo] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Host":
-        """Itself: plugins are modules, of which there is one each."""
+        """Return the host itself: a plugin is not copied with what holds it."""
         return self
 
     @classmethod

@@ -1,5 +1,6 @@
-"""The shapes of published models, for counting and for benchmarks: no weights."""
+"""Named shapes, for counting, benchmarks and examples: no weights."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from tinygrad_peft.errors import ConfigError, nearest
@@ -129,4 +130,18 @@ SHAPES: Mapping[str, TransformerConfig] = {
         3072, 28, 24, 8192, 131_072, tie_word_embeddings=True, rope_scaling=_LONG
     ),
     "llama-3-8b": _llama3(4096, 32, 32, 14_336, 8192),
+    # What the examples of the documents run on.
+    "small-llama": _llama(32, 2, 4, 64, 64, vocab_size=100, tie_word_embeddings=True),
+    "small-bert": dataclasses.replace(
+        _bert(
+            *(32, 2, 4),
+            vocab_size=100,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            layer_norm_eps=1e-5,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        pooler=False,
+    ),
 }

@@ -10,7 +10,7 @@ from tinygrad_peft.peft.config import (
     TargetedConfig,
 )
 from tinygrad_peft.peft.copies import trained_copy
-from tinygrad_peft.peft.counting import count_recipe
+from tinygrad_peft.peft.counting import count_model, count_recipe
 from tinygrad_peft.peft.events import (
     AffineShape,
     Applied,
@@ -29,7 +29,7 @@ from tinygrad_peft.peft.events import (
     Source,
 )
 from tinygrad_peft.peft.layout import Layout
-from tinygrad_peft.peft.memory import Memory, estimate_memory
+from tinygrad_peft.peft.memory import Memory, estimate_full_memory, estimate_memory
 from tinygrad_peft.peft.methods import methods_of
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
@@ -80,7 +80,9 @@ __all__ = [
     "capture_seams",
     "config_from_dict",
     "config_to_dict",
+    "count_model",
     "count_recipe",
+    "estimate_full_memory",
     "estimate_memory",
     "get_peft_model",
     "hookimpl",

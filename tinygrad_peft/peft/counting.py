@@ -29,7 +29,12 @@ from tinygrad_peft.peft.events import (
 from tinygrad_peft.peft.sites import Seam, capture_seams
 from tinygrad_peft.peft.targets import Targets
 
-__all__ = ["count_recipe"]
+__all__ = ["count_model", "count_recipe"]
+
+
+def count_model(model: TransformerConfig) -> int:
+    """All parameters of a model of that shape; shared ones count once."""
+    return count_elements(Transformer(model, Skeleton()).parameters())
 
 
 def count_recipe(

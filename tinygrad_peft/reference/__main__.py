@@ -4,10 +4,12 @@ LoRA, an adapter and a soft prompt at work on a width of 256, and the counts at 
 lines are those of the course; every figure in them is read off the objects.
 """
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 
+from tinygrad_peft.reference import check
 from tinygrad_peft.reference._basics import Array
 from tinygrad_peft.reference.adapter import Adapter
 from tinygrad_peft.reference.comparison import compare_peft_methods
@@ -104,4 +106,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["check", *arguments]:
+            check.run(arguments)
+        case []:
+            main()
+        case unknown:
+            sys.exit(f"expected no argument or: check FILE [EXERCISE...], got {' '.join(unknown)}")
