@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from tinygrad_peft.arrays import Shape
+from tinygrad_peft.errors import failures
 from tinygrad_peft.nn import Affine, Module
-from tinygrad_peft.peft import TargetedConfig
+from tinygrad_peft.peft import FileFormat, Shapes, TargetedConfig
 
 __all__ = ["AdaLoraConfig", "Pruned"]
 
@@ -28,6 +28,21 @@ class Pruned(Protocol):
     def total_step(self) -> int | None:
         """The length of the run that prunes it; None before its first step."""
         ...
+
+
+def read_settings(values: Mapping[str, object]) -> Mapping[str, object]:
+    """Return PEFT's settings as it uses them.
+
+    It ignores some of LoRA's, takes any name of a start for true, and writes a `target_r` above
+    `init_r`, with which it cannot train.
+    """
+    used = {key: value for key, value in values.items() if key not in UNUSED}
+    if isinstance(start := used.get("init_lora_weights"), str):
+        used["init_lora_weights"] = bool(start)
+    target, most = used.get("target_r"), used.get("init_r", AdaLoraConfig.init_r)
+    if isinstance(target, int) and isinstance(most, int):
+        used["target_r"] = min(target, most)
+    return used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +75,6 @@ class AdaLoraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine,)
-    passed_over: ClassVar[Mapping[str, object]] = {
-        "fan_in_fan_out": True,  # how the base stores its weights
-        "r": 8,
-        "megatron_core": "megatron.core",
-        "qalora_group_size": 16,
-    }
 
     init_r: int = 12
     target_r: int = 8
@@ -106,7 +115,7 @@ class AdaLoraConfig(TargetedConfig):
         }
         return [
             *super().problems(),
-            *(problem for problem, broken in rules.items() if broken),
+            *failures(rules),
             *([] if self.total_step is None else self.time_problems(self.total_step)),
             *(
                 f"rank_pattern of {path}: expected init_r={self.init_r} entries, got {len(kept)}"
@@ -114,21 +123,6 @@ class AdaLoraConfig(TargetedConfig):
                 if len(kept) != self.init_r
             ),
         ]
-
-    @classmethod
-    def as_meant(cls, values: Mapping[str, object]) -> Mapping[str, object]:
-        """Return PEFT's settings as it uses them.
-
-        It ignores some of LoRA's, takes any name of a start for true, and writes a `target_r` above
-        `init_r`, with which it cannot train.
-        """
-        used = {key: value for key, value in values.items() if key not in UNUSED}
-        if isinstance(start := used.get("init_lora_weights"), str):
-            used["init_lora_weights"] = bool(start)
-        target, most = used.get("target_r"), used.get("init_r", cls.init_r)
-        if isinstance(target, int) and isinstance(most, int):
-            used["target_r"] = min(target, most)
-        return used
 
     def time_problems(self, total: int) -> list[str]:
         """Return the reason why the budget cannot fall in a run of `total` steps, if any."""
@@ -163,7 +157,7 @@ class AdaLoraConfig(TargetedConfig):
             total_step=self.total_step or total,
         )
 
-    def stored_problems(self, shapes: Mapping[str, Shape]) -> list[str]:
+    def contradictions(self, shapes: Shapes) -> list[str]:
         """List tensors of other ranks than the settings give them, and incomplete triplets."""
         found: list[str] = []
         for name, shape in shapes.items():
@@ -179,3 +173,15 @@ class AdaLoraConfig(TargetedConfig):
                 if f"{path}.{other}" not in shapes
             ]
         return found
+
+    file_format: ClassVar[FileFormat["AdaLoraConfig"]] = FileFormat(
+        ignored_settings={
+            "fan_in_fan_out": True,  # how the base stores its weights
+            "r": 8,
+            "megatron_core": "megatron.core",
+            "qalora_group_size": 16,
+        },
+        repairs=read_settings,
+        checks=contradictions,
+        ranks=rank,
+    )

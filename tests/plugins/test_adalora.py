@@ -15,8 +15,14 @@ from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Dropout, Init, Linear, TransformerConfig
-from tinygrad_peft.peft import Host, PeftModel, config_from_dict, count_recipe, get_peft_model
-from tinygrad_peft.peft.inspection import inspect_path
+from tinygrad_peft.peft import (
+    Host,
+    PeftModel,
+    config_from_dict,
+    count_recipe,
+    get_peft_model,
+    inspect_path,
+)
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft.train import (
     Encoded,
@@ -79,7 +85,7 @@ def test_a_run_of_pefts_gives_the_same_losses_triplets_and_weights() -> None:
     with np.load(RUN / "run.npz") as stored:
         run = dict(stored)
     settings = json.loads((RUN / CONFIG).read_text())
-    written = config_from_dict(AdaLoraConfig, AdaLoraConfig.as_meant(settings))
+    written = config_from_dict(AdaLoraConfig, AdaLoraConfig.file_format.repairs(settings))
     assert written.total_step is not None
     peft = get_peft_model(
         load_model(GOLDEN / "gpt2", dtype=np.float64), replace(written, rank_pattern=None)
