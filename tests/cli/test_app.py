@@ -1,6 +1,7 @@
 """The commands' options, help, errors and exit statuses."""
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -163,6 +164,61 @@ def test_what_the_system_refuses_is_told_in_a_line(
 
     monkeypatch.setattr(cli.commands["methods"], "callback", fail)
     assert told in commands.fails("methods", status=status)
+
+
+# ---------- closed pipes ----------
+
+
+def start_with_closed(stream: str, *arguments: str) -> tuple[int, str]:
+    """Run a program whose reader of `stream` is gone; return its status, and the other stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        arguments,
+        stdout=writer if stream == "stdout" else subprocess.PIPE,
+        stderr=writer if stream == "stderr" else subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(writer)
+    return ran.returncode, (ran.stdout or "") + (ran.stderr or "")
+
+
+COUNT = ("count", "--shape", "gpt2", "--method")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-h",),
+        ("count", "-h"),
+        ("--version",),
+        (*COUNT, "lora"),
+        (*COUNT, "lora", "--json"),
+        (*COUNT, "lora", "--debug"),
+    ],
+)
+def test_closed_output_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    assert start_with_closed("stdout", *PROGRAM, *arguments) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tinygrad_peft", "counts"),
+        ("tinygrad_peft", *COUNT, "lorra"),
+        ("tinygrad_peft.cli.demo", "--out", __file__),
+    ],
+)
+def test_closed_error_output_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    assert start_with_closed("stderr", sys.executable, "-m", *arguments) == (141, "")
+
+
+def test_head_gets_its_lines(tmp_path: Path) -> None:
+    pipe = f"{shlex.join((*PROGRAM, 'methods'))} | head -n 1"
+    ran = start("sh", "-c", pipe, folder=tmp_path)
+    assert (len(ran.stdout.splitlines()), ran.stderr) == (1, "")
 
 
 # ---------- plugins ----------

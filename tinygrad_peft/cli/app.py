@@ -1,6 +1,5 @@
 """The program: its commands, errors, warnings and exit statuses."""
 
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -8,13 +7,12 @@ from typing import TextIO
 
 import click
 
+from tinygrad_peft.cli.closed_pipe import CLOSED_PIPE, discard_output
 from tinygrad_peft.cli.commands import COMMANDS
 from tinygrad_peft.cli.text import printable
 from tinygrad_peft.errors import TinygradPeftError, explained
 
 __all__ = ["cli", "run"]
-
-CLOSED_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # as a shell reports tools that SIGPIPE ends
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,8 +21,17 @@ def run(arguments: Sequence[str]) -> int:
     0: done; 1: a fault of this program, or in what `inspect` read; 2: an error that the user can
     mend; 130: Ctrl-C; 141: the reader of the output, such as `head`, has closed it.
     """
-    if "--debug" in arguments:
-        return _call([argument for argument in arguments if argument != "--debug"])
+    try:
+        if "--debug" in arguments:
+            return _call([argument for argument in arguments if argument != "--debug"])
+        return _guarded(arguments)
+    except BrokenPipeError:
+        discard_output()
+        return CLOSED_PIPE
+
+
+def _guarded(arguments: Sequence[str]) -> int:
+    """Show errors and warnings as plain lines."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -34,17 +41,19 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped by Ctrl-C", 130)
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - no traceback without --debug
         return _fail(*_explained(error))
 
 
 def _call(arguments: Sequence[str]) -> int:
+    """Run a command. `cli.main` would end a closed pipe with status 1."""
     try:
-        status: int | None = cli.main(list(arguments), standalone_mode=False)
-    except SystemExit as stop:  # click's answer to a closed pipe, which it makes quiet
-        if isinstance(stop.__context__, BrokenPipeError):
-            return CLOSED_PIPE
-        raise
+        with cli.make_context("tinygrad-peft", list(arguments)) as context:
+            status: int | None = cli.invoke(context)
+    except click.exceptions.Exit as end:  # after --help and --version
+        return end.exit_code
     return status or 0
 
 

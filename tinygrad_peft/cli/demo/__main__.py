@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinygrad_peft.cli.closed_pipe import CLOSED_PIPE, discard_output
 from tinygrad_peft.cli.demo.recipes import demo_recipes
 from tinygrad_peft.errors import FetchError, NetworkError, TinygradPeftError
 
@@ -27,21 +28,32 @@ TRAIN, TEST = 1_500, 600
 
 
 def main(arguments: Sequence[str], *, sizes: "OfflineSizes | None" = None) -> int:
-    """Run the demo and return its exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run the demo and return its exit status, as `tinygrad_peft.cli.app.run` does."""
     options = _parser().parse_args(arguments)
     # With a handler of the program's own, Ctrl-C stops at once: nothing has to be saved first.
     before = signal.signal(signal.SIGINT, _stop)
+    try:
+        return _guarded(options, sizes)
+    except BrokenPipeError:
+        discard_output()
+        return CLOSED_PIPE
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _guarded(options: argparse.Namespace, sizes: "OfflineSizes | None") -> int:
+    """Show errors as plain lines."""
     try:
         run_demo(options.out, offline=options.offline, sizes=sizes)
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
     except TinygradPeftError as error:
         return _fail(str(error), 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 2)
-    finally:
-        signal.signal(signal.SIGINT, before)
     return 0
 
 
