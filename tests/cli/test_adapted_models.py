@@ -24,7 +24,7 @@ def adapter(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_a_head_of_other_labels_than_the_models_own_is_put_back(
+def test_head_with_other_labels_than_the_model_is_restored(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     rows = [
@@ -54,7 +54,7 @@ def test_a_base_of_another_name_is_a_warning_in_one_line(
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
-def test_an_adapter_of_another_family_is_told_in_one_line(
+def test_adapter_of_another_family_is_refused_in_one_line(
     small_world: Path, adapter: Path, commands: Commands, model: str
 ) -> None:
     arguments = ("--model", small_world / model, "--adapter", adapter)
@@ -64,7 +64,7 @@ def test_an_adapter_of_another_family_is_told_in_one_line(
     assert len(message.splitlines()) == 1
 
 
-def test_an_adapter_of_another_model_is_told_even_where_all_its_tensors_fit(
+def test_adapter_of_another_model_is_refused_even_where_its_tensors_fit(
     small_world: Path, adapter: Path, tmp_path: Path, commands: Commands
 ) -> None:
     model = write_model(
@@ -107,7 +107,7 @@ def broken(adapter: Path, to: Path, how: str) -> Path:
         ("empty", "neither recipe.json nor adapter_config.json is there"),
     ],
 )
-def test_a_broken_adapter_is_told_with_its_path(
+def test_broken_adapter_is_refused_with_its_path(
     small_world: Path, adapter: Path, tmp_path: Path, commands: Commands, how: str, told: str
 ) -> None:
     folder = broken(adapter, tmp_path / "adapter", how)
@@ -123,7 +123,7 @@ def test_a_broken_adapter_is_told_with_its_path(
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_missing_adapter_is_told(small_world: Path, tmp_path: Path, commands: Commands) -> None:
+def test_missing_adapter_is_refused(small_world: Path, tmp_path: Path, commands: Commands) -> None:
     arguments = ("--model", small_world / "bert", "--adapter", tmp_path / "nowhere")
     message = commands.fails("evaluate", *arguments, "--data", small_world / "reviews.jsonl")
     assert message == f"tinygrad-peft: {tmp_path / 'nowhere'}: no such folder\n"

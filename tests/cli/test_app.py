@@ -27,15 +27,16 @@ def start(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 # ---------- help ----------
 
 
-def test_the_commands_of_the_contract_are_there() -> None:
+def test_expected_commands_exist() -> None:
     wanted = {"methods", "fetch", "finetune", "evaluate", "generate", "merge", "count"}
     assert wanted <= set(COMMANDS)
 
 
 def test_help_imports_nothing_slow(tmp_path: Path) -> None:
     program = (
-        "import sys; from tinygrad_peft.cli.app import run; run(['-h']); run(['finetune', '-h'])"
-        "; print(*sys.modules, sep='\\n', file=sys.stderr)"
+        "import sys; from tinygrad_peft.cli.app import cli, run; run(['-h'])\n"
+        "for name in cli.commands: run([name, '-h'])\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)"
     )
     ran = start(sys.executable, "-c", program, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -59,7 +60,7 @@ def test_every_command_takes_json(command: str) -> None:
     assert any("--json" in parameter.opts for parameter in cli.commands[command].params)
 
 
-def test_the_version_is_that_of_the_distribution(commands: Commands) -> None:
+def test_version_is_the_distributions(commands: Commands) -> None:
     told = commands.ok("--version").out
     assert told == f"tinygrad-peft, version {version('tinygrad-peft')}\n"
 
@@ -78,7 +79,7 @@ def test_the_version_is_that_of_the_distribution(commands: Commands) -> None:
         (("merge", "--dtype", "float8"), "'float8' is not one of 'float32', 'float16', 'bfloat16'"),
     ],
 )
-def test_a_wrong_command_line_is_told_with_the_help_to_read(
+def test_wrong_command_line_is_refused_with_the_help_to_read(
     commands: Commands, arguments: tuple[str, ...], told: str
 ) -> None:
     message = commands.fails(*arguments)
@@ -90,7 +91,7 @@ METHOD_ERRORS = [
     ("lorra", "no method is called 'lorra'; did you mean 'lora' or"),
     ("lora:r=four", "r: expected int, got 'four'"),
     ("lora:lora_alhpa=4", "lora_alhpa; did you mean 'lora_alpha'"),
-    ("lora:r", "'r' is no setting: write KEY=VALUE"),
+    ("lora:r", "write KEY=VALUE"),
     ("lora:r=4,r=8", "r is set twice"),
     ("lora:r=0", "the rank r=0 must be at least 1"),
     ('lora:{"r": ', "not JSON"),
@@ -99,13 +100,13 @@ METHOD_ERRORS = [
 
 
 @pytest.mark.parametrize(("spec", "told"), METHOD_ERRORS)
-def test_a_wrong_method_is_told(commands: Commands, spec: str, told: str) -> None:
+def test_wrong_method_is_refused(commands: Commands, spec: str, told: str) -> None:
     message = commands.fails("count", "--shape", "gpt2", "--method", spec)
     assert message.startswith("tinygrad-peft: ")
     assert told in message
 
 
-def test_a_process_fails_by_a_line_and_status_2(tmp_path: Path) -> None:
+def test_process_fails_with_one_line_and_status_2(tmp_path: Path) -> None:
     ran = start(*PROGRAM, "count", "--shape", "gpt3", "--method", "lora", folder=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("tinygrad-peft: unknown shape 'gpt3'; did you mean 'gpt2'")
@@ -129,7 +130,7 @@ def test_the_console_script_is_the_module(tmp_path: Path) -> None:
     assert ran.stdout == same.stdout
 
 
-def test_a_fault_of_the_program_is_told_apart(
+def test_fault_of_the_program_is_an_internal_error_with_status_1(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(**_: object) -> None:
@@ -152,7 +153,7 @@ def test_a_fault_of_the_program_is_told_apart(
         (KeyboardInterrupt(), "stopped by Ctrl-C", 130),
     ],
 )
-def test_what_the_system_refuses_is_told_in_a_line(
+def test_system_errors_are_one_line(
     commands: Commands,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
@@ -224,7 +225,7 @@ def test_head_gets_its_lines(tmp_path: Path) -> None:
 # ---------- plugins ----------
 
 
-def test_plugins_are_left_out_for_one_command(commands: Commands) -> None:
+def test_plugins_are_switched_off_for_one_command(commands: Commands) -> None:
     count = ("count", "--shape", "gpt2", "--method", "vera:r=4")
     told = commands.fails("--without", "vera", "--without", "ia3", *count)
     assert "no method is called 'vera'" in told
@@ -234,7 +235,7 @@ def test_plugins_are_left_out_for_one_command(commands: Commands) -> None:
     assert "'vrea'; did you mean 'vera'" in commands.fails("--without", "vrea", "methods")
 
 
-def test_an_error_in_a_hook_says_whose_it_is(commands: Commands) -> None:
+def test_error_in_a_hook_names_its_plugin(commands: Commands) -> None:
     told = commands.fails("count", "--shape", "gpt2", "--method", BAD_PROMPT)
     assert "prompt_tuning cannot start so" in told
     assert f"(plugin 'prompt' of tinygrad-peft {version('tinygrad-peft')}, hook count_" in told

@@ -22,7 +22,7 @@ def labels(*specs: str) -> list[str]:
 # ---------- what a recipe is ----------
 
 
-def test_a_recipe_is_a_method_as_everywhere() -> None:
+def test_recipe_of_one_method_is_parsed_as_a_method() -> None:
     [contender] = parsed("lora:r=4,target_modules=query+value")
     assert contender.recipe == (LoraConfig(r=4, target_modules=["query", "value"]),)
     assert (contender.label, contender.lr) == ("lora", None)
@@ -41,7 +41,7 @@ def test_after_an_at_sign_stand_a_rate_and_a_label() -> None:
     assert contender.label == "a @ b = c"
 
 
-def test_what_stands_in_json_separates_nothing() -> None:
+def test_separators_in_json_are_not_separators() -> None:
     pattern = r"(a + b)| @ |.*\.query"
     [contender] = parsed(
         'lora:{"target_modules": "(a + b)| @ |.*\\\\.query"} + lora:{"r": 2} @ lr=0.1'
@@ -53,11 +53,11 @@ def test_what_stands_in_json_separates_nothing() -> None:
 # ---------- labels ----------
 
 
-def test_a_label_is_the_methods_names_as_long_as_they_tell_apart() -> None:
+def test_label_is_the_methods_names_where_they_differ() -> None:
     assert labels("lora:r=4", "ia3", "lora + ia3") == ["lora", "ia3", "lora + ia3"]
 
 
-def test_recipes_of_the_same_methods_are_told_apart_by_their_settings() -> None:
+def test_recipes_of_the_same_methods_are_labelled_with_their_settings() -> None:
     assert labels("lora:r=4,lora_alpha=16", "lora:r=16,lora_alpha=16") == ["lora r=4", "lora r=16"]
     assert labels("lora:target_modules=query+key", "lora:target_modules=all-linear") == [
         "lora target_modules=query+key",
@@ -66,13 +66,13 @@ def test_recipes_of_the_same_methods_are_told_apart_by_their_settings() -> None:
     assert labels("lora + ia3", "lora:r=2 + ia3") == ["lora r=8 + ia3", "lora r=2 + ia3"]
 
 
-def test_recipes_of_the_same_settings_are_told_apart_by_their_rates() -> None:
+def test_recipes_of_the_same_settings_are_labelled_with_their_rates() -> None:
     assert labels("lora @ lr=1e-3", "lora @ lr=0.01") == ["lora lr=0.001", "lora lr=0.01"]
     assert labels("lora", "lora @ lr=0.01") == ["lora", "lora lr=0.01"]
     assert labels("lora:r=2", "lora:r=4 @ lr=0.01") == ["lora r=2", "lora r=4"]
 
 
-def test_a_label_that_is_given_takes_no_part_in_telling_apart() -> None:
+def test_given_label_does_not_lengthen_the_others() -> None:
     assert labels("lora", "lora:r=2 @ label=small") == ["lora", "small"]
 
 
@@ -96,14 +96,14 @@ def test_a_label_that_is_given_takes_no_part_in_telling_apart() -> None:
         ("lora @ lr=1,lr=2", "lr is set twice after the @"),
     ],
 )
-def test_what_is_no_recipe_is_told_with_its_text(spec: str, told: str) -> None:
+def test_invalid_recipe_is_refused_with_its_text(spec: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parsed("lora", spec)
     assert str(caught.value).startswith(f"--method {spec!r}: ")
     assert told in str(caught.value)
 
 
-def test_all_recipes_that_are_wrong_are_told_at_once() -> None:
+def test_all_invalid_recipes_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parsed("lora:r=0", "lora", "ia4")
     assert [line.partition(": ")[0] for line in str(caught.value).splitlines()][::2] == [
@@ -112,7 +112,7 @@ def test_all_recipes_that_are_wrong_are_told_at_once() -> None:
     ]
 
 
-def test_two_recipes_that_nothing_tells_apart_are_refused() -> None:
+def test_two_equal_recipes_are_refused() -> None:
     told = "two recipes are called 'lora': give one another label, as in --method '... @ label=NAME"
     for specs in (("lora", "lora"), ("lora", "ia3 @ label=lora")):
         with pytest.raises(ConfigError, match=told.replace(".", r"\.")):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.mark.parametrize("option", ["--model", "--data"])
-def test_a_name_that_was_not_fetched_is_told_with_the_command(
+def test_name_that_was_not_fetched_is_refused_with_the_command_to_run(
     small_world: Path, commands: Commands, option: str
 ) -> None:
     names = {"--model": "minilm-l6", "--data": "movie-reviews"}
@@ -60,7 +60,7 @@ def test_a_name_stands_for_the_part_of_the_data_that_a_command_reads(
         ),
     ],
 )
-def test_what_is_neither_a_path_nor_a_name_is_told(
+def test_text_that_is_neither_a_path_nor_a_name_is_refused(
     small_world: Path, cache: Path, commands: Commands, option: str, name: str, told: str
 ) -> None:
     message = commands.fails(
@@ -123,7 +123,7 @@ def test_a_path_comes_before_a_name_on_the_hub(
     commands.ok("inspect", "org/model")
 
 
-def test_what_is_neither_here_nor_on_the_hub(
+def test_name_that_is_neither_a_path_nor_on_the_hub_is_refused(
     small_world: Path, hub: Folders, commands: Commands
 ) -> None:
     assert hub == {}

@@ -27,7 +27,7 @@ def test_a_header_stands_over_its_numbers() -> None:
     ]
 
 
-def test_what_is_missing_stands_among_numbers() -> None:
+def test_missing_cells_align_with_numbers() -> None:
     assert columns([("", "loss"), ("a", MISSING), ("b", "12.5")]) == [
         "   loss",
         "a     –",
@@ -35,11 +35,11 @@ def test_what_is_missing_stands_among_numbers() -> None:
     ]
 
 
-def test_no_rows_are_no_lines() -> None:
+def test_no_rows_give_no_lines() -> None:
     assert columns([]) == []
 
 
-def test_what_a_terminal_would_obey_is_spelt_out() -> None:
+def test_control_characters_are_escaped() -> None:
     assert printable("é 😀\nnext") == "é 😀\nnext"
     assert printable("\x1b[31m\r\u202e") == "\\x1b[31m\\r\\u202e"
 

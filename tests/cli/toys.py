@@ -26,7 +26,7 @@ POSITIONS = 48  # of each model
 
 
 class Ran:
-    """A command that has run: its status, and what it wrote."""
+    """A finished command: its status and its output."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
@@ -55,13 +55,13 @@ class Commands:
         return Ran(status, *self.capsys.readouterr())
 
     def ok(self, *arguments: str | Path) -> Ran:
-        """Run what has to succeed."""
+        """Run a command that must succeed."""
         ran = self(*arguments)
         assert ran.status == 0, ran.err
         return ran
 
     def fails(self, *arguments: str | Path, status: int = 2) -> str:
-        """Run what has to fail by a few plain lines, and return these."""
+        """Run a command that must fail with a few plain lines, and return them."""
         ran = self(*arguments)
         assert (ran.status, ran.out) == (status, ""), ran.err
         assert "Traceback" not in ran.err

@@ -7,6 +7,7 @@ from typing import TextIO
 
 import click
 
+from tinygrad_peft.cli import options
 from tinygrad_peft.cli.closed_pipe import CLOSED_PIPE, discard_output
 from tinygrad_peft.cli.commands import COMMANDS
 from tinygrad_peft.cli.text import printable
@@ -94,7 +95,12 @@ def _say(message: str) -> None:
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tinygrad-peft", prog_name="tinygrad-peft")
 @click.option(
-    "--without", "names", multiple=True, metavar="PLUGIN", help="Switch an installed plugin off."
+    "--without",
+    "names",
+    type=options.NAME,
+    multiple=True,
+    metavar="PLUGIN",
+    help="Switch an installed plugin off.",
 )
 @click.pass_context
 def cli(context: click.Context, *, names: tuple[str, ...]) -> None:

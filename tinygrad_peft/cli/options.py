@@ -14,24 +14,44 @@ from tinygrad_peft.cli.command import Report
 from tinygrad_peft.cli.training_job import TrainingJob
 from tinygrad_peft.train.config import TrainConfig
 
-__all__ = ["adapter", "batches", "method", "model", "out", "quiet", "seed", "training_job"]
+__all__ = [
+    "METHOD_HELP",
+    "NAME",
+    "PATH",
+    "adapter",
+    "batches",
+    "method",
+    "model",
+    "model_of_adapter",
+    "out",
+    "quiet",
+    "seed",
+    "training_job",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Folder(click.Path):
-    """A folder to write. An empty name is refused: as a path it is the current folder."""
+class _Filled(click.ParamType[Any]):
+    """A path or a name. An empty one is refused: as a path it is the current folder."""
+
+    def __init__(self, kind: type[str] | type[Path]) -> None:
+        self.kind = kind
+        self.name = "text" if kind is str else "path"
 
     def convert(
         self,
         value: str | PathLike[str],
         param: click.Parameter | None,
         ctx: click.Context | None,
-    ) -> Path:
+    ) -> str | Path:
+        """Return the value as its kind."""
         if value == "":
-            self.fail("expected a folder's name (. is the current one)", param, ctx)
-        return Path(value)
+            self.fail("expected a path or a name, got '' (. is the current folder)", param, ctx)
+        return self.kind(value)
 
+
+PATH, NAME = _Filled(Path), _Filled(str)
 
 METHOD_HELP = (
     "A method of `methods` and its settings: NAME:r=8,target_modules=query+value; lists are "
@@ -54,7 +74,7 @@ def adapter(*, required: bool) -> Callable[[F], F]:
     """Add --adapter: a folder, or a name on the hub."""
     return click.option(
         "--adapter",
-        type=click.Path(path_type=Path),
+        type=PATH,
         required=required,
         help="A folder that finetune, Hugging Face PEFT, AdapterHub or mlx-lm wrote, or a name on "
         "the hub.",
@@ -89,13 +109,15 @@ def _type_of(hint: Any) -> "click.ParamType[Any] | type":  # noqa: ANN401 - a ty
 
 model: Callable[[F], F] = click.option(
     "--model",
+    type=NAME,
     required=True,
     help="A folder in Hugging Face layout, a .gguf file, a name that fetch knows, or a name on the "
     "hub: organisation/name, with @revision or without.",
 )
-out: Callable[[F], F] = click.option(
-    "--out", type=_Folder(), required=True, help="A folder to write."
+model_of_adapter: Callable[[F], F] = click.option(
+    "--model", type=NAME, help="The model; needed if the adapter does not describe it."
 )
+out: Callable[[F], F] = click.option("--out", type=PATH, required=True, help="A folder to write.")
 quiet: Callable[[F], F] = click.option("--quiet", is_flag=True, help="No progress display.")
 seed: Callable[[F], F] = _setting("seed", "The same seed, the same result.")
 batches: Callable[[F], F] = _all(
@@ -148,9 +170,15 @@ def training_job(*, is_compared: bool) -> Callable[[Callable[..., Report]], Call
 
 def _data(*, is_compared: bool) -> Callable[[F], F]:
     return _all(
-        click.option("--train", "train_data", required=True, help="JSON lines or CSV to train on."),
         click.option(
-            "--eval", "eval_data", required=is_compared, help="JSON lines or CSV to evaluate on."
+            "--train", "train_data", type=NAME, required=True, help="JSON lines or CSV to train on."
+        ),
+        click.option(
+            "--eval",
+            "eval_data",
+            type=NAME,
+            required=is_compared,
+            help="JSON lines or CSV to evaluate on.",
         ),
         click.option(
             "--task",

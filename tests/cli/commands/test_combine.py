@@ -42,7 +42,9 @@ def test_the_combination_is_the_weighted_sum(
         np.testing.assert_allclose(delta, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_rank_tells_what_is_lost(small_world: Path, tmp_path: Path, commands: Commands) -> None:
+def test_loss_from_a_smaller_rank_is_reported(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
     one = finetuned(commands, small_world, "llama", tmp_path / "one", "lora:r=4")
     other = finetuned(commands, small_world, "llama", tmp_path / "other", "lora:r=2")
     arguments: list[str | Path] = [
@@ -90,7 +92,7 @@ def test_a_module_that_one_alone_trained_whole_needs_the_model(
     assert not (tmp_path / "both").exists()
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path, commands: Commands) -> None:
+def test_missing_folder_is_named(tmp_path: Path, commands: Commands) -> None:
     arguments = ("combine", "--adapter", tmp_path / "nowhere", "--weights", "1")
     assert "nowhere: no such folder\n" in commands.fails(*arguments, "--out", tmp_path / "out")
 
@@ -100,6 +102,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, commands: Commands)
     [
         ("1", "2 adapters ('adapter_1', 'adapter_2') and 1 weights"),
         ("a,b", "expected numbers, as in 0.7,0.3, got 'a,b'"),
+        ("nan,1", "expected numbers, as in 0.7,0.3, got 'nan,1'"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
@@ -114,7 +117,13 @@ def test_weights_that_do_not_fit_are_refused(
     assert not out.exists()
 
 
-def test_a_folder_that_does_not_tell_its_model_needs_one(
+def test_negative_seed_is_refused(tmp_path: Path, commands: Commands) -> None:
+    arguments = ("combine", "--adapter", "one", "--weights", "1", "--seed", "-1")
+    told = commands.fails(*arguments, "--out", tmp_path / "out")
+    assert told == "tinygrad-peft: --seed: expected at least 0, got -1\n"
+
+
+def test_folder_that_does_not_describe_its_model_needs_one(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     one = finetuned(commands, small_world, "llama", tmp_path / "one", "lora:r=4")

@@ -1,4 +1,4 @@
-"""compare and plot: what they train, write and say."""
+"""compare: training, files and output."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def cells(line: str) -> list[str]:
     return [cell for cell in line.split("  ") if cell]
 
 
-# ---------- what it gives ----------
+# ---------- results ----------
 
 
 def test_each_recipe_has_a_row_and_a_folder(
@@ -65,7 +65,7 @@ def test_each_recipe_has_a_row_and_a_folder(
     assert tree(out) == {"comparison.json", *PLOT, *one, *both, *(f"3-two/{f}" for f in RUN)}
 
 
-def test_the_rows_are_what_finetune_and_evaluate_say(
+def test_rows_equal_the_results_of_finetune_and_evaluate(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     shared = ("--epochs", "2", "--batch-size", "8", "--seed", "3", "--json")
@@ -133,7 +133,7 @@ def test_language_models_are_compared_by_their_loss(
     assert float(four[1]) < float(base[1])
 
 
-def test_people_see_whose_turn_it_is(small_world: Path, tmp_path: Path, commands: Commands) -> None:
+def test_progress_names_each_recipe(small_world: Path, tmp_path: Path, commands: Commands) -> None:
     more = methods("lora:r=4", "lora:r=2")
     lines = commands.ok(*compare(small_world, tmp_path / "out", *more)).err.splitlines()
     assert lines[0] == "1/2 lora r=4"
@@ -142,7 +142,7 @@ def test_people_see_whose_turn_it_is(small_world: Path, tmp_path: Path, commands
     assert lines[3] == "2/2 lora r=2"
 
 
-# ---------- what is wrong is told before anything is written ----------
+# ---------- errors before anything is written ----------
 
 
 @pytest.mark.parametrize(
@@ -158,23 +158,21 @@ def test_people_see_whose_turn_it_is(small_world: Path, tmp_path: Path, commands
         (["--baseline"], "Missing option '--method'"),
     ],
 )
-def test_what_cannot_be_compared_is_told(
+def test_invalid_comparison_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands, more: Sequence[str], told: str
 ) -> None:
     assert told in commands.fails(*compare(small_world, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
 
 
-def test_the_evaluation_data_must_be_named(
-    small_world: Path, tmp_path: Path, commands: Commands
-) -> None:
+def test_evaluation_data_is_required(small_world: Path, tmp_path: Path, commands: Commands) -> None:
     arguments = compare(small_world, tmp_path / "out", *methods("lora"))
     place = arguments.index("--eval")
     message = commands.fails(*arguments[:place], *arguments[place + 2 :])
     assert "Missing option '--eval'" in message
 
 
-def test_a_folder_with_somebodys_work_is_refused(
+def test_folder_with_earlier_work_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     arguments = compare(small_world, tmp_path, *methods("lora"), "--quiet")
@@ -186,9 +184,7 @@ def test_a_folder_with_somebodys_work_is_refused(
     assert "file is a file, expected a folder" in message
 
 
-def test_a_task_that_the_data_is_not_for_is_told(
-    small_world: Path, tmp_path: Path, commands: Commands
-) -> None:
+def test_data_of_no_task_is_refused(small_world: Path, tmp_path: Path, commands: Commands) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"words": "good"}])
     message = commands.fails(
         *compare(small_world, tmp_path / "out", *methods("lora"), "--train", data)

@@ -48,7 +48,7 @@ def test_an_adapter_evaluates_to_the_same_in_every_layout(
     commands.ok("generate", "--model", model, "--adapter", out, *prompted)
 
 
-def test_a_model_is_named_where_the_adapter_tells_of_none(
+def test_model_is_needed_where_the_adapter_does_not_describe_it(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     adapter = finetuned(commands, small_world, "llama", tmp_path / "here", "lora:r=4")
@@ -60,16 +60,16 @@ def test_a_model_is_named_where_the_adapter_tells_of_none(
     assert "there is an adapter in it" in told
 
 
-def test_no_name_is_no_folder_to_write(
+def test_empty_output_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = commands.fails("convert", "--adapter", "here", "--layout", "mlx-lm", "--out", "")
-    assert "Invalid value for '--out': expected a folder's name" in told
+    assert "Invalid value for '--out': expected a path or a name, got ''" in told
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_layout_cannot_hold_is_told(
+def test_adapter_that_a_layout_cannot_hold_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     adapter = finetuned(commands, small_world, "bert", tmp_path / "here", "lora:r=4")

@@ -17,7 +17,7 @@ from tests.cli.toys import Commands
         ("roberta-base", "query+value", 294_912),
     ],
 )
-def test_published_counts_come_out(
+def test_published_counts_are_reproduced(
     commands: Commands, shape: str, targets: str, trainable: int
 ) -> None:
     arguments = ("count", "--shape", shape, "--method", f"lora:r=8,target_modules={targets}")
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_counted_without_its_weights(
     assert told["trainable"] == whole["trainable"] == 2 * 2 * 8 * (16 + 16)
 
 
-def test_a_config_of_an_unknown_model_type_is_told_with_its_path(
+def test_unknown_model_type_is_refused_with_the_path_of_its_config(
     tmp_path: Path, commands: Commands
 ) -> None:
     config = tmp_path / "config.json"
@@ -113,7 +113,22 @@ def test_a_config_of_an_unknown_model_type_is_told_with_its_path(
     )
 
 
-def test_an_unknown_shape_is_told_with_the_nearest(commands: Commands) -> None:
+@pytest.mark.parametrize("spelling", ["ful", "fulll", "Ful"])
+def test_misspelt_full_is_refused_with_the_right_spelling(
+    commands: Commands, spelling: str
+) -> None:
+    message = commands.fails("count", "--shape", "gpt2", "--method", spelling)
+    assert message == (
+        f"tinygrad-peft: no method is called {spelling.lower()!r}; did you mean 'full'?\n"
+    )
+
+
+def test_full_may_be_spelt_in_any_case(commands: Commands) -> None:
+    arguments = ("count", "--shape", "gpt2", "--json", "--method")
+    assert commands.ok(*arguments, "FULL").json["percent"] == 100
+
+
+def test_unknown_shape_is_refused_with_the_nearest(commands: Commands) -> None:
     message = commands.fails("count", "--shape", "lama-7b", "--method", "lora")
     assert "unknown shape 'lama-7b'; did you mean 'llama-7b'" in message
 
@@ -124,7 +139,7 @@ def test_one_model_is_counted(commands: Commands, arguments: tuple[str, ...]) ->
     assert message == "tinygrad-peft: give one of --shape and --config\n"
 
 
-def test_targets_of_another_family_are_told_with_the_nearest(commands: Commands) -> None:
+def test_targets_of_another_family_are_refused_with_the_nearest(commands: Commands) -> None:
     method = "lora:target_modules=c_attn+q_proj"
     message = commands.fails("count", "--shape", "gpt2", "--method", method)
     assert "'q_proj' matches no module; did you mean 'c_proj'" in message

@@ -52,7 +52,7 @@ def test_a_classifier_needs_no_adapter(
     assert (told["examples"], told["accuracy"]) == (16, np.mean(right))
 
 
-def test_people_get_the_same_numbers_as_a_table(small_world: Path, commands: Commands) -> None:
+def test_output_for_people_has_the_same_numbers(small_world: Path, commands: Commands) -> None:
     data = ("--data", small_world / "definitions.jsonl")
     ran = commands.ok("evaluate", "--model", small_world / "llama", *data)
     told = commands.ok("evaluate", "--model", small_world / "llama", *data, "--json").json
@@ -62,7 +62,7 @@ def test_people_get_the_same_numbers_as_a_table(small_world: Path, commands: Com
     assert "accuracy" not in lines
 
 
-def test_labels_that_the_model_does_not_know_are_told_with_their_file(
+def test_labels_that_the_model_does_not_know_are_refused_with_their_file(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"text": "good film", "label": "poss"}])
@@ -71,14 +71,14 @@ def test_labels_that_the_model_does_not_know_are_told_with_their_file(
     assert "did you mean 'pos'?" in message
 
 
-def test_data_of_another_task_is_told(small_world: Path, commands: Commands) -> None:
+def test_data_of_another_task_is_refused(small_world: Path, commands: Commands) -> None:
     data = small_world / "definitions.jsonl"
     message = commands.fails("evaluate", "--model", small_world / "classifier", "--data", data)
     assert f"{data} cannot be used for sequence-classification: 24 bad lines" in message
     assert "expected 'text' and 'label', got 'prompt', 'completion'" in message
 
 
-def test_a_batch_size_below_one_is_told(small_world: Path, commands: Commands) -> None:
+def test_batch_size_below_one_is_refused(small_world: Path, commands: Commands) -> None:
     data = ("--data", small_world / "definitions.jsonl", "--batch-size", "0")
     message = commands.fails("evaluate", "--model", small_world / "gpt2", *data)
     assert message == "tinygrad-peft: batch_size: expected at least 1, got 0\n"

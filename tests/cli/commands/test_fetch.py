@@ -9,7 +9,7 @@ from tests.cli.toys import Commands, fake_fetched
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_an_unknown_name_is_told_with_the_nearest(commands: Commands) -> None:
+def test_unknown_name_is_refused_with_the_nearest(commands: Commands) -> None:
     message = commands.fails("fetch", "minilm")
     assert message.splitlines() == [
         "tinygrad-peft: unknown artefact 'minilm'; did you mean 'minilm-l6'?",
@@ -17,13 +17,13 @@ def test_an_unknown_name_is_told_with_the_nearest(commands: Commands) -> None:
     ]
 
 
-def test_what_is_there_is_not_fetched_again(cache: Path, commands: Commands) -> None:
+def test_fetched_files_are_not_fetched_again(cache: Path, commands: Commands) -> None:
     folder = fake_fetched(cache, "movie-reviews")
     assert commands.ok("fetch", "movie-reviews").out == f"movie-reviews: {folder}\n"
     assert commands.ok("fetch", "movie-reviews", "--json").json == {"movie-reviews": str(folder)}
 
 
-def test_verifying_tells_files_that_are_damaged(cache: Path, commands: Commands) -> None:
+def test_verifying_finds_damaged_files(cache: Path, commands: Commands) -> None:
     fake_fetched(cache, "movie-reviews")
     ran = commands("fetch", "movie-reviews", "--verify")
     assert (ran.status, ran.out) == (2, "")
@@ -32,7 +32,7 @@ def test_verifying_tells_files_that_are_damaged(cache: Path, commands: Commands)
 
 
 @pytest.mark.slow
-def test_without_a_network_a_fetch_says_so(commands: Commands) -> None:
+def test_fetch_without_a_network_says_so(commands: Commands) -> None:
     ran = commands("fetch", "minilm-l6")
     assert (ran.status, ran.out) == (2, "")
     progress, message = ran.err.splitlines()

@@ -1,4 +1,4 @@
-"""finetune: what it trains, writes and says."""
+"""finetune: training, files and output."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def events(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
-# ---------- what it trains ----------
+# ---------- training ----------
 
 
 def test_a_classifier_learns_and_leaves_its_files(
@@ -151,7 +151,7 @@ def test_settings_reach_the_training(small_world: Path, tmp_path: Path, commands
     assert json.loads((out / "recipe.json").read_bytes())["base"]["pooling"] == "cls"
 
 
-def test_without_a_rate_the_methods_own_is_taken(
+def test_default_rate_is_the_methods_own(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     def rate(name: str, *more: str) -> object:
@@ -175,7 +175,7 @@ def test_accumulation_makes_one_step_of_several_batches(
     assert told["steps"] == 3  # 48 examples, 8 in a batch
 
 
-def test_people_get_a_table_and_the_evaluations_before_it(
+def test_output_for_people_is_the_evaluations_and_a_table(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     out, evaluation = tmp_path / "out", small_world / "more-reviews.jsonl"
@@ -189,10 +189,10 @@ def test_people_get_a_table_and_the_evaluations_before_it(
     assert quiet.err == ""
 
 
-# ---------- what is wrong is told before anything is written ----------
+# ---------- errors before anything is written ----------
 
 
-def test_texts_longer_than_the_models_positions_are_told_before_training(
+def test_texts_longer_than_the_models_positions_are_refused_before_training(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     rows: list[dict[str, object]] = [*reviews(4), {"text": "good " * 200, "label": "pos"}]
@@ -206,7 +206,7 @@ def test_texts_longer_than_the_models_positions_are_told_before_training(
     commands.ok(*classify(small_world, tmp_path / "out", "--train", data, "--max-length", "48"))
 
 
-def test_a_tokenizer_of_another_model_is_told_before_training(
+def test_tokenizer_of_another_model_is_refused_before_training(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     model = copytree(small_world / "bert", tmp_path / "model")
@@ -217,7 +217,7 @@ def test_a_tokenizer_of_another_model_is_told_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_that_only_the_evaluation_has_are_told_with_their_file(
+def test_labels_that_only_the_evaluation_has_are_refused_with_their_file(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     data = write_jsonl(tmp_path / "eval.jsonl", [*reviews(4), {"text": "good", "label": "poss"}])
@@ -229,7 +229,7 @@ def test_labels_that_only_the_evaluation_has_are_told_with_their_file(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_label_alone_is_no_classification(
+def test_data_with_one_label_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     data = write_jsonl(tmp_path / "one.jsonl", [{"text": "good", "label": "pos"}])
@@ -237,7 +237,7 @@ def test_one_label_alone_is_no_classification(
     assert f"{data}: every example has the label 'pos', expected two or more" in message
 
 
-def test_an_encoder_is_no_language_model(
+def test_encoder_does_not_train_as_a_language_model(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     model = small_world / "bert"
@@ -255,7 +255,7 @@ def test_an_encoder_is_no_language_model(
         ("recipe.json", "an adapter"),
     ],
 )
-def test_what_somebody_made_is_not_trained_over(
+def test_earlier_work_is_not_overwritten(
     small_world: Path, tmp_path: Path, commands: Commands, file: str, what: str
 ) -> None:
     (tmp_path / file).write_text("{}", encoding="utf-8")
@@ -264,7 +264,7 @@ def test_what_somebody_made_is_not_trained_over(
     assert tree(tmp_path) == {file}
 
 
-def test_a_file_in_the_place_of_the_folder_is_told_before_the_model_is_read(
+def test_file_in_place_of_the_folder_is_refused_before_the_model_is_read(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     file = tmp_path / "file"
@@ -275,7 +275,7 @@ def test_a_file_in_the_place_of_the_folder_is_told_before_the_model_is_read(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_the_right_to_write_is_told(
+def test_folder_without_the_right_to_write_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     tmp_path.chmod(0o500)
@@ -315,7 +315,7 @@ def edited(model: Path, to: Path, how: str) -> Path:
         ),
     ],
 )
-def test_a_broken_model_is_told_with_its_path(
+def test_broken_model_is_refused_with_its_path(
     small_world: Path, tmp_path: Path, commands: Commands, how: str, told: str
 ) -> None:
     model = edited(small_world / "bert", tmp_path / "model", how)
@@ -326,7 +326,9 @@ def test_a_broken_model_is_told_with_its_path(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_config_is_no_model(small_world: Path, tmp_path: Path, commands: Commands) -> None:
+def test_config_without_weights_is_refused(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
     config = small_world / "bert" / "config.json"
     message = commands.fails(*classify(small_world, tmp_path / "out", "--model", config))
     assert f"{config}" in message
@@ -334,7 +336,7 @@ def test_a_config_is_no_model(small_world: Path, tmp_path: Path, commands: Comma
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + bytes(16)])
-def test_a_broken_gguf_file_is_told(
+def test_broken_gguf_file_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands, content: bytes
 ) -> None:
     model = tmp_path / "model.gguf"
@@ -354,7 +356,7 @@ def test_a_broken_gguf_file_is_told(
     ],
 )
 @pytest.mark.parametrize("option", ["--train", "--eval"])
-def test_data_that_cannot_be_used_is_told_with_its_path(
+def test_unusable_data_is_refused_with_its_path(
     small_world: Path, tmp_path: Path, commands: Commands, option: str, content: str, told: str
 ) -> None:
     data = tmp_path / "data.jsonl"
@@ -373,7 +375,7 @@ def test_data_that_cannot_be_used_is_told_with_its_path(
         (["lora", "lora:target_modules=denze"], "step 2: 'denze' matches no module"),
     ],
 )
-def test_targets_that_match_nothing_are_told_with_the_nearest(
+def test_targets_that_match_nothing_are_refused_with_the_nearest(
     small_world: Path, tmp_path: Path, commands: Commands, methods: list[str], told: str
 ) -> None:
     arguments = [text for method in methods for text in ("--method", method)]
@@ -382,7 +384,7 @@ def test_targets_that_match_nothing_are_told_with_the_nearest(
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_that_cannot_be_are_all_told(
+def test_all_invalid_settings_are_reported_at_once(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     settings = ("--epochs", "0", "--lr", "nan", "--warmup", "1", "--max-steps", "0")

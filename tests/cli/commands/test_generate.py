@@ -1,4 +1,4 @@
-"""generate: what a model makes of a prompt."""
+"""generate: completions of a prompt."""
 
 import json
 from pathlib import Path
@@ -48,9 +48,7 @@ def test_the_prompt_is_printed_with_what_follows(small_world: Path, commands: Co
     assert ran.err == ""
 
 
-def test_greedy_tokens_are_those_of_the_highest_logits(
-    small_world: Path, commands: Commands
-) -> None:
+def test_greedy_tokens_have_the_highest_logits(small_world: Path, commands: Commands) -> None:
     model = load_model(small_world / "gpt2")
     tokenizer = OwnTokenizer.from_directory(small_world / "gpt2")
     ids = tokenizer.encode(PROMPT)
@@ -61,7 +59,7 @@ def test_greedy_tokens_are_those_of_the_highest_logits(
     assert told["completion"] == tokenizer.decode(ids[start:])
 
 
-def test_generation_stops_at_each_of_the_ends_that_the_config_names(
+def test_generation_stops_at_each_end_token_of_the_config(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     model = copytree(small_world / "gpt2", tmp_path / "model")
@@ -74,7 +72,7 @@ def test_generation_stops_at_each_of_the_ends_that_the_config_names(
     assert told["new_tokens"] == said.index(said[2]) + 1
 
 
-def test_an_adapter_changes_what_is_said(
+def test_adapter_changes_the_completion(
     small_world: Path, adapter: Path, commands: Commands
 ) -> None:
     model = small_world / "llama"
@@ -137,7 +135,7 @@ def test_a_prompt_that_is_too_long_is_refused(small_world: Path, commands: Comma
     assert "a prompt of 45 tokens and 10 new ones are more than the model's 48 positions" in message
 
 
-def test_settings_that_cannot_be_are_all_told(small_world: Path, commands: Commands) -> None:
+def test_all_invalid_settings_are_reported_at_once(small_world: Path, commands: Commands) -> None:
     more = ("--max-new-tokens", "0", "--temperature", "-1", "--top-p", "0")
     message = commands.fails(*generate(small_world / "llama", *more))
     assert message.splitlines() == [

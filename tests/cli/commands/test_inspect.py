@@ -1,4 +1,4 @@
-"""inspect: what a model or an adapter is, and what is wrong with it."""
+"""inspect: facts and problems of models and adapters."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_an_adapter_is_a_table_of_facts_and_tensors(adapter: Path, commands: Com
     assert "base_model.model.model.layers.#.self_attn.v_proj.lora_B.weight (8, 4) F32 3" in rows
 
 
-def test_json_has_all_of_it(adapter: Path, commands: Commands) -> None:
+def test_json_has_every_number(adapter: Path, commands: Commands) -> None:
     told = commands.ok("inspect", adapter, "--json").json
     assert (told["sound"], told["kind"], told["problems"], told["parts"]) == (
         True,
@@ -55,7 +55,7 @@ def test_json_has_all_of_it(adapter: Path, commands: Commands) -> None:
     assert len(tensors["groups"]) == 4
 
 
-def test_what_is_wrong_is_told_and_the_status_is_one(adapter: Path, commands: Commands) -> None:
+def test_problems_are_listed_and_the_status_is_1(adapter: Path, commands: Commands) -> None:
     config = adapter / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 5}))
     ran = commands("inspect", adapter)
@@ -76,7 +76,7 @@ def test_the_parts_of_a_folder_come_one_after_the_other(
     assert headers == [f"{both}: folder", f"{both}: model", f"{both / 'fr'}: adapter"]
 
 
-def test_an_adapter_is_held_against_the_model_that_is_named(
+def test_adapter_is_checked_against_the_named_model(
     adapter: Path, small_world: Path, commands: Commands
 ) -> None:
     commands.ok("inspect", adapter, "--model", small_world / "llama")
@@ -85,7 +85,15 @@ def test_an_adapter_is_held_against_the_model_that_is_named(
     assert "was made for another model: model_type 'llama', and this is 'gpt2'" in ran.out
 
 
-def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, commands: Commands) -> None:
+def test_model_is_not_checked_against_another(small_world: Path, commands: Commands) -> None:
+    gpt2 = small_world / "gpt2"
+    message = commands.fails("inspect", small_world / "bert", "--model", gpt2)
+    assert message == (
+        f"tinygrad-peft: --model {gpt2}: expected an adapter to check against it, got a model\n"
+    )
+
+
+def test_control_characters_are_not_printed(tmp_path: Path, commands: Commands) -> None:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 4, "\u001b[31mx": "\u202e"})
     )
@@ -94,6 +102,8 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, commands: Com
     assert "\\x1b[31mx = '\\u202e'" in ran.out
 
 
-def test_what_is_neither_is_an_error(tmp_path: Path, commands: Commands) -> None:
+def test_folder_without_a_model_or_an_adapter_is_refused(
+    tmp_path: Path, commands: Commands
+) -> None:
     assert "neither a model nor an adapter" in commands.fails("inspect", tmp_path)
     assert "nowhere: no such model or adapter" in commands.fails("inspect", tmp_path / "nowhere")

@@ -49,7 +49,7 @@ def test_the_merged_model_evaluates_to_the_same(
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("float16", "F16"), ("bfloat16", "BF16")])
-def test_weights_are_stored_in_the_dtype_that_is_asked_for(
+def test_weights_are_stored_in_the_given_dtype(
     small_world: Path, tmp_path: Path, commands: Commands, dtype: str, code: str
 ) -> None:
     adapter = finetuned(commands, small_world, "llama", tmp_path / "adapter", "lora:r=4")
@@ -81,7 +81,7 @@ def test_neither_the_model_nor_the_adapter_is_written_over(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_base_of_that_dtype_is_merged_in_float32_and_rounded_once(
+def test_base_in_float16_is_merged_in_float32_and_rounded_once(
     small_world: Path, tmp_path: Path, commands: Commands, dtype: SaveDtype
 ) -> None:
     model = copytree(small_world / "llama", tmp_path / "model")
@@ -114,7 +114,7 @@ def neighbours(values: Array, dtype: SaveDtype) -> list[Array]:
     return [(bits + np.uint32(0x10000)).view(np.float32), (bits - 0x10000).view(np.float32)]
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(
+def test_file_in_place_of_the_folder_is_refused(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
     (tmp_path / "file").touch()

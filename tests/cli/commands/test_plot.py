@@ -26,7 +26,7 @@ def test_a_picture_is_drawn_again_from_the_file(
     assert commands.ok("plot", out, "--json").json == {"plot": str(picture)}
 
 
-def test_without_matplotlib_the_rest_is_there_and_a_line_says_what_to_install(
+def test_without_matplotlib_one_line_says_what_to_install(
     small_world: Path, tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plotting, "find_spec", lambda _name: None)
@@ -40,7 +40,7 @@ def test_without_matplotlib_the_rest_is_there_and_a_line_says_what_to_install(
     assert commands.fails("plot", out) == f"tinygrad-peft: {NEEDED}\n"
 
 
-def test_a_folder_without_a_comparison_is_told(tmp_path: Path, commands: Commands) -> None:
+def test_folder_without_a_comparison_is_refused(tmp_path: Path, commands: Commands) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     message = commands.fails("plot", tmp_path)
     assert message == (

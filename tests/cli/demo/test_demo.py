@@ -98,7 +98,7 @@ def say_nothing(_line: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path, list[str]]:
-    """A job of a tiny model, its folder, and what it said."""
+    """A job of a tiny model, its folder, and its lines of progress."""
     out, said = tmp_path_factory.mktemp("demo"), list[str]()
     return run_job(offline_job(TINY, said.append), out, said.append), out, said
 
@@ -150,7 +150,7 @@ def pretrained_again() -> Transformer:
     return model
 
 
-def test_the_job_tells_each_part_as_it_begins(finished: tuple[Outcome, Path, list[str]]) -> None:
+def test_job_reports_each_part_as_it_begins(finished: tuple[Outcome, Path, list[str]]) -> None:
     _, _, said = finished
     assert said == [
         "pretraining a small model on 48 plain statements",
@@ -203,7 +203,7 @@ def test_the_same_seed_gives_the_same_language() -> None:
 # ---------- the table ----------
 
 
-def test_the_demo_ends_with_a_table_and_where_all_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_ends_with_a_table_and_the_files(capsys: pytest.CaptureFixture[str]) -> None:
     print_outcome(OUTCOME)
     assert capsys.readouterr().out == TABLE
 
@@ -218,7 +218,7 @@ def test_without_a_picture_the_reason_is_given(capsys: pytest.CaptureFixture[str
 # ---------- without a network ----------
 
 
-def test_without_a_network_one_line_says_so_and_the_small_model_is_used(
+def test_demo_without_a_network_says_so_and_uses_the_small_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -231,7 +231,7 @@ def test_without_a_network_one_line_says_so_and_the_small_model_is_used(
     assert "24 of 24 predictions" in output
 
 
-def test_another_failure_than_a_network_is_not_called_offline(
+def test_failure_other_than_the_network_is_not_called_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_arguments: object, **_options: object) -> None:
@@ -253,10 +253,10 @@ def test_offline_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"written in {tmp_path}: comparison.json" in output
 
 
-# ---------- what goes wrong ----------
+# ---------- errors ----------
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_a_line_before_anything_else(
+def test_folder_that_cannot_be_made_is_refused_first_and_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_a_line_before_anything_else(
     assert capsys.readouterr().err == f"tinygrad-peft demo: {tmp_path / 'file'}: File exists\n"
 
 
-def test_a_part_that_cannot_be_written_is_told_in_a_line(
+def test_part_that_cannot_be_written_is_an_error_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "merged").touch()

@@ -21,14 +21,14 @@ __all__ = ["combine"]
 @click.option(
     "--adapter",
     "adapters",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     multiple=True,
     required=True,
     help="An adapter's folder; give it several times.",
 )
 @click.option("--weights", required=True, help="A number for each adapter: 0.7,0.3.")
 @options.out
-@click.option("--model", help="The model; needed if the adapters do not describe it.")
+@options.model_of_adapter
 @click.option(
     "--type",
     "combination_type",
@@ -58,6 +58,8 @@ def combine(
     from tinygrad_peft.peft.model import DEFAULT
 
     shares = _numbers(weights)
+    if seed < 0:
+        raise ConfigError(f"--seed: expected at least 0, got {seed}")
     check_output(out, refused=("config.json",))
     peft = _loaded(adapters, model)
     if model is None:
@@ -82,9 +84,12 @@ def combine(
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        shares = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--weights: expected numbers, as in 0.7,0.3, got {text!r}") from None
+        shares = [math.nan]
+    if not all(map(math.isfinite, shares)):
+        raise ConfigError(f"--weights: expected numbers, as in 0.7,0.3, got {text!r}")
+    return shares
 
 
 def _loaded(adapters: Sequence[Path], model: str | None) -> "PeftModel":

@@ -18,7 +18,7 @@ __all__ = ["convert"]
     required=True,
     help="The library to write for: peft, or one that a plugin adds (adapterhub, mlx-lm).",
 )
-@click.option("--model", help="The model; needed if the adapter does not describe it.")
+@options.model_of_adapter
 def convert(adapter: Path, out: Path, layout: str, model: str | None) -> Report:
     """Write an adapter as Hugging Face PEFT, AdapterHub or mlx-lm has it.
 

@@ -22,9 +22,7 @@ FULL = "full"  # not a plugin's method: the whole model is trained
 
 @command
 @click.option("--shape", help="A named shape, such as llama-7b, gpt2 or bert-base.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="A config.json, or the folder it is in."
-)
+@click.option("--config", type=options.PATH, help="A config.json, or the folder it is in.")
 @options.method(f"{options.METHOD_HELP} `{FULL}`, alone, trains the whole model.")
 def count(shape: str | None, config: Path | None, methods: tuple[str, ...]) -> Report:
     """Count the parameters that methods train, and the memory it takes. Needs no weights."""
@@ -77,8 +75,8 @@ def _counted(
         parse_method,
     )
 
-    if any(spec.partition(":")[0] == FULL for spec in specs):
-        if list(specs) != [FULL]:
+    if any(_name(spec) == FULL for spec in specs):
+        if [spec.strip().lower() for spec in specs] != [FULL]:
             raise ConfigError(
                 f"--method {FULL}: expected alone and without settings, got {', '.join(specs)}"
             )
@@ -94,10 +92,14 @@ def _counted(
 
 def _suggest_full(spec: str, methods: Collection[str]) -> None:
     """Raise ConfigError for a misspelt `full`, which the parser of methods does not know."""
-    name = spec.partition(":")[0].strip().lower()
+    name = _name(spec)
     close = nearest(name, [*methods, FULL], 1)
     if name not in methods and repr(FULL) in close:
         raise ConfigError(f"no method is called {name!r}{close}")
+
+
+def _name(spec: str) -> str:
+    return spec.partition(":")[0].strip().lower()
 
 
 def _table(memory: "Mapping[str, Memory]") -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ __all__ = ["evaluate"]
 @command
 @options.model
 @options.adapter(required=False)
-@click.option("--data", required=True, help="JSON lines or CSV.")
+@click.option("--data", type=options.NAME, required=True, help="JSON lines or CSV.")
 @options.batches
 def evaluate(
     model: str, adapter: Path | None, data: str, batch_size: int, max_length: int

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tinygrad_peft.cli import options
 from tinygrad_peft.cli.command import Report, command
 from tinygrad_peft.cli.text import columns, printable
-from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from tinygrad_peft.models.inspection import Report as Inspection
@@ -18,8 +19,12 @@ __all__ = ["inspect"]
 
 
 @command
-@click.argument("path")
-@click.option("--model", help="The model to check an adapter against: only its settings are read.")
+@click.argument("path", type=options.NAME)
+@click.option(
+    "--model",
+    type=options.NAME,
+    help="The model to check an adapter against: only its settings are read.",
+)
 def inspect(path: str, model: str | None) -> Report:
     """Describe a model or an adapter, and list all that is wrong with it. Reads no weights.
 
@@ -31,6 +36,8 @@ def inspect(path: str, model: str | None) -> Report:
 
     base = None if model is None else load_config(model_path(model))
     report = inspect_path(_path(path), base=base)
+    if base is not None and report.kind == "model":
+        raise ConfigError(f"--model {model}: expected an adapter to check against it, got a model")
     return Report(
         values={"sound": report.sound, **_values(report)},
         lines=[printable(line) for line in _lines(report)],

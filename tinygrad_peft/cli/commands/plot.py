@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
+from tinygrad_peft.cli import options
 from tinygrad_peft.cli.command import Report, command
 
 __all__ = ["plot"]
 
 
 @command
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=options.PATH)
 def plot(folder: Path) -> Report:
     """Draw comparison.png again from the comparison.json in FOLDER."""
     from tinygrad_peft.cli.comparison_output import PLOT_FILE
