@@ -55,6 +55,12 @@ def test_every_option_has_a_help_text(commands: Commands, command: str) -> None:
             assert parameter.opts[0] in shown
 
 
+def test_help_of_each_command_fits_its_line(commands: Commands) -> None:
+    shown = commands.ok("--help").out
+    assert all(f"  {command} " in shown for command in COMMANDS)
+    assert "..." not in shown.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_json(command: str) -> None:
     assert any("--json" in parameter.opts for parameter in cli.commands[command].params)

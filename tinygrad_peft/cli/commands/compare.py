@@ -21,7 +21,7 @@ __all__ = ["compare"]
 @click.option("--baseline", is_flag=True, help="A first row for the frozen model.")
 @options.quiet
 def compare(job: TrainingJob, *, baseline: bool, quiet: bool) -> Report:
-    """Train several recipes, each from the same model, and compare them.
+    """Train several recipes from the same model, and compare them.
 
     A recipe is a method or several joined by " + ", each with its settings. After " @ " may stand a
     learning rate and a label of its own: "FIRST:r=8 + SECOND @ lr=2e-3, label=both".

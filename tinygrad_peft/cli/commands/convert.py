@@ -20,7 +20,7 @@ __all__ = ["convert"]
 )
 @options.model_of_adapter
 def convert(adapter: Path, out: Path, layout: str, model: str | None) -> Report:
-    """Write an adapter as Hugging Face PEFT, AdapterHub or mlx-lm has it.
+    """Write an adapter for Hugging Face PEFT, AdapterHub or mlx-lm.
 
     Its present layout is recognised by its files.
     """

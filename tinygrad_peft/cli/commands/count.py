@@ -25,7 +25,10 @@ FULL = "full"  # not a plugin's method: the whole model is trained
 @click.option("--config", type=options.PATH, help="A config.json, or the folder it is in.")
 @options.method(f"{options.METHOD_HELP} `{FULL}`, alone, trains the whole model.")
 def count(shape: str | None, config: Path | None, methods: tuple[str, ...]) -> Report:
-    """Count the parameters that methods train, and the memory it takes. Needs no weights."""
+    """Count trained parameters, and the memory of training.
+
+    Needs no weights.
+    """
     trainable, total, memory = _counted(_shape(shape, config), methods)
     values = {
         "shape": shape or str(config),

@@ -19,7 +19,7 @@ __all__ = ["evaluate"]
 def evaluate(
     model: str, adapter: Path | None, data: str, batch_size: int, max_length: int
 ) -> Report:
-    """Measure the loss, and accuracy or perplexity, of a model on a data set."""
+    """Measure a model's loss, and accuracy or perplexity, on data."""
     from tinygrad_peft.cli.adapted_models import load_adapted, task_of
     from tinygrad_peft.cli.examples import Examples
     from tinygrad_peft.cli.sources import model_path

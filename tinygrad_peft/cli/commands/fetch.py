@@ -11,9 +11,9 @@ __all__ = ["fetch"]
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--verify", is_flag=True, help="Hash the files in the cache again.")
 def fetch(names: tuple[str, ...], *, verify: bool) -> Report:
-    """Download a real model or data set into the cache, and verify its checksum.
+    """Download a real model or data set, and verify its checksum.
 
-    NAME is minilm-l6, smollm2, movie-reviews or devils-dictionary.
+    NAME is minilm-l6, smollm2, movie-reviews or devils-dictionary. Files in the cache are kept.
     """
     from tinygrad_peft.models import fetch
 

@@ -20,7 +20,7 @@ __all__ = ["finetune"]
 @options.training_job(is_compared=False)
 @options.quiet
 def finetune(job: TrainingJob, *, quiet: bool) -> Report:
-    """Train the methods' parameters on a data set, and save the adapter.
+    """Train methods on a data set, and save the adapter.
 
     The folder gets adapter_config.json, adapter_model.safetensors, recipe.json, metrics.json and
     log.jsonl.

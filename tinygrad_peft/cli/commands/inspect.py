@@ -26,9 +26,10 @@ __all__ = ["inspect"]
     help="The model to check an adapter against: only its settings are read.",
 )
 def inspect(path: str, model: str | None) -> Report:
-    """Describe a model or an adapter, and list all that is wrong with it. Reads no weights.
+    """Describe a model or an adapter, and list its problems.
 
-    PATH is a folder, or a .gguf or .safetensors file. The exit status is 1 if anything is wrong.
+    PATH is a folder, or a .gguf or .safetensors file. Reads no weights. The exit status is 1 if
+    anything is wrong.
     """
     from tinygrad_peft.cli.sources import model_path
     from tinygrad_peft.models import load_config

@@ -27,7 +27,10 @@ __all__ = ["merge"]
     help="The dtype of the weights in the files.",
 )
 def merge(model: str, adapter: Path, out: Path, dtype: "SaveDtype") -> Report:
-    """Fold an adapter into its model: a plain checkpoint that transformers loads."""
+    """Fold an adapter into its model, for any other program.
+
+    The folder gets a plain checkpoint, which transformers loads, and the tokenizer.
+    """
     from tinygrad_peft.cli.adapted_models import load_adapted
     from tinygrad_peft.cli.output_folder import check_output
     from tinygrad_peft.cli.sources import model_path

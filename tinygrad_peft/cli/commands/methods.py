@@ -15,7 +15,7 @@ __all__ = ["methods"]
 
 @command
 def methods() -> Report:
-    """List the plugins, their distributions, and their methods with all settings."""
+    """List plugins with their distributions, methods and settings."""
     from tinygrad_peft.peft import Host, hookspecs
 
     host = Host.installed()
