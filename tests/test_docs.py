@@ -198,7 +198,7 @@ def test_the_files_on_the_plugins_page_are_those_that_are_installed_and_run() ->
 
 def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
-    page = text.partition("## Whether it is right")[2].partition("## What a method rewrites")[0]
+    page = text.partition("## Testing a method")[2].partition("## What a method rewrites")[0]
     listed = re.findall(r"^\| `(\w+)(?:\(\))?` \|", page, flags=re.MULTILINE)
     promises = [
         name.removeprefix("test_") for name in dir(MethodConformance) if name.startswith("test_")
