@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @dataclass(frozen=True)
 class Names:
-    """What a family calls its values, both ends of its feed-forward network, and a norm."""
+    """The names of a family's values, both ends of its feed-forward network, and a norm."""
 
     value: str
     inner: str

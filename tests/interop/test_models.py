@@ -125,7 +125,7 @@ def output(model: Any, ids: IntArray, mask: IntArray) -> Array:  # noqa: ANN401 
 
 
 def apart(ours: Transformer, model: Any, ids: IntArray, mask: IntArray) -> float:  # noqa: ANN401
-    """The largest difference where a token is no padding."""
+    """Return the largest difference outside padding."""
     difference = np.abs(ours(ids, mask).numpy() - output(model, ids, mask))
     return float((difference if difference.ndim == 2 else difference[mask != 0]).max())
 
@@ -221,7 +221,7 @@ def test_paths_are_those_of_transformers(theirs: Any, tmp_path: Path) -> None:  
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama, tied", "llama, llama3"])
-def test_greedy_generation_is_that_of_transformers(name: str, tmp_path: Path) -> None:
+def test_greedy_generation_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     theirs = drawn(MODELS[name]())
     theirs.save_pretrained(tmp_path)
     ids, mask = batch(tokens=8)
@@ -240,7 +240,7 @@ def test_greedy_generation_is_that_of_transformers(name: str, tmp_path: Path) ->
 
 
 def fetched(name: str) -> Path:
-    """Where it is in the cache. `tinygrad-peft fetch` puts it there; this downloads nothing."""
+    """Return its path in the cache. `tinygrad-peft fetch` puts it there; this downloads nothing."""
     found = find_fetched(name)
     if found is None:
         pytest.skip(f"{name} is not in the cache")

@@ -1,6 +1,6 @@
-"""What PEFT 0.21.2 does wrong. tests/plugins/test_peft_defects has it right.
+"""Defects of PEFT 0.21.2; tests/plugins/test_peft_defects.py tests the right behaviour here.
 
-Where one of these fails with a later PEFT, it has been mended there, and the test can go.
+If one of these fails with a later PEFT, the defect was fixed there, and the test can go.
 """
 
 import json

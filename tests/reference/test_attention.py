@@ -89,7 +89,7 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         attention(q, q[:, :, :3], q[:, :, :3])
 
 
-def test_without_a_batch_the_output_is_that_of_a_batch_of_one(rng: np.random.Generator) -> None:
+def test_the_output_without_a_batch_equals_a_batch_of_one(rng: np.random.Generator) -> None:
     q, k, v, g = (rng.standard_normal((4, 2, 3)) for _ in range(4))
     out, p = attention(q, k, v, CAUSAL)
     batched, batched_p = attention(q[None], k[None], v[None], CAUSAL)
@@ -173,7 +173,7 @@ def test_targets_become_layers_and_the_rest_stays_what_it_was(rng: np.random.Gen
     assert (adapted(layers["q"]).lora.A != adapted(layers["v"]).lora.A).all()
 
 
-def test_a_target_that_is_no_projection_is_refused() -> None:
+def test_an_unknown_projection_is_refused_as_a_target() -> None:
     with pytest.raises(ValueError, match="unknown target 'w', expected one of q, k, v, o"):
         LoRAMultiHeadAttention(6, 2, target_modules=("q", "w"))
 

@@ -170,7 +170,7 @@ def test_a_manager_takes_a_model_of_linears_or_an_object(rng: np.random.Generato
         np.testing.assert_allclose(manager.forward("q", x), x @ (W + B @ A).T, rtol=1e-10)
 
 
-def test_what_is_no_adapter_is_said_in_one_sentence() -> None:
+def test_a_value_that_is_not_an_adapter_is_refused_in_one_sentence() -> None:
     manager = LoRAManager({"q": np.ones((4, 5))})
     forms = r'\(A, B\), \(A, B, scaling\), {"A": A, "B": B} or a LoRALayer'
     with pytest.raises(ValueError, match=f"^adapter 'one': q: expected {forms}, got int$"):

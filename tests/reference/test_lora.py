@@ -31,9 +31,7 @@ def test_the_matrices_have_the_shapes_of_the_paper_and_change_nothing_at_first(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_output_is_that_of_the_formula(
-    rng: np.random.Generator, shape: tuple[int, ...]
-) -> None:
+def test_the_output_follows_the_formula(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     lora, weight, x = layer(rng), drawn(rng, 4, 5), drawn(rng, *shape)
     update = 1.5 * np.einsum("or,ri->oi", lora.B, lora.A)
     np.testing.assert_allclose(

@@ -138,10 +138,10 @@ def test_the_gradients_of_qlora_are_those_of_differences(rng: np.random.Generato
         assert_gradient(lambda: made.forward(x), g, array, grad)
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_weights_that_are_not_finite_are_refused() -> None:
     weight = np.array([[1.0, np.nan], [np.inf, 1.0]])
     for quantize in (quantize_to_4bit, quantize_nf4):
-        with pytest.raises(ValueError, match=r"shape \(2, 2\) with 2 values that are no numbers"):
+        with pytest.raises(ValueError, match=r"shape \(2, 2\) with 2 values that are not finite"):
             quantize(weight)
         with pytest.raises(ValueError, match="shape"):
             quantize(np.empty((0, 4)))

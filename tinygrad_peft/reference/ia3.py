@@ -77,7 +77,7 @@ class IA3Linear:
         return self.scale[:, None] * self.weight, bias
 
     def num_parameters(self) -> int:
-        """What is trained: the width of the output, or of the input."""
+        """Count the factors: the width of the output, or of the input."""
         return self.scale.size
 
     def _affine(self, x: Array) -> Array:
