@@ -185,7 +185,7 @@ def test_a_merged_adapter_gives_the_same_in_transformers(written: Written, tmp_p
     np.testing.assert_allclose(peer_logits(opened), written.logits, atol=1e-4)
 
 
-def test_peft_reads_what_is_written_here(written: Written, tmp_path: Path) -> None:
+def test_peft_reads_our_files(written: Written, tmp_path: Path) -> None:
     ours = shaken(get_peft_model(own(written.base), written.config))
     ours.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer(written.family), tmp_path).eval()
@@ -225,7 +225,7 @@ def test_matrices_that_are_not_saved_are_the_ones_that_peft_computes_with(bases:
         np.testing.assert_array_equal(drawn, expected["default"].numpy())
 
 
-def test_dropout_falls_where_peft_lets_it_fall(
+def test_dropout_is_in_the_same_place_as_in_peft(
     bases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep = np.random.default_rng(0).random((2, 5, 16)) >= 0.5

@@ -168,7 +168,7 @@ def test_what_is_saved_here_computes_the_same_in_transformers(
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["gpt2", "llama, tied", "bert, classifier"])
-def test_half_precision_goes_both_ways(name: str, dtype: SaveDtype, tmp_path: Path) -> None:
+def test_half_precision_is_read_and_written(name: str, dtype: SaveDtype, tmp_path: Path) -> None:
     theirs = drawn(MODELS[name]()).to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs")
@@ -210,7 +210,7 @@ def test_segments_are_added(tmp_path: Path) -> None:
     assert np.abs(found - expected.numpy()).max() < 1e-4
 
 
-def test_paths_are_those_of_transformers(theirs: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_paths_equal_those_of_transformers(theirs: Any, tmp_path: Path) -> None:  # noqa: ANN401
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     known = {path for path, _ in theirs.named_modules()}

@@ -45,7 +45,7 @@ def test_the_output_follows_the_formula(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, shape: tuple[int, ...], activation: str, bias: bool
 ) -> None:
     made, x, g = (

@@ -37,7 +37,7 @@ def test_the_counts_at_seven_billion_are_the_published_ones() -> None:
     ]
 
 
-def test_the_counts_are_those_of_the_real_things() -> None:
+def test_the_counts_match_the_real_objects() -> None:
     counts = compare_peft_methods(
         d_model=12,
         num_layers=3,

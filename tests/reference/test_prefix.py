@@ -19,7 +19,7 @@ def test_a_layers_prefix_is_its_keys_and_values() -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("key_heads", [1, 2])
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, key_heads: int, masked: bool
 ) -> None:
     tuning = PrefixTuning(2, key_heads, 3, prefix_length=2, rng=rng)

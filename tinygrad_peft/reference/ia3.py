@@ -53,7 +53,7 @@ class IA3Linear:
         return self.scale * self._affine(x)
 
     def backward(self, grad_output: Array) -> Array:
-        """The gradient of x: (..., out) -> (..., in)."""
+        """Compute the gradient of x: (..., out) -> (..., in)."""
         x = remembered(self._cache)
         if self.on_input:
             # g W

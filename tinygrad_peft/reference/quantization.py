@@ -108,7 +108,7 @@ def quantize_nf4(weight: Array, block_size: int = 64) -> tuple[Codes, Array]:
 def dequantize_nf4(
     codes: Codes, absmax: Array, shape: tuple[int, ...], block_size: int = 64
 ) -> Array:
-    """The weight of that shape, in float32."""
+    """Restore the weight in its shape, in float32."""
     # W' = a level(q)
     return (np.repeat(absmax, block_size)[: codes.size] * NF4_LEVELS[codes]).reshape(shape)
 
@@ -121,7 +121,7 @@ def pack_4bit(codes: Codes) -> Codes:
 
 
 def unpack_4bit(packed: Codes, count: int) -> Codes:
-    """The first `count` codes of `pack_4bit`'s bytes."""
+    """Unpack the first `count` codes of `pack_4bit`'s bytes."""
     return np.stack([packed >> 4, packed & 15], axis=1).ravel()[:count]
 
 
