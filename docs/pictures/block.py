@@ -59,7 +59,7 @@ def _tokens(picture: Picture) -> None:
 
 
 def _stream(picture: Picture) -> None:
-    """Draw the hidden states' own way, from sum to sum."""
+    """Draw the path of the hidden states, from sum to sum."""
     picture.arrow([(STREAM, 76), (STREAM, 492)])
     picture.arrow([(STREAM, 512), (STREAM, 776)])
     picture.arrow([(STREAM, 796), (STREAM, 860)])
@@ -195,7 +195,7 @@ def _label(
     *words: str,
     kind: str = "trained",
 ) -> None:
-    """Write a method's name in the margin, and lead from there to its place."""
+    """Write a method's name in the margin, with a line to its place."""
     picture.line([place, (MARGIN - 8, y)], "leader")
     picture.text(MARGIN, y + 5, f"_{name}_", f"of-{kind}", size=15)
     for i, line in enumerate(words, 1):

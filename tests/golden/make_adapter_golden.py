@@ -164,7 +164,7 @@ def edit_config(path: Path, base: str) -> None:
 
 
 def computed(model: Any, task: str) -> dict[str, Any]:  # noqa: ANN401
-    """What is computed from one batch with padding."""
+    """Compute the expected values from one batch with padding."""
     ids = np.random.default_rng(0).integers(8, 60, (2, 6))
     ids[0, 1:3] = 7, 3
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])

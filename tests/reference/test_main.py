@@ -105,7 +105,7 @@ def test_more_is_said_after_the_courses_lines(shown: str) -> None:
     assert moved == "The adapter starts near the identity: no output moves by more than 0.03"
 
 
-def test_the_figures_are_those_of_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figures_match_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
     made = Demonstration(np.random.default_rng(0))
     made.prompt, made.adapter = PromptTuning(256, 7), Adapter(256, 5)
     print("\n".join(made.lines()))
