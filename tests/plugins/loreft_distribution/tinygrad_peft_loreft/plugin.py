@@ -1,0 +1,78 @@
+"""LoReFT's answers to the hooks: none to merge_module."""
+
+from collections.abc import Sequence
+
+from tinygrad_peft.nn import BlockLike, Module, Transformer
+from tinygrad_peft.peft import (
+    Draft,
+    ModelShape,
+    ParameterCount,
+    PeftConfig,
+    Site,
+    hookimpl,
+    hookspecs,
+)
+from tinygrad_peft_loreft.config import LoreftConfig
+from tinygrad_peft_loreft.layer import LoreftBlock
+
+__all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
+
+
+@hookimpl(hookspecs.peft_methods)
+def peft_methods() -> Sequence[type[PeftConfig]]:
+    """LoReFT."""
+    return [LoreftConfig]
+
+
+@hookimpl(hookspecs.adapt_module, LoreftConfig)
+def adapt_module(config: LoreftConfig, site: Site) -> Module | None:
+    """Wrap the blocks of the chosen layers."""
+    model, block = site.model, site.module
+    if site.slot != "blocks" or not isinstance(model, Transformer):
+        return None
+    if site.layer not in config.layers_of(model.config.num_hidden_layers):
+        return None
+    assert isinstance(block, BlockLike)
+    wrapped = LoreftBlock(block, config, model.config.hidden_size, site.init)
+    if config.init_weights == "identity" and not site.loading:
+        for intervention in wrapped.interventions:
+            intervention.start_as_identity()
+    return wrapped
+
+
+@hookimpl(hookspecs.count_parameters, LoreftConfig)
+def count_parameters(config: LoreftConfig, shape: ModelShape) -> ParameterCount:
+    """r (2 d + 1) for each intervention: V, W and b."""
+    each = config.low_rank_dimension * (2 * shape.config.hidden_size + 1)
+    layers = len(set(config.layers_of(shape.config.num_hidden_layers)))
+    count = layers * config.interventions * each
+    return ParameterCount(trainable=count, added=count)
+
+
+@hookimpl(hookspecs.check_recipe)
+def check_recipe(draft: Draft) -> Sequence[str]:
+    """List layers that are not there, a rank above the width, and more tokens than fit."""
+    model = draft.model
+    if not isinstance(model, Transformer):
+        return []
+    return [
+        f"step {i}: {objection}"
+        for i, config in draft.steps(LoreftConfig)
+        for objection in _objections(config, model)
+    ]
+
+
+def _objections(config: LoreftConfig, model: Transformer) -> list[str]:
+    shape = model.config
+    width, count, most = shape.hidden_size, shape.num_hidden_layers, shape.max_position_embeddings
+    found = [
+        f"layers: the model has no layer {n} (it has {count}, from 0)"
+        for n in config.layers_of(count)
+        if n not in range(count)
+    ]
+    if config.low_rank_dimension > width:
+        found.append(f"low_rank_dimension={config.low_rank_dimension}: expected at most {width}")
+    if max(config.first_n, config.last_n) > most:
+        sizes = f"first_n={config.first_n}, last_n={config.last_n}"
+        found.append(f"{sizes}: expected at most {most}, the most tokens that the model reads")
+    return found
