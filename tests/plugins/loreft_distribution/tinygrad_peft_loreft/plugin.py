@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.nn import BlockLike, Module, Transformer
+from tinygrad_peft.errors import failures
+from tinygrad_peft.nn import BlockLike, Module, Transformer, TransformerConfig
 from tinygrad_peft.peft import (
     Draft,
     ModelShape,
     ParameterCount,
     PeftConfig,
     Site,
+    VirtualConfig,
     hookimpl,
     hookspecs,
 )
@@ -51,19 +53,18 @@ def count_parameters(config: LoreftConfig, shape: ModelShape) -> ParameterCount:
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """List layers that are not there, a rank above the width, and more tokens than fit."""
+    """List sizes that the model does not have, and edits that its classifier would not see."""
     model = draft.model
     if not isinstance(model, Transformer):
         return []
     return [
         f"step {i}: {objection}"
         for i, config in draft.steps(LoreftConfig)
-        for objection in _objections(config, model)
+        for objection in (*_wrong_sizes(config, model.config), *_unseen(config, draft, model.config))
     ]
 
 
-def _objections(config: LoreftConfig, model: Transformer) -> list[str]:
-    shape = model.config
+def _wrong_sizes(config: LoreftConfig, shape: TransformerConfig) -> list[str]:
     width, count, most = shape.hidden_size, shape.num_hidden_layers, shape.max_position_embeddings
     found = [
         f"layers: the model has no layer {n} (it has {count}, from 0)"
@@ -76,3 +77,21 @@ def _objections(config: LoreftConfig, model: Transformer) -> list[str]:
         sizes = f"first_n={config.first_n}, last_n={config.last_n}"
         found.append(f"{sizes}: expected at most {most}, the most tokens that the model reads")
     return found
+
+
+def _unseen(config: LoreftConfig, draft: Draft, shape: TransformerConfig) -> list[str]:
+    """Object to edits of other tokens than the first, where nothing else is read any more."""
+    last = shape.num_hidden_layers - 1
+    reads_first = shape.head == "classification" and shape.pooling == "cls"
+    if not reads_first or last not in config.layers_of(shape.num_hidden_layers):
+        return []
+    prompted = any(isinstance(c, VirtualConfig) and c.slot == "prompt" for c in draft.recipe)
+    reasons = {
+        "a virtual token": prompted,
+        "not the last tokens of a prompt": config.interventions == 2 or not config.first_n,
+    }
+    return [
+        f"layers: after layer {last} the classifier reads the first position alone, {reason}: "
+        f"name layers below {last}"
+        for reason in failures(reasons)
+    ]
