@@ -1,4 +1,4 @@
-"""The tokens that LoReFT edits: the ends of each prompt, wherever padding, prompts and caches are."""
+"""The tokens that LoReFT edits, beside padding, virtual tokens and the cache."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from tinygrad_peft.nn import BlockLike, Context, Module, Roles
 from tinygrad_peft.peft import PeftConfig
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft.testing import SMALL_MODELS, small_model
-from tinygrad_peft_loreft import LoreftConfig
+from tinygrad_peft_loreft import LoreftBlock, LoreftConfig
 from tinygrad_peft_loreft.layer import edited_tokens
 from tinygrad_peft_prefix import PrefixTuningConfig
 from tinygrad_peft_prompt import PromptTuningConfig
@@ -58,16 +58,17 @@ def test_short_prompts_are_halved(
 
 @pytest.mark.parametrize("p", range(5))
 @pytest.mark.parametrize("s", range(5))
-def test_prompts_of_all_lengths_are_edited_by_the_papers_rule(p: int, s: int) -> None:
-    lengths = np.arange(1, 11)
-    places = np.arange(10)
-    right = places < lengths[:, None]  # padding at the right
-    for mask, shift in ((right, 0 * lengths), (right[:, ::-1], 10 - lengths)):
-        expected = [
-            tuple([i + by for i in end] for end in ends(n, p, s))
-            for n, by in zip(lengths, shift, strict=True)
-        ]
-        assert chosen(Roles((10, 10), mask=mask), p, s) == expected
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_all_lengths_are_edited_by_the_papers_rule(p: int, s: int, side: str) -> None:
+    lengths, longest = range(1, 11), 10
+    expected = []
+    mask = np.zeros((len(lengths), longest), bool)
+    for row, n in enumerate(lengths):
+        start = longest - n if side == "left" else 0
+        mask[row, start : start + n] = True
+        first, last = ends(n, p, s)
+        expected.append(([start + i for i in first], [start + i for i in last]))
+    assert chosen(Roles(mask.shape, mask=mask), p, s) == expected
 
 
 def test_virtual_tokens_and_the_continuation_are_left_alone() -> None:
@@ -103,25 +104,31 @@ class Recorder(Module):
         return y
 
 
-def edited(recipe: Sequence[PeftConfig], ids: IntArray, **more: IntArray) -> BoolArray:
+def edited(
+    recipe: Sequence[PeftConfig],
+    mask: IntArray | None = None,
+    prompt_lengths: IntArray | None = None,
+) -> BoolArray:
     """The positions where LoReFT's block differs from the block that it wraps: (B, N + T)."""
     model = small_model(SMALL_MODELS["llama"])
     peft = shaken(get_peft_model(model, recipe))
     wrapped = model.blocks[0]
-    assert isinstance(wrapped, Module)
+    assert isinstance(wrapped, LoreftBlock)
     inner = Recorder(wrapped.base_layer)
     wrapped.set_child("base_layer", inner)
     outer = Recorder(wrapped)
     model.set_child("blocks.0", outer)
     with no_grad():
-        peft(ids, **more)
+        peft(IDS, mask, prompt_lengths=prompt_lengths)
     return np.asarray((outer.seen != inner.seen).any(axis=-1))
 
 
 def shaken(peft: PeftModel) -> PeftModel:
+    """Move the weights from where they start, and return the model in evaluation mode."""
     rng = np.random.default_rng(0)
     for parameter in peft.trainable_parameters():
-        parameter.data = parameter.data + rng.normal(0, 0.2, parameter.shape).astype(np.float32)
+        moved = parameter.data + rng.normal(0, 0.2, parameter.shape)
+        parameter.data = moved.astype(parameter.dtype)
     peft.eval()
     return peft
 
@@ -132,7 +139,7 @@ IDS = np.random.default_rng(1).integers(1, 40, (2, 6))
 @pytest.mark.parametrize("before", [[], [PROMPT], [PREFIX]], ids=["alone", "prompt", "prefix"])
 def test_only_the_ends_of_each_prompt_are_changed(before: list[PeftConfig]) -> None:
     front = 3 if PROMPT in before else 0
-    changed = edited([*before, ENDS], IDS, prompt_lengths=np.array([6, 4]))
+    changed = edited([*before, ENDS], prompt_lengths=np.array([6, 4]))
     assert not changed[:, :front].any()
     expected = [[1, 1, 0, 0, 0, 1], [1, 1, 0, 1, 0, 0]]
     np.testing.assert_array_equal(changed[:, front:], expected)
@@ -140,7 +147,7 @@ def test_only_the_ends_of_each_prompt_are_changed(before: list[PeftConfig]) -> N
 
 def test_padding_is_left_alone_on_either_side() -> None:
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
-    changed = edited([ENDS], IDS, attention_mask=mask)
+    changed = edited([ENDS], mask)
     np.testing.assert_array_equal(changed, [[0, 0, 1, 1, 0, 1], [1, 1, 0, 0, 1, 0]])
 
 
@@ -157,7 +164,7 @@ def peft(request: pytest.FixtureRequest) -> PeftModel:
     return shaken(get_peft_model(model, [*request.param, ENDS]))
 
 
-def test_generation_with_the_cache_is_that_of_whole_sequences(peft: PeftModel) -> None:
+def test_generation_with_the_cache_continues_as_whole_sequences_do(peft: PeftModel) -> None:
     for prompt in PROMPTS:
         ids, length = np.array([prompt]), np.array([len(prompt)])
         for _ in range(6):

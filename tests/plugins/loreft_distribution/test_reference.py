@@ -1,4 +1,4 @@
-"""The intervention and its gradients, beside plain NumPy with gradients that are derived by hand."""
+"""The intervention beside plain NumPy, with gradients that are derived by hand."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -5,9 +5,9 @@
     R (r, d)  rotate_layer      its rows are orthonormal
     W (r, d)  learned_source    b (r,)      f the identity in the paper
 
-edits the state h (d,) of a token at the end of a block: within the span of R's rows it becomes
-f(W h + b), and orthogonal to them it stays. It is done for the first p and the last s tokens of each
-prompt (section 4.1), and not for those that are generated.
+edits the state h (d,) that a block gives for a token: its coordinates along R's rows become
+f(W h + b), and the rest of it stays. The first p and the last s tokens of each prompt are edited
+(section 4.1), and the generated ones are not.
 
 The rows of R stay orthonormal because R is a function of the free matrix V (r, d) that is trained:
 

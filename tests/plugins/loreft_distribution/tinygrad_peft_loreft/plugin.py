@@ -60,7 +60,10 @@ def check_recipe(draft: Draft) -> Sequence[str]:
     return [
         f"step {i}: {objection}"
         for i, config in draft.steps(LoreftConfig)
-        for objection in (*_wrong_sizes(config, model.config), *_unseen(config, draft, model.config))
+        for objection in (
+            *_wrong_sizes(config, model.config),
+            *_unseen(config, draft, model.config),
+        )
     ]
 
 
