@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tinygrad_peft import Host, PeftModel, Transformer, get_peft_model
-from tinygrad_peft.arrays import Array
+from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError
 from tinygrad_peft.nn import AdamW
 from tinygrad_peft.peft import PeftConfig, count_recipe, inspect_path, methods_of
@@ -214,8 +214,11 @@ def test_a_trained_recipe_is_saved_inspected_and_loaded(tmp_path: Path) -> None:
 def test_the_tensors_have_pyrefts_names_below_the_block(tmp_path: Path) -> None:
     adapted(replace(UNTIED, layers=1)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    shapes = {"rotate_layer": (3, 16), "learned_source.weight": (3, 16)}
-    shapes["learned_source.bias"] = (3,)
+    shapes: dict[str, Shape] = {
+        "rotate_layer": (3, 16),
+        "learned_source.weight": (3, 16),
+        "learned_source.bias": (3,),
+    }
     assert {name: array.shape for name, array in tensors.items()} == {
         f"base_model.model.model.layers.1.interventions.{i}.{name}": shape
         for i in range(2)
