@@ -82,9 +82,13 @@ def test_everything_wrong_with_the_settings_is_listed() -> None:
             LoreftConfig(last_n=97),
             "first_n=5, last_n=97: expected at most 96, the most tokens that the model reads",
         ),
+        (
+            LoreftConfig(layers=1, modules_to_save=["layers.0", "layers.1"]),
+            "modules_to_save: model.layers.1 is edited: name the layers below it instead",
+        ),
     ],
 )
-def test_a_model_without_the_layers_or_sizes_is_refused(config: LoreftConfig, message: str) -> None:
+def test_a_model_that_cannot_be_edited_so_is_refused(config: LoreftConfig, message: str) -> None:
     with pytest.raises(PeftError) as caught:
         adapted(config)
     assert str(caught.value) == f"the recipe is refused:\n  - step 0: {message}"

@@ -11,8 +11,10 @@ from tinygrad_peft.peft import (
     PeftConfig,
     Site,
     VirtualConfig,
+    capture_seams,
     hookimpl,
     hookspecs,
+    matches,
 )
 from tinygrad_peft_loreft.config import LoreftConfig
 from tinygrad_peft_loreft.layer import LoreftBlock
@@ -53,7 +55,7 @@ def count_parameters(config: LoreftConfig, shape: ModelShape) -> ParameterCount:
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """List sizes that the model does not have, and edits that its classifier would not see."""
+    """List sizes that the model does not have, and blocks where no edit would be made or seen."""
     model = draft.model
     if not isinstance(model, Transformer):
         return []
@@ -63,6 +65,7 @@ def check_recipe(draft: Draft) -> Sequence[str]:
         for objection in (
             *_wrong_sizes(config, model.config),
             *_unseen(config, draft, model.config),
+            *_trained_whole(config, model),
         )
     ]
 
@@ -97,4 +100,15 @@ def _unseen(config: LoreftConfig, draft: Draft, shape: TransformerConfig) -> lis
         f"layers: after layer {last} the classifier reads the first position alone, {reason}: "
         f"name layers below {last}"
         for reason in failures(reasons)
+    ]
+
+
+def _trained_whole(config: LoreftConfig, model: Transformer) -> list[str]:
+    """Object to blocks that `modules_to_save` takes: nothing can be put around them."""
+    layers = config.layers_of(model.config.num_hidden_layers)
+    return [
+        f"modules_to_save: {seam.path} is edited: name the layers below it instead"
+        for seam in capture_seams(model)
+        if seam.name.startswith("blocks.") and seam.layer in layers
+        if matches(seam.path, config.modules_to_save)
     ]
