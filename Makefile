@@ -10,10 +10,9 @@ VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_in
 READY := $(VENV)/.ready-$(VERSION)
 PEERS_READY := $(PEERS)/.ready-$(VERSION)
 
-# A distribution of its own, installed as a user would: it shows that built-ins have no privilege.
-THIRD_PARTY := tests/plugins/bitfit_distribution
-THIRD_PARTY_FILES := $(wildcard $(THIRD_PARTY)/pyproject.toml)
-INSTALL_THIRD_PARTY := $(if $(THIRD_PARTY_FILES),-e $(THIRD_PARTY))
+# Distributions of their own, installed as a user would: they show that built-ins have no privilege.
+THIRD_PARTY_FILES := $(wildcard tests/plugins/*_distribution/pyproject.toml)
+INSTALL_THIRD_PARTY := $(patsubst %/pyproject.toml,-e %,$(THIRD_PARTY_FILES))
 
 PIP_INSTALL := bin/python -m pip install --quiet --quiet --disable-pip-version-check
 

@@ -1,4 +1,5 @@
 import signal
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,16 +22,27 @@ PEERS = ("bitsandbytes", "peft", "torch", "transformers")
 # Without the peers these files cannot be imported; `make interop` and `make bench` install them.
 missing_peers = [name for name in PEERS if find_spec(name) is None]
 collect_ignore = list(MARKER_OF_FOLDER) if missing_peers else []
+# Third parties' methods are tested where they are installed: `make test` installs them.
+installed = {point.name for point in entry_points(group="tinygrad_peft")}
+third_parties = {
+    f"plugins/{path.name}": path.name.removesuffix("_distribution")
+    for path in sorted(TESTS.glob("plugins/*_distribution"))
+}
+missing_methods = {path: name for path, name in third_parties.items() if name not in installed}
+collect_ignore += missing_methods
 # The pictures are drawn from a checkout; the wheel has neither them nor what draws them.
 if not (TESTS.parent / "docs" / "pictures").is_dir():
     collect_ignore.append("pictures")
 
 
-def pytest_report_header() -> str | None:
-    if not missing_peers:
-        return None
-    folders = ", ".join(MARKER_OF_FOLDER)
-    return f"not collected: {folders} ({', '.join(missing_peers)} not installed)"
+def pytest_report_header() -> list[str]:
+    folders = {", ".join(MARKER_OF_FOLDER): missing_peers}
+    folders |= {path: [f"tinygrad-peft-{name}"] for path, name in missing_methods.items()}
+    return [
+        f"not collected: {folder} ({', '.join(missing)} not installed)"
+        for folder, missing in folders.items()
+        if missing
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,6 +24,7 @@ class PrefixTuningConfig(VirtualConfig):
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     learning_rate: ClassVar[float | None] = 1e-2
+    slot: ClassVar[Literal["prompt", "prefix"]] = "prefix"
 
     prefix_projection: bool = False
     encoder_hidden_size: int | None = None

@@ -296,12 +296,10 @@ def test_the_methods_of_the_environment_are_found_with_their_distributions() -> 
     assert methods_of(host)["lora"] is LoraConfig
 
 
-def test_a_third_partys_method_is_found_as_the_built_in_ones_are() -> None:
-    pytest.importorskip("tinygrad_peft_bitfit")
+@pytest.mark.parametrize("name", ["bitfit", "loreft"])
+def test_a_third_partys_method_is_found_as_the_built_in_ones_are(name: str) -> None:
+    pytest.importorskip(f"tinygrad_peft_{name}")
     host = Host.installed()
     found = {info.name: info for info in host.plugins()}
-    assert (found["bitfit"].distribution, found["bitfit"].version) == (
-        "tinygrad-peft-bitfit",
-        "0.1.0",
-    )
-    assert list(methods_of(host)) == sorted({"bitfit", *methods_of(host)})
+    assert (found[name].distribution, found[name].version) == (f"tinygrad-peft-{name}", "0.1.0")
+    assert list(methods_of(host)) == sorted({name, *methods_of(host)})

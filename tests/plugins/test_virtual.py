@@ -87,6 +87,11 @@ def labels(family: TransformerConfig) -> np.ndarray:
     return np.array([2, 0]) if family.head == "classification" else IDS
 
 
+def test_each_method_names_the_seam_that_it_stands_in(config: VirtualConfig) -> None:
+    (rewrite,) = adapted(LLAMA, config).record.rewrites
+    assert rewrite.seam.name == config.slot
+
+
 # ---------- the numbers ----------
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Never
+from typing import ClassVar, Literal, Never
 
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.config import PeftConfig
@@ -20,8 +20,12 @@ class VirtualConfig(PeftConfig):
     token_dim, num_attention_heads, num_layers, num_transformer_submodules: what Hugging Face PEFT
         notes of the model that an adapter was trained on. They are no choices: where they are
         given, they must be the model's.
+
+    `slot` is the seam in which the method stands: "prompt" puts virtual tokens before the text, so
+    that they have the first positions; "prefix" puts virtual keys and values there.
     """
 
+    slot: ClassVar[Literal["prompt", "prefix"]] = "prompt"
     not_mergeable: ClassVar[str] = "virtual tokens are no weights of the model"
     # PEFT wraps the model once less for these methods, and gives the one module no path.
     file_format: ClassVar[FileFormat[Never]] = FileFormat(
