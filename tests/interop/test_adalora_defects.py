@@ -1,6 +1,6 @@
-"""What PEFT 0.21.2 does wrong with AdaLoRA. tests/plugins/test_adalora.py has it right.
+"""Defects of PEFT 0.21.2 with AdaLoRA; tests/plugins/test_adalora.py tests the right behaviour.
 
-Where one of these fails with a later PEFT, it has been mended there, and the test can go.
+If one of these fails with a later PEFT, the defect was fixed there, and the test can go.
 """
 
 from pathlib import Path

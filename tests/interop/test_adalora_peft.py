@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def settings(option: str, family: str) -> dict[str, Any]:
-    """What PEFT's config and ours are made with."""
+    """Choose the settings of PEFT's config and of ours."""
     usual = {"init_r": 4, "target_r": 2, "total_step": 8, "lora_alpha": 64}
     chosen = {**usual, "target_modules": TARGETS[family], **OPTIONS[option]}
     if "modules_to_save" in chosen:
