@@ -24,10 +24,10 @@ from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import Init, Linear, Parameter, Skeleton, Transformer
 from tinygrad_peft.peft import PeftModel, count_recipe, get_peft_model, inspect_path
 from tinygrad_peft.tensor import Tensor
-from tinygrad_peft_lora import LoraConfig, LoraLinear, TakenOutLora
+from tinygrad_peft_lora import LoraConfig, LoraLinear, ResidualLora
 from tinygrad_peft_lora.norms import Norms
 
-TAKEN_OUT = ["pissa", "olora"]
+LEAVING_RESIDUAL = ["pissa", "olora"]
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -38,12 +38,12 @@ def frozen() -> Linear:
     return Linear.of(weight, Parameter(rng.normal(size=6), requires_grad=False))
 
 
-def taken_out(start: str, **settings: float) -> TakenOutLora:
+def taken_out(start: str, **settings: float) -> ResidualLora:
     config = LoraConfig(r=2, lora_alpha=3, init_lora_weights=start, **settings)  # type: ignore[arg-type]
-    return TakenOutLora(frozen(), config, "layer", Init(3, np.float64))
+    return ResidualLora(frozen(), config, "layer", Init(3, np.float64))
 
 
-def moved(start: str, **settings: float) -> TakenOutLora:
+def moved(start: str, **settings: float) -> ResidualLora:
     made = taken_out(start, **settings)
     rng = np.random.default_rng(2)
     for parameter in (made.lora_A.weight, made.lora_B.weight):
@@ -98,7 +98,7 @@ def test_a_rank_that_the_weight_does_not_have_is_refused() -> None:
 # ---------- the layer ----------
 
 
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_the_layer_is_its_formula(start: str) -> None:
     made = moved(start)
     change = product(made.lora_A.weight, made.lora_B.weight)
@@ -146,7 +146,7 @@ def test_the_gradients_are_the_differences_and_the_start_has_none(dropout: float
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_the_base_is_never_touched(family: str, start: str) -> None:
     model = small(FAMILIES[family])
     before, output = Snapshot.of(model), logits(model)
@@ -264,7 +264,7 @@ def unconverted(folder: Path, start: str) -> PeftModel:
     return peft
 
 
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_an_unconverted_folder_is_read_with_the_start_of_this_base(
     start: str, tmp_path: Path
 ) -> None:
@@ -318,7 +318,7 @@ def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_nothing_is_decomposed_where_the_base_has_no_weights(
     start: str, tmp_path: Path, decompositions: list[tuple[int, ...]]
 ) -> None:
