@@ -570,7 +570,7 @@ def test_an_adapter_cannot_be_merged_and_merging_leaves_all_as_it_was() -> None:
     before = Snapshot.of(peft)
     with pytest.raises(PeftError) as caught:
         peft.merge_and_unload()
-    why = "adapter cannot be merged: a nonlinearity stands between its two maps"
+    why = "adapter cannot be merged: a nonlinearity stands between its two layers"
     assert f"model.layers.2.mlp: {why}" in str(caught.value)
     before.assert_unchanged(peft)
 
@@ -644,7 +644,7 @@ def test_generating_with_a_cache_is_generating_without(family: str, option: str)
         ({"bottleneck_dim": -3}, "bottleneck_dim=-3 must be at least 1"),
         (
             {"bottleneck_dim": 8, "reduction_factor": 16},
-            "bottleneck_dim=8 and reduction_factor=16 both set one width: give one of them",
+            "bottleneck_dim=8 and reduction_factor=16 both set the inner width: give one of them",
         ),
         ({"reduction_factor": 0}, "reduction_factor=0 must be at least 1"),
         ({"reduction_factor": 0.5}, "reduction_factor=0.5 must be at least 1"),
@@ -702,21 +702,18 @@ def test_everything_that_is_wrong_with_the_settings_is_one_error() -> None:
         ),
         (
             BottleneckAdapterConfig(reduction_factor=17),
-            (
-                "step 1: reduction_factor=17 leaves nothing of the hidden size 16: "
-                "it can be 16 at most"
-            ),
+            "step 1: reduction_factor=17 must be at most the hidden size 16",
         ),
         (
             replace(HOULSBY, layers_to_transform=1, modules_to_save=["mlp", "layers.0"]),
             (
-                "step 1: modules_to_save: model.layers.1.mlp is where an adapter goes: "
+                "step 1: modules_to_save: model.layers.1.mlp gets an adapter: "
                 "name the layers below it instead"
             ),
         ),
         (
             replace(PFEIFFER, layers_to_transform=1, modules_to_save=["layers.1"]),
-            "step 1: modules_to_save: model.layers.1.mlp is where an adapter goes",
+            "step 1: modules_to_save: model.layers.1.mlp gets an adapter",
         ),
     ],
 )

@@ -227,10 +227,10 @@ def test_every_inner_width_has_a_factor(width: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (replace(SEQ, bias=False), "bias=False: its adapters have biases"),
-        (replace(SEQ, layer_norm=True), "layer_norm: its library cannot write that"),
+        (replace(SEQ, bias=False), "bias=False: AdapterHub's adapters have biases"),
+        (replace(SEQ, layer_norm=True), "layer_norm: AdapterHub cannot write it"),
         (replace(SEQ, dropout=0.1), 'dropout needs drops="output"'),
-        (replace(SEQ, modules_to_save=["lm_head"]), "modules_to_save: it trains no modules whole"),
+        (replace(SEQ, modules_to_save=["lm_head"]), "modules_to_save: AdapterHub trains no"),
         (replace(PAR, reads="sublayer"), 'placement="parallel" needs reads="residual" in a model'),
         (LoraConfig(), "no installed plugin writes lora in it"),
     ],
@@ -261,7 +261,7 @@ def test_all_that_it_cannot_hold_is_one_error(tmp_path: Path) -> None:
 
 def test_a_model_of_another_family_has_no_names_there(tmp_path: Path) -> None:
     peft = adapt(small(replace(LLAMA, model_type="")), SEQ)
-    with pytest.raises(ConfigError, match="it has models of the families gpt2, llama, bert alone"):
+    with pytest.raises(ConfigError, match="expected one of gpt2, llama, bert, got a model without"):
         peft.save_pretrained(tmp_path, layout="AdapterHub")
 
 
@@ -277,21 +277,21 @@ UNEQUALLED: Mapping[str, tuple[dict[str, object], str]] = {
     "kind": ({"dropout": "x"}, "config: Expected `float`, got `str` - at `$.dropout`"),
     "no output": (
         {"output_adapter": False},
-        "output_adapter=False: an adapter at each feed-forward",
+        "output_adapter=False: adapters after attention alone are not supported",
     ),
-    "beside": ({"is_parallel": True, "mh_adapter": True}, "none beside attention is supported"),
-    "no sum": ({"original_ln_after": False}, "no output without the base's own sum"),
+    "beside": ({"is_parallel": True, "mh_adapter": True}, "beside attention are not supported"),
+    "no sum": ({"original_ln_after": False}, "outputs without the base's own sum are"),
     "residual": (
         {"residual_before_ln": False},
-        "residual_before_ln=False: true alone is supported",
+        "residual_before_ln=False: only true is supported",
     ),
     "post_add": (
         {"residual_before_ln": "post_add", "original_ln_before": False},
         "residual_before_ln='post_add'",
     ),
-    "ln_before": ({"ln_before": True}, "ln_before: its own library cannot write that"),
+    "ln_before": ({"ln_before": True}, "ln_before: AdapterHub cannot write it"),
     "ln_after": ({"ln_after": True}, "ln_after: norms behind adapters are not supported"),
-    "scaling": ({"scaling": "learned"}, "scaling='learned': a number is expected"),
+    "scaling": ({"scaling": "learned"}, "scaling='learned': learnt factors are not"),
     "gates": ({"use_gating": True}, "use_gating: gates are not supported"),
     "invertible": (
         {"inv_adapter": "nice"},
@@ -300,21 +300,21 @@ UNEQUALLED: Mapping[str, tuple[dict[str, object], str]] = {
     "cross": ({"cross_adapter": True}, "cross_adapter: no model has cross-attention"),
     "phm": ({"phm_layer": True}, "phm_layer: compacters are not supported"),
     "depth": ({"stochastic_depth": 0.1}, "stochastic_depth=0.1: dropping layers is not"),
-    "start": ({"init_weights": "brt"}, "init_weights='brt' is none of mam_adapter, houlsby, bert"),
-    "activation": ({"non_linearity": "reul"}, "non_linearity='reul' is none of relu, gelu"),
+    "start": ({"init_weights": "brt"}, "expected one of mam_adapter, houlsby, bert, got 'brt'"),
+    "activation": ({"non_linearity": "reul"}, "non_linearity: expected one of relu, gelu, "),
     "widths": (
         {"reduction_factor": {"0": 2, "default": 4}},
-        "reduction_factor [2.0, 4.0]: all layers have one width here",
+        "reduction_factor: expected one width for all layers, got [2.0, 4.0]",
     ),
     "some widths": (
         {"reduction_factor": {"0": 2}},
-        "reduction_factor has none for the layers 1, 2",
+        "reduction_factor: no factor for layers 1, 2",
     ),
     "no width": (
         {"reduction_factor": -1},
-        "reduction_factor=-1.0 of the hidden size 16 is no width",
+        "reduction_factor=-1.0 must leave a width of the hidden size 16",
     ),
-    "all widths": ({"reduction_factor": 1e-320}, "of the hidden size 16 is no width"),
+    "all widths": ({"reduction_factor": 1e-320}, "must leave a width of the hidden"),
 }
 
 
@@ -354,15 +354,19 @@ def test_before_there_was_a_version_gelu_was_another(tmp_path: Path) -> None:
 def test_the_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     wide = replace(LLAMA, hidden_size=32)
-    refused(tmp_path, "made for a model of hidden_size 16, and this is 32", model=small(wide))
-    refused(tmp_path, "of model_type 'llama', and this is 'gpt2'", model=small(GPT2))
+    refused(tmp_path, "hidden_size: the adapter is for 16, and the base has 32", model=small(wide))
+    refused(
+        tmp_path,
+        "model_type: the adapter is for 'llama', and the base has 'gpt2'",
+        model=small(GPT2),
+    )
 
 
 def test_an_adapter_without_a_name_has_no_tensors(tmp_path: Path) -> None:
     saved(tmp_path)
     values = settings(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps({**values, "name": None}))
-    refused(tmp_path, "name=None: the adapter's name is expected")
+    refused(tmp_path, "name: expected the adapter's name, got None")
 
 
 def rename(tensors: dict[str, Any], name: str) -> None:
@@ -440,7 +444,7 @@ def test_a_size_that_is_no_whole_number_is_told_with_the_model_and_without(
 ) -> None:
     saved(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps({**settings(tmp_path), "hidden_size": size}))
-    told = f"hidden_size={size!r}: the model's is expected, a whole number"
+    told = f"hidden_size: expected an integer, got {size!r}"
     refused(tmp_path, told)
     (alone,) = inspect(tmp_path).problems
     assert alone.endswith(told)

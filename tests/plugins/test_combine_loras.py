@@ -143,7 +143,7 @@ def test_ties_and_dare_reach_the_biases_as_well() -> None:
 
 def test_magnitudes_are_no_sum() -> None:
     peft = made(LLAMA, one=lora(use_dora=True), other=lora())
-    with pytest.raises(PeftError, match="cannot be combined:\n  - use_dora: magnitudes times"):
+    with pytest.raises(PeftError, match="cannot combine these LoRAs:\n  - use_dora: magnitudes"):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
     with pytest.raises(PeftError, match="use_dora"):
         peft.add_weighted_adapter(["one"], [0.5], "half")
@@ -156,7 +156,7 @@ def test_tokens_of_other_modules_are_no_sum() -> None:
         one=lora(trainable_token_indices={"lm_head": [1]}),
         other=lora(trainable_token_indices={"embed_tokens": [1]}),
     )
-    message = "trainable_token_indices of embed_tokens and of lm_head"
+    message = "expected the same modules, got embed_tokens and lm_head"
     with pytest.raises(PeftError, match=message):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
 

@@ -72,13 +72,13 @@ def test_names_and_exclusions_choose(family: str) -> None:
 
 def test_what_is_no_norm_is_refused_with_its_kind() -> None:
     why = refused(LLAMA, LNTuningConfig(target_modules=["norm", "q_proj", "mlp"]))
-    assert "model.layers.1.self_attn.q_proj is none (Linear)" in why
-    assert "model.layers.0.mlp is none (GatedFeedForward)" in why
-    assert "model.norm is none" not in why
+    assert "model.layers.1.self_attn.q_proj: ln_tuning expected a norm, got Linear" in why
+    assert "model.layers.0.mlp: ln_tuning expected a norm, got GatedFeedForward" in why
+    assert "model.norm:" not in why
 
 
 def test_a_norm_is_trained_by_one_step_alone() -> None:
-    assert "model.norm: an earlier step trains this norm already" in refused(
+    assert "model.norm: an earlier step already trains this norm" in refused(
         LLAMA,
         LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]),
         LNTuningConfig(target_modules=["norm"]),
@@ -104,7 +104,7 @@ def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
     host = Host.installed()
     host.register(plugin(ShiftConfig, adapt=wrap), "wrapping")
     recipe = [ShiftConfig(target_modules=["norm"]), LNTuningConfig(target_modules=["norm"])]
-    with pytest.raises(PeftError, match=r"model\.norm: an earlier step has put Wrapped in the"):
+    with pytest.raises(PeftError, match=r"model\.norm: expected a norm, got Wrapped"):
         get_peft_model(small(), recipe, host=host)
 
 
@@ -189,7 +189,7 @@ def test_the_base_own_norms_count_beside_their_copies_as_in_peft(family: str) ->
 
 
 def test_targets_that_are_no_norms_cannot_be_counted() -> None:
-    with pytest.raises(PeftError, match="q_proj is none"):
+    with pytest.raises(PeftError, match="q_proj: ln_tuning expected a norm, got Linear"):
         count_recipe(LLAMA, LNTuningConfig(target_modules=["q_proj"]), Host.installed())
     with pytest.raises(TargetError, match="'nrom' matches no module"):
         count_recipe(LLAMA, LNTuningConfig(target_modules=["nrom"]), Host.installed())
@@ -209,9 +209,11 @@ def test_inspect_says_what_names_and_shapes_tell() -> None:
     problems = LNTuningConfig().contradictions
     assert not problems({f"{path}.weight": (8,), f"{path}.bias": (8,), "score.weight": (3, 8)})
     assert problems({f"{path}.weight": (8, 8)}) == [
-        f"{path}.weight is (8, 8), and a norm's weight is a vector"
+        f"{path}.weight: expected a vector, got shape (8, 8)"
     ]
     assert problems({f"{path}.bias": (8,)}) == [
-        f"{path}.bias (8,) is there without {path}.weight of its size"
+        f"{path}.bias (8,): {path}.weight of the same shape is missing"
     ]
-    assert problems({f"{path}.scale": (8,)}) == [f"{path}.scale: a norm has no 'scale'"]
+    assert problems({f"{path}.scale": (8,)}) == [
+        f"{path}.scale: expected a weight or a bias, got 'scale'"
+    ]

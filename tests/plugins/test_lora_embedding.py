@@ -167,17 +167,19 @@ def test_one_side_of_a_tie_is_refused(shape: TransformerConfig, name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("config", "problem"),
+    ("config", "setting"),
     [
-        (LoraConfig(lora_bias=True), "there is no place for lora_bias"),
-        (LoraConfig(init_lora_weights="pissa"), "init_lora_weights='pissa' is of affine layers"),
-        (LoraConfig(init_lora_weights="olora"), "init_lora_weights='olora' is of affine layers"),
+        (LoraConfig(lora_bias=True), "lora_bias"),
+        (LoraConfig(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+        (LoraConfig(init_lora_weights="olora"), "init_lora_weights='olora'"),
     ],
 )
-def test_what_an_embedding_has_no_place_for_is_refused(config: LoraConfig, problem: str) -> None:
+def test_setting_of_affine_layers_is_refused_for_an_embedding(
+    config: LoraConfig, setting: str
+) -> None:
     values = {**vars(config), "target_modules": ["embed_tokens"]}
     model = small()
     before = Snapshot.of(model)
-    with pytest.raises(PeftError, match=rf"model\.embed_tokens is an embedding: {problem}"):
+    with pytest.raises(PeftError, match=rf"model\.embed_tokens: {setting} needs an affine layer"):
         get_peft_model(model, LoraConfig(**values), host=lora_host())
     before.assert_unchanged(model)

@@ -123,7 +123,7 @@ def test_an_update_of_gpt2_is_turned_around_there(tmp_path: Path) -> None:
     # As it does with the base's weights, which are (in, out); updates are (out, in) already.
     turned = converted(tmp_path)["transformer.h.0.attn.c_attn.weight"].T
     assert turned.shape == (16, 48)
-    assert "turns GPT-2's updates around" in str(told(tmp_path))
+    assert "transposes GPT-2's updates" in str(told(tmp_path))
 
 
 def test_what_targets_do_not_name_is_told_without_the_base(tmp_path: Path) -> None:
@@ -133,4 +133,4 @@ def test_what_targets_do_not_name_is_told_without_the_base(tmp_path: Path) -> No
     values["target_modules"] = ["down_proj"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
     problems = inspect_path(tmp_path, lora_host()).problems
-    assert problems == ["3 modules 'q_proj' have weights, and are no targets"]
+    assert problems == ["3 modules 'q_proj' have tensors, but are not in target_modules"]

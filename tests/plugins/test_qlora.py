@@ -382,14 +382,14 @@ def test_to_quantise_what_another_step_has_taken_is_refused() -> None:
     recipe = [LoraConfig(r=2, layers_to_transform=0), QuantizeConfig()]
     assert refused(recipe, small()) == (
         "the recipe is refused:\n"
-        "  - step 1: model.layers.0.self_attn.q_proj is already taken by step 0: quantize first\n"
-        "  - step 1: model.layers.0.self_attn.v_proj is already taken by step 0: quantize first"
+        "  - step 1: model.layers.0.self_attn.q_proj: step 0 already adapts it: quantize first\n"
+        "  - step 1: model.layers.0.self_attn.v_proj: step 0 already adapts it: quantize first"
     )
 
 
 def test_to_quantise_twice_is_refused() -> None:
     told = refused([QuantizeConfig(target_modules=["o_proj"])] * 2, small())
-    assert told.count("is already taken by step 0: quantize first") == LLAMA.num_hidden_layers
+    assert told.count("step 0 already adapts it: quantize first") == LLAMA.num_hidden_layers
 
 
 def test_to_quantise_what_is_at_4_bits_otherwise_is_refused() -> None:
@@ -400,8 +400,8 @@ def test_to_quantise_what_is_at_4_bits_otherwise_is_refused() -> None:
             seam.put(QuantizedLinear(quantize(seam.module.weight.data)))
     told = refused([QuantizeConfig(target_modules=["o_proj"], block_size=32)], model)
     assert told == (
-        "the recipe is refused:\n  - step 0: model.layers.1.self_attn.o_proj is at 4 bits already, "
-        "as nf4 in blocks of 64 and not as nf4 in blocks of 32"
+        "the recipe is refused:\n  - step 0: model.layers.1.self_attn.o_proj: "
+        "expected nf4 in blocks of 32, got nf4 in blocks of 64 already"
     )
 
 
@@ -428,7 +428,7 @@ def test_adapters_of_one_4_bit_base_share_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["1.mlp", "up_proj", "model.layers.0.mlp.up_proj"])
 def test_to_quantise_what_an_earlier_step_trains_whole_is_refused(name: str) -> None:
     told = refused([LoraConfig(r=2, modules_to_save=[name]), QuantizeConfig()], small())
-    assert "mlp.up_proj is trained by step 0, by modules_to_save: leave it out here" in told
+    assert "mlp.up_proj: step 0 trains it by modules_to_save: leave it out here" in told
 
 
 def test_to_train_whole_what_is_quantised_is_refused() -> None:
@@ -447,7 +447,7 @@ def test_to_quantise_what_an_earlier_step_took_without_naming_it_is_refused() ->
     plugins.register(plugin(ShiftConfig, adapt=wrap), "shift")
     recipe = [ShiftConfig(target_modules=["o_proj"]), QuantizeConfig(target_modules=["up_proj"])]
     assert refused(recipe, small(), plugins) == (
-        "model.layers.0.mlp.up_proj is a ShiftLinear already: quantize first"
+        "model.layers.0.mlp.up_proj: expected a Linear, got ShiftLinear: quantize first"
     )
 
 
@@ -457,13 +457,13 @@ def test_weights_that_are_no_numbers_are_refused_by_name() -> None:
         if seam.path.endswith(("0.mlp.up_proj", "2.self_attn.k_proj")):
             assert isinstance(seam.module, Linear)
             seam.module.weight.data[1, 2] = np.nan
-    why = "holds NaN, infinity or more than float32 holds: it has no 4-bit codes"
+    why = "expected finite float32 values, to quantise them"
     with pytest.raises(PeftError) as caught:
         get_peft_model(model, QuantizeConfig(), host=host())
     assert str(caught.value) == (
         "the recipe is refused:\n"
-        f"  - step 0: model.layers.0.mlp.up_proj.weight {why}\n"
-        f"  - step 0: model.layers.2.self_attn.k_proj.weight {why}"
+        f"  - step 0: model.layers.0.mlp.up_proj.weight: {why}\n"
+        f"  - step 0: model.layers.2.self_attn.k_proj.weight: {why}"
     )
 
 

@@ -393,7 +393,7 @@ def test_what_is_no_number_is_refused(value: float) -> None:
     weight = drawn(2, 64).astype(np.float64)
     weight[1, 3] = value
     assert not fits_in_float32(weight)
-    with pytest.raises(PeftError, match="NaN, infinity or more than float32 holds"):
+    with pytest.raises(PeftError, match="expected finite float32 values"):
         quantize(weight)
 
 
@@ -403,7 +403,7 @@ def test_a_weight_that_is_one_zero_seen_many_times_is_looked_at_once() -> None:
 
 
 def test_what_is_no_matrix_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"a weight of shape \(4,\) is no matrix \(out, in\)"):
+    with pytest.raises(ShapeError, match=r"expected a matrix \(out, in\), got shape \(4,\)"):
         quantize(np.zeros(4, np.float32))
 
 
@@ -411,7 +411,7 @@ def test_impossible_settings_are_refused_together() -> None:
     with pytest.raises(ConfigError) as caught:
         quantize(drawn(2, 2), quant_type="int4", block_size=48, double_quant=True)
     assert str(caught.value) == (
-        "a weight cannot be quantised with:\n"
+        "invalid settings for quantising:\n"
         "  - block_size=48 must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096\n"
         "  - double_quant=True is for quant_type='nf4': int4's scales stay at 32 bits"
     )

@@ -381,7 +381,7 @@ def test_inspect_tells_what_is_in_a_folder_and_what_is_wrong(tmp_path: Path) -> 
     del stored["base_model.vera_B"]
     save_file(stored, tmp_path / WEIGHTS)
     report = inspect_path(tmp_path, Host.installed())
-    assert list(report.problems) == ["base_model.vera_B is missing, with save_projection=True"]
+    assert list(report.problems) == ["missing: base_model.vera_B (save_projection=True)"]
 
 
 def test_inspect_says_what_names_and_shapes_tell() -> None:
@@ -395,15 +395,15 @@ def test_inspect_says_what_names_and_shapes_tell() -> None:
     problems = VeraConfig(r=2).contradictions
     assert not problems({**good, "score.weight": (3, 8)})
     assert problems({**good, f"{path}_b": (7,)}) == [
-        f"{path}_b (7,) is longer than base_model.vera_B has rows"
+        f"{path}_b: expected at most the rows of base_model.vera_B, got shape (7,)"
     ]
     assert problems({**good, f"{path}_d": (3,), "base_model.vera_A": (3, 8)}) == [
-        "base_model.vera_A is (3, 8), and with r=2 (2, 8) is expected",
-        f"{path}_d is (3,), and with r=2 (2,) is expected",
+        "base_model.vera_A: expected shape (2, 8) (r=2), got (3, 8)",
+        f"{path}_d: expected shape (2,) (r=2), got (3,)",
     ]
     without = {name: shape for name, shape in good.items() if name != f"{path}_d"}
-    assert problems(without) == [f"{path}_b is there without {path}_d"]
+    assert problems(without) == [f"{path}_b: {path}_d is missing"]
     odd = problems({**good, "base_model.vera_B": (), f"{path}_d": ()})
-    assert odd[0] == "base_model.vera_B is (), and with r=2 (1, 2) is expected"
+    assert odd[0] == "base_model.vera_B: expected shape (1, 2) (r=2), got ()"
     drawn = VeraConfig(r=2, save_projection=False).contradictions
-    assert drawn(good)[0] == "base_model.vera_A is there, with save_projection=False"
+    assert drawn(good)[0] == "unexpected: base_model.vera_A (save_projection=False)"

@@ -90,7 +90,7 @@ def _base_problems(folder: ForeignFolder) -> list[str]:
     if type(size) is not int:
         found.append(f"hidden_size: expected an integer, got {size!r}")
     if _family(folder) not in PLACES:
-        found.append(f"model_type: expected {' or '.join(PLACES)}, got {_family(folder)}")
+        found.append(f"model_type: expected one of {', '.join(PLACES)}, got {_family(folder)}")
     if base is None:
         return found
     for key in ("model_type", "hidden_size"):

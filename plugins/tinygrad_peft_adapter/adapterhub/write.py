@@ -64,7 +64,7 @@ def _unsupported(config: BottleneckAdapterConfig, base: TransformerConfig) -> li
     beside_norm = config.placement == "parallel" and base.norm_position == "pre"
     family = base.model_type or "a model without a family"
     rules = {
-        f"AdapterHub: expected a model of {' or '.join(PLACES)}, got {family}": (
+        f"AdapterHub: expected one of {', '.join(PLACES)}, got {family}": (
             base.model_type not in PLACES
         ),
         'placement="parallel" needs reads="residual" in a model whose norms come first': (

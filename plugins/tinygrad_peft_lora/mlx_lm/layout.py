@@ -77,4 +77,4 @@ def family_problems(base: TransformerConfig | None) -> list[str]:
     if base is None or base.model_type in _ROOTS:
         return []
     found = base.model_type or "a model without a family"
-    return [f"mlx-lm: expected a model of {' or '.join(_ROOTS)}, got {found}"]
+    return [f"mlx-lm: expected one of {', '.join(_ROOTS)}, got {found}"]
