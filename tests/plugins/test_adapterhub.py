@@ -1,4 +1,4 @@
-"""AdapterHub's bottleneck adapters: what its library wrote and computed, and what is written."""
+"""Bottleneck adapters written by AdapterHub, its outputs for them, and files written for it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ PAR = replace(SEQ, placement="parallel")
 
 @cache
 def host() -> Host:
-    """What is installed; asking for it takes longer than most of the tests."""
+    """Return the installed host, once: finding plugins takes longer than most of the tests."""
     return Host.installed()
 
 
@@ -82,7 +82,7 @@ def saved(folder: Path, config: BottleneckAdapterConfig = SEQ, family: str = "ll
 
 
 def edit(folder: Path, **values: object) -> None:
-    """Change some of what `config` holds; None takes a key out."""
+    """Change settings in `config`; None removes a key."""
     whole = settings(folder)
     config = {**whole["config"], **values}
     whole["config"] = {key: value for key, value in config.items() if value is not None}
@@ -90,7 +90,7 @@ def edit(folder: Path, **values: object) -> None:
 
 
 def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
-    """Loading raises one error with all parts, and the model is what it was."""
+    """Assert that loading raises one error with all parts, and leaves the model unchanged."""
     model = small() if model is None else model
     before = Snapshot.of(model)
     with pytest.raises((CheckpointError, ConfigError)) as caught:
@@ -110,13 +110,13 @@ def test_there_are_three_kinds_of_every_family() -> None:
     assert kinds >= three
 
 
-def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
+def test_outputs_match_adapterhub(folder: Path) -> None:
     peft = read(base(folder), folder)
     assert not peft.trainable_parameters()
     assert_outputs(peft, folder)
 
 
-def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
+def test_gradients_match_adapterhub(folder: Path) -> None:
     peft = read(base(folder), folder, is_trainable=True)
     (step,) = AdapterFolder.read(folder, host()).steps
     foreign = read_foreign(step, host(), peft.config)
@@ -130,7 +130,7 @@ def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_was_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     peft = read(base(folder), folder, adapter_name="task")
     peft.save_pretrained(tmp_path, adapters=["task"], layout="AdapterHub")
     written, before = load_file(tmp_path / "task" / WEIGHTS), load_file(folder / WEIGHTS)
@@ -146,12 +146,12 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     assert_outputs(read(base(folder), tmp_path / "task"), folder)
 
 
-def test_in_hugging_face_pefts_manner_it_is_the_same_adapter(folder: Path, tmp_path: Path) -> None:
+def test_the_peft_layout_holds_the_same_adapter(folder: Path, tmp_path: Path) -> None:
     read(base(folder), folder).save_pretrained(tmp_path)
     assert_outputs(read(base(folder), tmp_path), folder)
 
 
-def test_its_settings_are_taken_over() -> None:
+def test_settings_are_converted() -> None:
     peft = read(load_model(GOLDEN / "bert"), GOLDEN / "adapterhub-bert-more")
     assert peft.recipe == (
         BottleneckAdapterConfig(
@@ -177,7 +177,7 @@ def test_an_encoders_adapter_goes_into_a_classifier_and_the_other_way_round() ->
             np.testing.assert_array_equal(one.data, same.data)
 
 
-def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
+def test_inspect_reports_the_adapter_with_and_without_its_base(folder: Path) -> None:
     alone = inspect(folder)
     assert (alone.sound, alone.facts["format"], alone.facts["method"]) == (
         True,
@@ -204,7 +204,7 @@ def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
     ],
     ids=["seq", "par", "double", "reduced", "wide"],
 )
-def test_what_is_written_is_read_again_to_the_bit(
+def test_a_written_folder_is_read_back_bit_for_bit(
     config: BottleneckAdapterConfig, family: str, tmp_path: Path
 ) -> None:
     peft = saved(tmp_path, config, family)
@@ -235,7 +235,7 @@ def test_every_inner_width_has_a_factor(width: int, tmp_path: Path) -> None:
         (LoraConfig(), "no installed plugin writes lora in it"),
     ],
 )
-def test_what_it_cannot_hold_is_refused_and_nothing_written(
+def test_unsupported_settings_are_refused_and_nothing_is_written(
     config: PeftConfig, reason: str, tmp_path: Path
 ) -> None:
     peft = adapt(small(), config)
@@ -246,7 +246,7 @@ def test_what_it_cannot_hold_is_refused_and_nothing_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_all_that_it_cannot_hold_is_one_error(tmp_path: Path) -> None:
+def test_one_error_lists_every_unsupported_setting(tmp_path: Path) -> None:
     peft = adapt(small(), [replace(SEQ, bias=False, layer_norm=True), LoraConfig()])
     with pytest.raises(ConfigError) as caught:
         peft.save_pretrained(tmp_path, layout="AdapterHub")
@@ -259,7 +259,7 @@ def test_all_that_it_cannot_hold_is_one_error(tmp_path: Path) -> None:
     ]
 
 
-def test_a_model_of_another_family_has_no_names_there(tmp_path: Path) -> None:
+def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     peft = adapt(small(replace(LLAMA, model_type="")), SEQ)
     with pytest.raises(ConfigError, match="expected one of gpt2, llama, bert, got a model without"):
         peft.save_pretrained(tmp_path, layout="AdapterHub")
@@ -319,27 +319,27 @@ UNEQUALLED: Mapping[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", UNEQUALLED)
-def test_a_setting_without_an_equal_is_refused(case: str, tmp_path: Path) -> None:
+def test_an_unsupported_setting_in_a_file_is_refused(case: str, tmp_path: Path) -> None:
     saved(tmp_path)
     values, reason = UNEQUALLED[case]
     edit(tmp_path, **values)
     refused(tmp_path, f"{tmp_path / CONFIG}, which is AdapterHub's: ", reason)
 
 
-def test_all_that_has_no_equal_is_one_error(tmp_path: Path) -> None:
+def test_one_error_lists_every_unsupported_setting_in_a_file(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, ln_after=True, use_gating=True, non_linearity="elu")
     assert refused(tmp_path).count("\n  - ") == 3
 
 
-def test_settings_that_ask_for_nothing_are_passed_over(tmp_path: Path) -> None:
+def test_settings_of_unused_features_are_ignored(tmp_path: Path) -> None:
     peft = saved(tmp_path)
     edit(tmp_path, later={}, another=False, phm_dim=7, init_weights_seed=3)
     again = read(small(), tmp_path)
     np.testing.assert_array_equal(logits(again), logits(peft))
 
 
-def test_before_there_was_a_version_gelu_was_another(tmp_path: Path) -> None:
+def test_files_without_a_version_have_another_gelu(tmp_path: Path) -> None:
     saved(tmp_path)
     for old, activation in (("gelu", "gelu_tanh"), ("gelu_orig", "gelu"), ("relu", "relu")):
         edit(tmp_path, non_linearity=old)
@@ -362,7 +362,7 @@ def test_the_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_an_adapter_without_a_name_has_no_tensors(tmp_path: Path) -> None:
+def test_an_adapter_without_a_name_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     values = settings(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps({**values, "name": None}))
@@ -389,7 +389,7 @@ def retype(tensors: dict[str, Any], name: str) -> None:
         (retype, ["wrong dtype: {} is I64"]),
     ],
 )
-def test_tensors_that_do_not_fit_are_told_by_its_names(
+def test_mismatched_tensors_are_reported_by_adapterhubs_names(
     change: Callable[[dict[str, Any], str], None], parts: list[str], tmp_path: Path
 ) -> None:
     saved(tmp_path)
@@ -416,7 +416,7 @@ UP = "model.layers.1.output_adapters.adapters.{}.adapter_up.weight"
         ({"hidden_size": 32}, {}, f"wrong shape: {UP.format('default')} is (16, 4), expected"),
     ],
 )
-def test_what_contradicts_the_settings_is_told_without_the_model(
+def test_contradictions_to_the_settings_are_reported_without_the_base(
     values: dict[str, Any], config: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     saved(tmp_path)
@@ -428,7 +428,7 @@ def test_what_contradicts_the_settings_is_told_without_the_model(
     assert not inspect(tmp_path, base=LLAMA).sound
 
 
-def test_tensors_that_are_not_of_floats_are_told_without_the_model(tmp_path: Path) -> None:
+def test_integer_tensors_are_reported_without_the_base(tmp_path: Path) -> None:
     saved(tmp_path)
     tensors: dict[str, Any] = load_file(tmp_path / WEIGHTS)
     retype(tensors, UP.format("default"))
@@ -439,7 +439,7 @@ def test_tensors_that_are_not_of_floats_are_told_without_the_model(tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", [None, 16.0, "16", True])
-def test_a_size_that_is_no_whole_number_is_told_with_the_model_and_without(
+def test_a_size_other_than_an_integer_is_reported_with_and_without_the_base(
     size: object, tmp_path: Path
 ) -> None:
     saved(tmp_path)
@@ -450,7 +450,7 @@ def test_a_size_that_is_no_whole_number_is_told_with_the_model_and_without(
     assert alone.endswith(told)
 
 
-def test_a_pickle_is_refused_and_the_safe_way_named(tmp_path: Path) -> None:
+def test_a_pickle_is_refused_and_the_error_names_the_safe_way(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "pytorch_adapter.bin")
     refused(
@@ -462,7 +462,7 @@ def test_a_pickle_is_refused_and_the_safe_way_named(tmp_path: Path) -> None:
     refused(tmp_path, f"{WEIGHTS} does not exist: save the adapter with save_adapter(...")
 
 
-def test_another_kind_of_its_adapters_is_told(tmp_path: Path) -> None:
+def test_another_kind_of_adapter_is_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, architecture="prefix_tuning")
     refused(tmp_path, "no installed plugin reads 'prefix_tuning' in AdapterHub's layout")

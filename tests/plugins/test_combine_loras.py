@@ -1,4 +1,4 @@
-"""Weighted sums of LoRAs that train more than A and B (tests/peft has those of plain ones)."""
+"""Weighted sums of LoRAs that train more than A and B (tests/peft has the plain ones)."""
 
 import tracemalloc
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def made(shape: TransformerConfig, **configs: LoraConfig) -> PeftModel:
 
 
 def merged_weights(peft: PeftModel, name: str) -> dict[str, Array]:
-    """All weights of the model with one adapter merged."""
+    """Return all weights of the model with one adapter merged."""
     peft.set_adapter(name)
     peft.merge_adapter()
     found = {path: p.data.copy() for path, p in peft.base_model.named_parameters()}
@@ -42,14 +42,14 @@ def merged_weights(peft: PeftModel, name: str) -> dict[str, Array]:
 
 
 def assert_exact(peft: PeftModel, weights: Sequence[float] = WEIGHTS) -> None:
-    """Every weight of the sum is the base's and the weighted sum of what each has more."""
+    """Assert that each weight is the base's plus the weighted sum of the updates."""
     names = list(peft.adapters)
     assert peft.add_weighted_adapter(names, weights, "sum") == {}
     with peft.disable_adapter():
         base = {path: p.data for path, p in peft.base_model.named_parameters()}
     each = [merged_weights(peft, name) for name in names]
     for path, found in merged_weights(peft, "sum").items():
-        start = base.get(path, np.zeros_like(found))  # a bias that merging has made
+        start = base.get(path, np.zeros_like(found))  # a bias that merging created
         parts = [own.get(path, start) for own in each]
         expected = start + sum(w * (own - start) for w, own in zip(weights, parts, strict=True))
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=path)
@@ -118,17 +118,17 @@ def test_the_sum_is_exact(name: str) -> None:
     ],
     ids=str,
 )
-def test_one_of_weight_one_is_itself(config: LoraConfig) -> None:
+def test_one_adapter_of_weight_one_is_unchanged(config: LoraConfig) -> None:
     peft = made(BERT_CLASSIFIER, one=config)
     expected = logits(peft)
     peft.add_weighted_adapter(["one"], [1.0], "same")
     peft.set_adapter("same")
-    # A plain LoRA's α/√r in the place of PiSSA's may be another float64 in the last place.
+    # A plain LoRA's α/√r and PiSSA's may differ in the last digit of float64.
     np.testing.assert_allclose(logits(peft), expected, rtol=1e-14, atol=1e-14)
     assert peft.recipe == (config.flattened(),)
 
 
-def test_ties_and_dare_reach_the_biases_as_well() -> None:
+def test_ties_and_dare_apply_to_biases() -> None:
     for how in ("ties", "dare_linear", "dare_ties"):
         peft = made(LLAMA, one=lora(lora_bias=True), other=lora(lora_bias=True))
         peft.add_weighted_adapter(
@@ -141,7 +141,7 @@ def test_ties_and_dare_reach_the_biases_as_well() -> None:
                 assert 0 < np.count_nonzero(parameter.data) < parameter.size
 
 
-def test_magnitudes_are_no_sum() -> None:
+def test_doras_cannot_be_combined() -> None:
     peft = made(LLAMA, one=lora(use_dora=True), other=lora())
     with pytest.raises(PeftError, match="cannot combine these LoRAs:\n  - use_dora: magnitudes"):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
@@ -150,7 +150,7 @@ def test_magnitudes_are_no_sum() -> None:
     assert list(peft.adapters) == ["one", "other"]
 
 
-def test_tokens_of_other_modules_are_no_sum() -> None:
+def test_tokens_of_different_modules_cannot_be_combined() -> None:
     peft = made(
         LLAMA,
         one=lora(trainable_token_indices={"lm_head": [1]}),

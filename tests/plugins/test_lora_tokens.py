@@ -240,7 +240,7 @@ def test_two_steps_train_tokens_of_their_own() -> None:
         ),
     ],
 )
-def test_tokens_that_cannot_be_trained_are_refused(
+def test_invalid_tokens_are_refused(
     shape: TransformerConfig, settings: dict[str, object], problem: str
 ) -> None:
     config = LoraConfig(**{"r": 2, **settings})  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ WIDE = TransformerConfig(
 
 
 def learnt(share: float, config: QLoraConfig, model: Transformer) -> PeftModel:
-    """QLoRA whose updates are so large a share of the weights."""
+    """Return a QLoRA with updates of a given size relative to the weights."""
     peft = get_peft_model(model, config, host=host())
     rng = np.random.default_rng(0)
     for rewrite in peft.record.rewrites:
@@ -58,7 +58,7 @@ def requantized(share: float, **settings: object) -> RequantizeReport:
 @pytest.mark.parametrize(
     ("share", "low", "high"), [(0.02, 0, 0.2), (0.08, 0.5, 0.8), (0.5, 0.95, 1)]
 )
-def test_what_is_left_of_an_update_depends_on_its_size(
+def test_the_surviving_part_of_an_update_depends_on_its_size(
     share: float, low: float, high: float
 ) -> None:
     report = requantized(share)
@@ -104,7 +104,7 @@ def test_the_report_measures_the_weights_that_are_there_now(*, double_quant: boo
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_where_nothing_was_learnt_the_codes_stay_as_they_are(*, double_quant: bool) -> None:
+def test_codes_without_an_update_are_unchanged(*, double_quant: bool) -> None:
     peft = adapted(QLoraConfig(r=2, double_quant=double_quant))
     expected, paths = logits(peft), packed_paths(adapted(QuantizeConfig()).base_model)
     model, report = merge_requantized(peft)
@@ -115,7 +115,7 @@ def test_where_nothing_was_learnt_the_codes_stay_as_they_are(*, double_quant: bo
     np.testing.assert_array_equal(logits(model), logits(twin))
 
 
-def test_the_4_bit_model_is_trained_on_with_another_lora() -> None:
+def test_the_4_bit_model_can_be_trained_with_another_lora() -> None:
     model, _ = merge_requantized(learnt(0.5, QLoraConfig(r=4), small()))
     lora = LoraConfig(r=2, target_modules=["down_proj"])
     peft = get_peft_model(model, lora, host=host())
@@ -124,7 +124,7 @@ def test_the_4_bit_model_is_trained_on_with_another_lora() -> None:
     assert all(p.grad is not None for p in peft.trainable_parameters())
 
 
-def test_a_large_update_is_nearly_what_the_float_merge_gives() -> None:
+def test_a_large_update_is_near_the_float_merge() -> None:
     config = QLoraConfig(r=8, target_modules=["q_proj"], block_size=32)
     kept, exact = (learnt(2.0, config, Transformer(WIDE)) for _ in range(2))
     before = logits(exact.base_model)
@@ -163,7 +163,7 @@ def test_the_report_is_printed_as_a_table() -> None:
 
 
 @pytest.mark.parametrize("config", [LoraConfig(r=2), QLoraConfig(r=2)])
-def test_without_a_4_bit_layer_there_is_nothing_to_quantise_again(config: LoraConfig) -> None:
+def test_a_model_without_4_bit_layers_is_refused(config: LoraConfig) -> None:
     peft = adapted(config)
     peft.merge_adapter()
     before = logits(peft)
@@ -172,7 +172,7 @@ def test_without_a_4_bit_layer_there_is_nothing_to_quantise_again(config: LoraCo
     np.testing.assert_array_equal(logits(peft), before)
 
 
-def test_a_released_base_is_quantised_again_as_one_that_is_held() -> None:
+def test_a_released_base_is_quantised_again_like_a_held_one() -> None:
     config = QLoraConfig(r=4, target_modules=["q_proj"])
     held, released = (learnt(0.4, config, small()) for _ in range(2))
     released.release_base()
@@ -182,7 +182,7 @@ def test_a_released_base_is_quantised_again_as_one_that_is_held() -> None:
     assert packed_paths(model) == packed_paths(other)
 
 
-def test_what_cannot_be_merged_is_refused_and_nothing_changes() -> None:
+def test_a_refused_merge_changes_nothing() -> None:
     peft = learnt(0.1, QLoraConfig(r=2), small(LLAMA))
     for parameter in peft.trainable_parameters()[:2]:
         parameter.data[:] = np.nan
