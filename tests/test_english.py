@@ -9,9 +9,18 @@ from tests.english import ROOT, files, findings, package_of
 # Packages at zero. Add each one that gets there; with all of them here the list goes.
 CLEAN = (
     "README.md",
+    "plugins/tinygrad_peft_adapter",
+    "plugins/tinygrad_peft_ia3",
+    "plugins/tinygrad_peft_ln_tuning",
+    "plugins/tinygrad_peft_lora",
+    "plugins/tinygrad_peft_prefix",
+    "plugins/tinygrad_peft_prompt",
+    "plugins/tinygrad_peft_qlora",
+    "plugins/tinygrad_peft_vera",
     "tests/conftest.py",
     "tests/models",
     "tests/ops",
+    "tests/plugins",
     "tests/test_arrays.py",
     "tests/test_docs.py",
     "tests/test_errors.py",

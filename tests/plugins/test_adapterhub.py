@@ -1,9 +1,8 @@
 """Bottleneck adapters written by AdapterHub, its outputs for them, and files written for it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +10,36 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, shake, small
-from tinygrad_peft.errors import CheckpointError, ConfigError
+from tests.peft.small import FAMILIES, GPT2, LLAMA, logits, shake, small
+from tests.plugins.foreign_folders import (
+    CONFIG,
+    GOLDEN,
+    adapt,
+    host,
+    inspect,
+    read,
+    refused,
+    settings,
+)
+from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import load_model
-from tinygrad_peft.models.inspection import Report
-from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import PeftConfig, PeftModel
 from tinygrad_peft.peft.storage.folder import AdapterFolder
 from tinygrad_peft.peft.storage.foreign import foreign_places, read_foreign
-from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(GOLDEN.glob("adapterhub-*"))
-CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
+WEIGHTS = "adapter.safetensors"
 SEQ = BottleneckAdapterConfig(bottleneck_dim=4, reads="residual")
 PAR = replace(SEQ, placement="parallel")
-
-
-@cache
-def host() -> Host:
-    """Return the installed host, once: finding plugins takes longer than most of the tests."""
-    return Host.installed()
-
-
-def read(
-    model: Transformer, folder: Path, *, adapter_name: str = "default", is_trainable: bool = False
-) -> PeftModel:
-    return PeftModel.from_pretrained(
-        model, folder, host=host(), adapter_name=adapter_name, is_trainable=is_trainable
-    )
-
-
-def adapt(model: Transformer, recipe: PeftConfig | Sequence[PeftConfig]) -> PeftModel:
-    return get_peft_model(model, recipe, host=host())
-
-
-def inspect(path: Path, base: TransformerConfig | None = None) -> Report:
-    return inspect_path(path, host(), base=base)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
 def folder(request: pytest.FixtureRequest) -> Path:
     return Path(request.param)
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    return values
 
 
 def base(folder: Path) -> Transformer:
@@ -87,18 +66,6 @@ def edit(folder: Path, **values: object) -> None:
     config = {**whole["config"], **values}
     whole["config"] = {key: value for key, value in config.items() if value is not None}
     (folder / CONFIG).write_text(json.dumps(whole))
-
-
-def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
-    """Assert that loading raises one error with all parts, and leaves the model unchanged."""
-    model = small() if model is None else model
-    before = Snapshot.of(model)
-    with pytest.raises((CheckpointError, ConfigError)) as caught:
-        read(model, folder)
-    before.assert_unchanged(model)
-    for part in parts:
-        assert part in str(caught.value)
-    return str(caught.value)
 
 
 # ---------- what its library wrote ----------

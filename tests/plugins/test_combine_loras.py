@@ -8,37 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.peft.small import BERT_CLASSIFIER, GPT2, LLAMA, logits, lora_host, shake, small
-from tinygrad_peft.arrays import Array
+from tests.peft.small import BERT_CLASSIFIER, GPT2, LLAMA, logits, lora_host
+from tests.plugins.several_adapters import merged_weights, several
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import PeftModel, get_peft_model
+from tinygrad_peft.peft import PeftModel
 from tinygrad_peft_lora import LoraConfig
 
 WEIGHTS = (0.7, -0.4)
-
-
-def made(shape: TransformerConfig, **configs: LoraConfig) -> PeftModel:
-    peft: PeftModel | None = None
-    for seed, (name, config) in enumerate(configs.items()):
-        if peft is None:
-            base = small(shape, np.float64)
-            peft = get_peft_model(base, config, adapter_name=name, host=lora_host())
-        else:
-            peft.add_adapter(name, config)
-            peft.set_adapter(name)
-        shake(peft, seed)
-    assert peft is not None
-    return peft
-
-
-def merged_weights(peft: PeftModel, name: str) -> dict[str, Array]:
-    """Return all weights of the model with one adapter merged."""
-    peft.set_adapter(name)
-    peft.merge_adapter()
-    found = {path: p.data.copy() for path, p in peft.base_model.named_parameters()}
-    peft.unmerge_adapter()
-    return found
 
 
 def assert_exact(peft: PeftModel, weights: Sequence[float] = WEIGHTS) -> None:
@@ -102,7 +79,7 @@ PAIRS: Mapping[str, tuple[TransformerConfig, LoraConfig, LoraConfig]] = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_sum_is_exact(name: str) -> None:
     shape, one, other = PAIRS[name]
-    assert_exact(made(shape, one=one, other=other))
+    assert_exact(several(shape, lora_host(), one=one, other=other))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +96,7 @@ def test_the_sum_is_exact(name: str) -> None:
     ids=str,
 )
 def test_one_adapter_of_weight_one_is_unchanged(config: LoraConfig) -> None:
-    peft = made(BERT_CLASSIFIER, one=config)
+    peft = several(BERT_CLASSIFIER, lora_host(), one=config)
     expected = logits(peft)
     peft.add_weighted_adapter(["one"], [1.0], "same")
     peft.set_adapter("same")
@@ -130,7 +107,7 @@ def test_one_adapter_of_weight_one_is_unchanged(config: LoraConfig) -> None:
 
 def test_ties_and_dare_apply_to_biases() -> None:
     for how in ("ties", "dare_linear", "dare_ties"):
-        peft = made(LLAMA, one=lora(lora_bias=True), other=lora(lora_bias=True))
+        peft = several(LLAMA, lora_host(), one=lora(lora_bias=True), other=lora(lora_bias=True))
         peft.add_weighted_adapter(
             ["one", "other"], WEIGHTS, "sum", combination_type=how, density=0.25
         )
@@ -142,7 +119,7 @@ def test_ties_and_dare_apply_to_biases() -> None:
 
 
 def test_doras_cannot_be_combined() -> None:
-    peft = made(LLAMA, one=lora(use_dora=True), other=lora())
+    peft = several(LLAMA, lora_host(), one=lora(use_dora=True), other=lora())
     with pytest.raises(PeftError, match="cannot combine these LoRAs:\n  - use_dora: magnitudes"):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
     with pytest.raises(PeftError, match="use_dora"):
@@ -151,8 +128,9 @@ def test_doras_cannot_be_combined() -> None:
 
 
 def test_tokens_of_different_modules_cannot_be_combined() -> None:
-    peft = made(
+    peft = several(
         LLAMA,
+        lora_host(),
         one=lora(trainable_token_indices={"lm_head": [1]}),
         other=lora(trainable_token_indices={"embed_tokens": [1]}),
     )
@@ -164,7 +142,7 @@ def test_tokens_of_different_modules_cannot_be_combined() -> None:
 def test_a_large_table_is_combined_by_its_narrow_side() -> None:
     shape = replace(LLAMA, vocab_size=3000)
     table = lora(target_modules=["embed_tokens"])
-    peft = made(shape, one=table, other=table)
+    peft = several(shape, lora_host(), one=table, other=table)
     tracemalloc.start()
     try:
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum", combination_type="ties")

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tinygrad_peft_ia3.plugin
-from tests.peft.small import BERT_CLASSIFIER, FAMILIES, Snapshot, logits, shake, small
-from tinygrad_peft.arrays import Array
+from tests.peft.small import BERT_CLASSIFIER, FAMILIES, LLAMA, Snapshot, logits, shake, small
+from tests.plugins.several_adapters import merged_weights, several
 from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, TargetError
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.models import named_shape
@@ -398,35 +398,13 @@ def test_default_sides_are_not_checked_without_the_base(tmp_path: Path) -> None:
 # ---------- weighted sums ----------
 
 
-def several(**configs: IA3Config) -> PeftModel:
-    peft: PeftModel | None = None
-    for seed, (name, config) in enumerate(configs.items()):
-        if peft is None:
-            base = small(dtype=np.float64)
-            peft = get_peft_model(base, config, adapter_name=name, host=host())
-        else:
-            peft.add_adapter(name, config)
-            peft.set_adapter(name)
-        shake(peft, seed)
-    assert peft is not None
-    return peft
-
-
-def merged_weights(peft: PeftModel, name: str) -> dict[str, Array]:
-    peft.set_adapter(name)
-    peft.merge_adapter()
-    found = {path: p.data.copy() for path, p in peft.base_model.named_parameters()}
-    peft.unmerge_adapter()
-    return found
-
-
 NARROW = IA3Config(target_modules=["k_proj", "up_proj"])
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (0.7, -0.4), (2.0, 1.0)])
 @pytest.mark.parametrize("other", [IA3Config(), NARROW], ids=["the same", "other targets"])
 def test_the_combination_sums_the_changes(weights: tuple[float, float], other: IA3Config) -> None:
-    peft = several(a=IA3Config(), b=other)
+    peft = several(LLAMA, host(), a=IA3Config(), b=other)
     assert peft.add_weighted_adapter(["a", "b"], weights, "sum") == {}
     base = small(dtype=np.float64).state_dict()
     one, two = (merged_weights(peft, name) for name in ("a", "b"))
@@ -437,7 +415,7 @@ def test_the_combination_sums_the_changes(weights: tuple[float, float], other: I
 
 
 def test_weights_that_sum_to_one_average_the_vectors() -> None:
-    peft = several(a=IA3Config(), b=IA3Config())
+    peft = several(LLAMA, host(), a=IA3Config(), b=IA3Config())
     peft.add_weighted_adapter(["a", "b"], [0.25, 0.75], "sum")
     found = {}
     for name in ("a", "b", "sum"):
@@ -449,7 +427,7 @@ def test_weights_that_sum_to_one_average_the_vectors() -> None:
 
 
 def test_one_adapter_of_weight_one_is_unchanged() -> None:
-    peft = several(a=NARROW)
+    peft = several(LLAMA, host(), a=NARROW)
     expected = logits(peft)
     peft.add_weighted_adapter(["a"], [1.0], "same")
     peft.set_adapter("same")
@@ -458,7 +436,7 @@ def test_one_adapter_of_weight_one_is_unchanged() -> None:
 
 
 def test_a_combination_is_saved_and_loaded(tmp_path: Path) -> None:
-    peft = several(a=IA3Config(), b=NARROW)
+    peft = several(LLAMA, host(), a=IA3Config(), b=NARROW)
     peft.add_weighted_adapter(["a", "b"], [0.5, 2.0], "sum")
     peft.set_adapter("sum")
     expected = logits(peft)
@@ -469,7 +447,7 @@ def test_a_combination_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_factors_on_both_sides_of_a_layer_cannot_be_combined() -> None:
-    peft = several(a=IA3Config(), b=IA3Config(feedforward_modules=[]))
+    peft = several(LLAMA, host(), a=IA3Config(), b=IA3Config(feedforward_modules=[]))
     message = r"layers\.0\.mlp\.down_proj: one adapter multiplies its input, another its output"
     with pytest.raises(PeftError, match=message):
         peft.add_weighted_adapter(["a", "b"], [0.5, 0.5], "sum")
@@ -485,7 +463,7 @@ def test_factors_on_both_sides_of_a_layer_cannot_be_combined() -> None:
 def test_only_a_whole_weighted_sum_is_supported(
     kind: CombinationType, rank: int | None, problem: str
 ) -> None:
-    peft = several(a=IA3Config(), b=IA3Config())
+    peft = several(LLAMA, host(), a=IA3Config(), b=IA3Config())
     with pytest.raises(PeftError, match=problem):
         peft.add_weighted_adapter(["a", "b"], [1, 1], "sum", combination_type=kind, rank=rank)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tinygrad_peft_lora.plugin
+from tests.plugins.doubled import Doubled
 from tinygrad_peft.arrays import Array, BoolArray
 from tinygrad_peft.errors import PeftError, ShapeError
 from tinygrad_peft.gradcheck import check_gradients
@@ -75,17 +76,6 @@ def layer(
     made = LoraLinear(base, config or LoraConfig(r=2, lora_alpha=3), path, init)
     made.lora_B.weight.data = init.normal(*made.lora_B.weight.shape, std=0.5)
     return made
-
-
-class Doubled(Module):
-    """An affine layer other than Linear: 2 (W x + b)."""
-
-    def __init__(self, base: Linear) -> None:
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.base = base
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.base(x) * 2.0
 
 
 # ---------- the fused op ----------

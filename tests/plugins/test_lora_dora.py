@@ -4,26 +4,16 @@ import numpy as np
 import pytest
 
 from tests.peft.small import FAMILIES, LLAMA, logits, lora_host, shake, small
+from tests.plugins.doubled import Doubled
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.gradcheck import check_gradients
-from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter
+from tinygrad_peft.nn import Affine, Init, Linear, Parameter
 from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_lora import DoraLinear, LoraConfig, LoraLinear
 
 CONFIG = LoraConfig(r=2, lora_alpha=3, use_dora=True)
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
-
-
-class Doubled(Module):
-    """An affine layer other than Linear: 2 (W x + b)."""
-
-    def __init__(self, base: Linear) -> None:
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.base = base
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.base(x) * 2.0
 
 
 def frozen(*, bias: bool = True, half: bool = False) -> Linear:

@@ -1,9 +1,8 @@
 """LoRAs written by mlx-lm, its outputs for them, and files written for it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +10,32 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.peft.small import BERT, FAMILIES, LLAMA, Snapshot, logits, shake, small
-from tinygrad_peft.errors import ConfigError, TinygradPeftError
+from tests.peft.small import BERT, FAMILIES, LLAMA, logits, shake, small
+from tests.plugins.foreign_folders import (
+    CONFIG,
+    GOLDEN,
+    adapt,
+    inspect,
+    read,
+    refused,
+    settings,
+)
+from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import load_model
-from tinygrad_peft.models.inspection import Report
-from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import PeftConfig, PeftModel
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(GOLDEN.glob("mlx-*"))
-CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+WEIGHTS = "adapters.safetensors"
 LORA = LoraConfig(r=2, lora_alpha=3)
-
-
-@cache
-def host() -> Host:
-    """Return the installed host, once: finding plugins takes longer than most of the tests."""
-    return Host.installed()
-
-
-def read(model: Transformer, folder: Path) -> PeftModel:
-    return PeftModel.from_pretrained(model, folder, host=host())
-
-
-def adapt(model: Transformer, recipe: PeftConfig | Sequence[PeftConfig]) -> PeftModel:
-    return get_peft_model(model, recipe, host=host())
-
-
-def inspect(path: Path, base: TransformerConfig | None = None) -> Report:
-    return inspect_path(path, host(), base=base)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
 def folder(request: pytest.FixtureRequest) -> Path:
     return Path(request.param)
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    return values
 
 
 def base(folder: Path) -> Transformer:
@@ -80,18 +62,6 @@ def edit(folder: Path, parameters: Mapping[str, object] | None = None, **values:
         for key in [key for key, value in part.items() if value is None]:
             del part[key]
     (folder / CONFIG).write_text(json.dumps(whole))
-
-
-def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
-    """Assert that loading raises one error with all parts, and leaves the model unchanged."""
-    model = small() if model is None else model
-    before = Snapshot.of(model)
-    with pytest.raises(TinygradPeftError) as caught:
-        read(model, folder)
-    before.assert_unchanged(model)
-    for part in parts:
-        assert part in str(caught.value)
-    return str(caught.value)
 
 
 # ---------- what mlx-lm wrote ----------
