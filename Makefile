@@ -31,7 +31,7 @@ help: ## list the targets
 demo: $(READY) ## compare the methods on a real model and real data, in under five minutes
 	@$(MEASURE) $(VENV)/bin/python -m tinygrad_peft.cli.demo
 
-test: format-check lint types imports unit ## everything that a change must pass
+test: format-check lint types imports unit ## run everything that a change must pass
 
 format-check: $(READY)
 	$(VENV)/bin/ruff format --check
@@ -45,27 +45,27 @@ types: $(READY)
 imports: $(READY)
 	$(VENV)/bin/lint-imports --no-logo
 
-unit: $(READY) ## the tests alone
+unit: $(READY) ## run the tests alone
 	$(PYTEST) -n $(WORKERS)
 
-interop: $(PEERS_READY) ## the same numbers as torch, transformers and PEFT
+interop: $(PEERS_READY) ## compare numbers with torch, transformers and PEFT
 	OPENBLAS_NUM_THREADS=1 $(PEERS)/bin/pytest tests/interop -m interop
 
-bench: $(PEERS_READY) ## speed and memory, beside torch
+bench: $(PEERS_READY) ## compare speed and memory with torch
 	$(MEASURE) $(PEERS)/bin/pytest tests/benchmarks -m bench -s
 
-wheel-test: ## the tests against the built wheel, without the extras
+wheel-test: ## test the built wheel, without the extras
 	@$(CHECK_PYTHON)
 	PYTHON="$(PYTHON)" .ci/wheel-test
 
-pictures: $(READY) ## draw the documents' pictures anew, from the figures that they show
+pictures: $(READY) ## redraw the documents' pictures from computed figures
 	@$(VENV)/bin/python -m docs.pictures
 
-format: $(READY) ## format the code and repair what ruff can
+format: $(READY) ## format the code and apply ruff's fixes
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-clean: ## remove everything that make has made
+clean: ## remove everything that make created
 	rm -rf .venv* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -70,7 +70,9 @@ def files() -> list[Path]:
     """List the files whose English counts: sources, tests and documents."""
     own = {Path(__file__), Path(__file__).with_name("test_english.py")}  # these quote it
     python = [
-        p for top in ("tinygrad_peft", "plugins", "tests") for p in ROOT.glob(f"{top}/**/*.py")
+        p
+        for top in ("tinygrad_peft", "plugins", "tests", "docs")
+        for p in ROOT.glob(f"{top}/**/*.py")
     ]
     prose = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     return sorted({*python, *prose} - own)

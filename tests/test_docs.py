@@ -1,4 +1,4 @@
-"""The documents say what the code says."""
+"""The documents agree with the code."""
 
 import ast
 import dataclasses
@@ -110,7 +110,7 @@ class MyConfig(TargetedConfig):
 
 
 class MyLinear(Module):
-    """What the examples put around a layer."""
+    """The wrapper in the examples."""
 
     base_layer: Affine
 
@@ -198,7 +198,7 @@ def test_the_files_on_the_plugins_page_are_those_that_are_installed_and_run() ->
 
 def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text("utf-8")
-    page = text.partition("## Whether it is right")[2].partition("## What a method rewrites")[0]
+    page = text.partition("## Testing a method")[2].partition("## What a method rewrites")[0]
     listed = re.findall(r"^\| `(\w+)(?:\(\))?` \|", page, flags=re.MULTILINE)
     promises = [
         name.removeprefix("test_") for name in dir(MethodConformance) if name.startswith("test_")
@@ -208,7 +208,7 @@ def test_the_plugins_page_has_every_promise_and_every_setting_of_the_suite() -> 
 
 
 def test_documented_defaults_of_training_are_those_of_the_code_and_of_the_help() -> None:
-    """The table in docs/cli.md, TrainConfig, and each command with such an option."""
+    """The table in docs/cli.md, TrainConfig, and each command with one of its options."""
     click = pytest.importorskip("click")
     from tinygrad_peft.cli.app import cli
 
@@ -295,7 +295,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def glossary() -> dict[str, str]:
-    """The terms and what is said of them."""
+    """Read the terms and their entries."""
     text = (ROOT / "docs" / "glossary.md").read_text("utf-8")
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
     return dict(part.split("\n", 1) for part in parts[1:])

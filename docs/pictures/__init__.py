@@ -1,4 +1,4 @@
-"""The documents' pictures, drawn from computed figures: `python -m docs.pictures` writes them."""
+"""Pictures of the documents, drawn from computed figures: `python -m docs.pictures` writes them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -10,7 +10,7 @@ __all__ = ["Axes"]
 
 @dataclass(frozen=True)
 class Axes:
-    """A plot's place in pixels, and the values at its ends: (left, right), (bottom, top)."""
+    """A plot: its place in pixels, and the values at its ends, (left, right) and (bottom, top)."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -18,7 +18,7 @@ class Axes:
     y_values: tuple[float, float]
 
     def at(self, x: float, y: float) -> Point:
-        """The pixel of a point."""
+        """Convert a point to pixels."""
         return _scaled(x, self.x_values, self.x), _scaled(y, self.y_values, self.y)
 
     def rows(self, picture: Picture, values: Sequence[float], unit: str = "") -> None:

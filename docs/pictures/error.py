@@ -1,4 +1,4 @@
-"""How far the update of each rank is from what was learnt, and from what the task takes."""
+"""The error of the update truncated to each rank, against itself and against the task's change."""
 
 from docs.pictures.axes import Axes
 from docs.pictures.svg import Picture
@@ -10,7 +10,7 @@ AXES = Axes(x=(64, 720), y=(300, 50), x_values=(0, WIDTH), y_values=(0, 100))
 
 
 def draw() -> Picture:
-    """Draw a curve for each of the two, over the rank at which the update is cut off."""
+    """Draw both errors over the rank to which the update is truncated."""
     learnt, task = shares(learn())
     best = task.index(min(task))
     there, away, whole = (

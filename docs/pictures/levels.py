@@ -24,7 +24,7 @@ AXES = Axes(x=(40, 720), y=(176, 24), x_values=(-5.2, 5.2), y_values=(0, 1))
 
 @dataclass(frozen=True)
 class Levels:
-    """Where 4 bits can put a weight, in standard deviations, and how far off all weights are.
+    """A way to store weights: its 4-bit levels, in standard deviations, and its error.
 
     name: how the weight is stored.
     at: the 16 levels, those of the first block where there are blocks.
@@ -37,7 +37,7 @@ class Levels:
 
 
 def compute() -> list[Levels]:
-    """The levels and errors of three ways to store one weight drawn from N(0, 0.02²)."""
+    """Compute levels and errors of three ways to store one weight drawn from N(0, 0.02²)."""
     weight = np.random.default_rng(0).normal(0, SPREAD, SHAPE).astype(np.float32)
     blocks = weight.reshape(-1, BLOCK)
     _, scale, zero = quantize_to_4bit(weight)
@@ -62,7 +62,7 @@ def compute() -> list[Levels]:
 
 
 def draw() -> Picture:
-    """Draw the weights' density, and the levels of each way below it."""
+    """Draw the density of the weights, and the levels of each way below it."""
     one, blocks, nf4 = compute()
     errors = [f"{100 * way.error:.1f} %" for way in (one, blocks, nf4)]
     picture = Picture(
@@ -78,7 +78,7 @@ def draw() -> Picture:
     count = math.prod(SHAPE)
     for y, way, kind, words in (
         (240, one, "frozen", f"affine, one scale for all {count:,} weights"),
-        (308, blocks, "frozen", f"affine, a scale for each {BLOCK} weights: one such block"),
+        (308, blocks, "frozen", f"affine, a scale for each {BLOCK} weights: one block"),
         (376, nf4, "trained", f"NF4, a scale for each {BLOCK} weights: the same block"),
     ):
         _levels(picture, y, way, kind, words)

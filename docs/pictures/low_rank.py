@@ -1,4 +1,4 @@
-"""W beside B A at one scale, and both ways through a layer with LoRA."""
+"""W beside B A at one scale, and both paths through a layer with LoRA."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Sizes:
 
 
 def sizes() -> Sizes:
-    """The sizes of the layer that is drawn."""
+    """Return the sizes of the layer."""
     layer = LoRALayer(WIDTH, WIDTH, RANK)
     (rank, inputs), (outputs, _) = layer.A.shape, layer.B.shape
     shape = (outputs, inputs)
@@ -30,7 +30,7 @@ def sizes() -> Sizes:
 
 
 def draw() -> Picture:
-    """Draw one pixel for each number, and below it the layer as it is computed."""
+    """Draw one pixel per number, and below it the computation of the layer."""
     s = sizes()
     share = f"{s.trained / s.frozen:.2%}".replace("%", " %")
     picture = Picture(

@@ -1,4 +1,4 @@
-"""The memory that training a 7B model takes: full, with LoRA, with QLoRA."""
+"""The memory to train a 7B model: full, with LoRA, with QLoRA."""
 
 from docs.pictures.svg import Picture
 from tinygrad_peft import Host
@@ -14,7 +14,7 @@ LEFT, TOP, ROW, BAR = 118, 62, 74, 34
 
 
 def estimates() -> dict[str, tuple[str, Memory]]:
-    """How the frozen weights are stored, and what is held beside the activations, by method."""
+    """Compute by method how the frozen weights are stored and what training holds beside them."""
     shape = named_shape(SHAPE)
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
     trained, total = count_recipe(shape, lora, Host.installed())
@@ -27,7 +27,7 @@ def estimates() -> dict[str, tuple[str, Memory]]:
 
 
 def draw() -> Picture:
-    """Draw a bar for each method, in parts: weights, gradients, AdamW's moments."""
+    """Draw a bar per method, in parts: weights, gradients, AdamW's moments."""
     rows = estimates()
     sizes = {name: memory.training for name, (_, memory) in rows.items()}
     picture = Picture(

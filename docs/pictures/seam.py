@@ -1,4 +1,4 @@
-"""A seam before and after one wrapper and two, as a real recipe leaves it."""
+"""A seam without wrapper, with one and with two, after a real recipe."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ FIELD, WIDTH = "v_proj", 32
 
 @dataclass(frozen=True)
 class Layer:
-    """A module in the seam: its class, its own weights as (name, shape), what it keeps inside."""
+    """A module in the seam: its class, its own weights as (name, shape), the module inside."""
 
     kind: str
     own: tuple[tuple[str, tuple[int, ...]], ...]
@@ -24,7 +24,7 @@ class Layer:
 
 
 def layers() -> list[Layer]:
-    """What stands in the seam after LoRA and (IA)³, the innermost first."""
+    """List the modules in the seam after LoRA and (IA)³, the innermost first."""
     sizes = TransformerConfig(
         vocab_size=100,
         hidden_size=WIDTH,
@@ -44,7 +44,7 @@ def layers() -> list[Layer]:
 
 
 def draw() -> Picture:
-    """Draw the owner's field three times, with what it holds."""
+    """Draw the owner's field three times, with the modules in it."""
     stack = layers()
     base, *wrappers = (layer.kind for layer in stack)
     picture = Picture(
@@ -75,7 +75,7 @@ def draw() -> Picture:
 
 
 def _nested(picture: Picture, x: float, y: float, width: float, stack: list[Layer]) -> None:
-    """Draw the outermost of some modules, and within it the others."""
+    """Draw the outermost module, and the others within it."""
     *inner, layer = stack
     kind = "trained" if inner else "frozen"
     picture.rect(x, y, width, _height(stack), kind, radius=5)

@@ -1,4 +1,4 @@
-"""The singular values of what full fine-tuning learnt, as bars."""
+"""The singular values of the change that full fine-tuning learnt, as bars."""
 
 from docs.pictures.axes import Axes
 from docs.pictures.svg import Picture
@@ -10,7 +10,7 @@ AXES = Axes(x=(60, 740), y=(290, 50), x_values=(0.4, WIDTH + 0.6), y_values=(0, 
 
 
 def draw() -> Picture:
-    """Draw a bar for each direction, and a mark where the task has its own value."""
+    """Draw a bar per direction, and a mark at the task's own value."""
     learnt = learn()
     share = f"{100 * learnt.share:.0f} %"
     rest = f"{100 - 100 * learnt.share:.0f} %"

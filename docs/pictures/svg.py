@@ -82,7 +82,7 @@ MARKUP = (
 
 @dataclass
 class Picture:
-    """A drawing of width x height pixels, with what it is called and what it shows in words."""
+    """A drawing of width x height pixels, with a title and a description in words."""
 
     width: int
     height: int
@@ -158,7 +158,7 @@ class Picture:
             self.text(x, y + 19 * i, words, kind)
 
     def svg(self) -> str:
-        """The file's text."""
+        """Return the text of the file."""
         view, size = (
             f"0 0 {self.width} {self.height}",
             f'width="{self.width}" height="{self.height}"',
@@ -206,5 +206,5 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _n(value: float) -> str:
-    """A coordinate to a tenth of a pixel, in which no machine's rounding shows."""
+    """Round a coordinate to a tenth of a pixel, so that every machine writes the same."""
     return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""What full fine-tuning learns of a task that takes four directions: the example of concepts.md."""
+"""Full fine-tuning on a task that takes four directions: the example of concepts.md."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,19 +17,19 @@ WIDTH, DIRECTIONS, EXAMPLES, STEPS = 32, 4, 100, 400
 
 @dataclass(frozen=True)
 class Learnt:
-    """The change of a weight that the task takes, and the one that was learnt: (32, 32) each."""
+    """The change of a weight that the task needs, and the one that was learnt: (32, 32) each."""
 
     wanted: Array
     found: Array
 
     @property
     def strengths(self) -> Array:
-        """The singular values of what was learnt: (32,)."""
+        """The singular values of the learnt change: (32,)."""
         return np.linalg.svd(self.found)[1]
 
     @property
     def needed(self) -> Array:
-        """The singular values of what the task takes, those that are not zero: (4,)."""
+        """The nonzero singular values of the task's change: (4,)."""
         return np.linalg.svd(self.wanted)[1][:DIRECTIONS]
 
     @property
@@ -39,7 +39,7 @@ class Learnt:
         return float(squares[:DIRECTIONS].sum() / squares.sum())
 
     def cut(self, rank: int) -> Array:
-        """The nearest matrix of that rank to what was learnt (Eckart and Young 1936): (32, 32)."""
+        """Truncate the learnt change to a rank (Eckart and Young 1936): (32, 32)."""
         u, s, vt = np.linalg.svd(self.found)
         nearest: Array = (u[:, :rank] * s[:rank]) @ vt[:rank]
         return nearest
@@ -60,7 +60,7 @@ def learn() -> Learnt:
 
 
 def shares(learnt: Learnt) -> tuple[list[float], list[float]]:
-    """How far the cut update is, at ranks 0 to 32, from what was learnt and from what is wanted.
+    """Compute the error of the truncated update at ranks 0 to 32, against both changes.
 
     Each as a share of that matrix's Frobenius norm.
     """
@@ -73,7 +73,7 @@ def shares(learnt: Learnt) -> tuple[list[float], list[float]]:
 
 
 def _task() -> tuple[Array, Array, Array, Array]:
-    """The pretrained weight, the change that the task takes, and examples (x, y) of it.
+    """Draw the pretrained weight, the change that the task needs, and examples (x, y) of it.
 
     The page draws three tasks one after the other, and shows what was learnt of the third.
     """
@@ -85,7 +85,7 @@ def _task() -> tuple[Array, Array, Array, Array]:
 
 
 def _drawn(rng: np.random.Generator, directions: int) -> tuple[Array, Array, Array]:
-    """A change along so many directions, (32, 32), and inputs and noise, (100, 32) each."""
+    """Draw a change along some directions, (32, 32), and inputs and noise, (100, 32) each."""
     up, down = rng.standard_normal((WIDTH, directions)), rng.standard_normal((directions, WIDTH))
     wanted = up @ down / np.sqrt(WIDTH * directions)
     return wanted, rng.standard_normal((EXAMPLES, WIDTH)), rng.standard_normal((EXAMPLES, WIDTH))

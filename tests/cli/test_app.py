@@ -1,6 +1,7 @@
 """The commands' options, help, errors and exit statuses."""
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -26,15 +27,16 @@ def start(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 # ---------- help ----------
 
 
-def test_the_commands_of_the_contract_are_there() -> None:
+def test_expected_commands_exist() -> None:
     wanted = {"methods", "fetch", "finetune", "evaluate", "generate", "merge", "count"}
     assert wanted <= set(COMMANDS)
 
 
 def test_help_imports_nothing_slow(tmp_path: Path) -> None:
     program = (
-        "import sys; from tinygrad_peft.cli.app import run; run(['-h']); run(['finetune', '-h'])"
-        "; print(*sys.modules, sep='\\n', file=sys.stderr)"
+        "import sys; from tinygrad_peft.cli.app import cli, run; run(['-h'])\n"
+        "for name in cli.commands: run([name, '-h'])\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)"
     )
     ran = start(sys.executable, "-c", program, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -53,12 +55,18 @@ def test_every_option_has_a_help_text(commands: Commands, command: str) -> None:
             assert parameter.opts[0] in shown
 
 
+def test_help_of_each_command_fits_its_line(commands: Commands) -> None:
+    shown = commands.ok("--help").out
+    assert all(f"  {command} " in shown for command in COMMANDS)
+    assert "..." not in shown.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_json(command: str) -> None:
     assert any("--json" in parameter.opts for parameter in cli.commands[command].params)
 
 
-def test_the_version_is_that_of_the_distribution(commands: Commands) -> None:
+def test_version_is_the_distributions(commands: Commands) -> None:
     told = commands.ok("--version").out
     assert told == f"tinygrad-peft, version {version('tinygrad-peft')}\n"
 
@@ -77,7 +85,7 @@ def test_the_version_is_that_of_the_distribution(commands: Commands) -> None:
         (("merge", "--dtype", "float8"), "'float8' is not one of 'float32', 'float16', 'bfloat16'"),
     ],
 )
-def test_a_wrong_command_line_is_told_with_the_help_to_read(
+def test_wrong_command_line_is_refused_with_the_help_to_read(
     commands: Commands, arguments: tuple[str, ...], told: str
 ) -> None:
     message = commands.fails(*arguments)
@@ -89,7 +97,7 @@ METHOD_ERRORS = [
     ("lorra", "no method is called 'lorra'; did you mean 'lora' or"),
     ("lora:r=four", "r: expected int, got 'four'"),
     ("lora:lora_alhpa=4", "lora_alhpa; did you mean 'lora_alpha'"),
-    ("lora:r", "'r' is no setting: write KEY=VALUE"),
+    ("lora:r", "write KEY=VALUE"),
     ("lora:r=4,r=8", "r is set twice"),
     ("lora:r=0", "the rank r=0 must be at least 1"),
     ('lora:{"r": ', "not JSON"),
@@ -98,13 +106,13 @@ METHOD_ERRORS = [
 
 
 @pytest.mark.parametrize(("spec", "told"), METHOD_ERRORS)
-def test_a_wrong_method_is_told(commands: Commands, spec: str, told: str) -> None:
+def test_wrong_method_is_refused(commands: Commands, spec: str, told: str) -> None:
     message = commands.fails("count", "--shape", "gpt2", "--method", spec)
     assert message.startswith("tinygrad-peft: ")
     assert told in message
 
 
-def test_a_process_fails_by_a_line_and_status_2(tmp_path: Path) -> None:
+def test_process_fails_with_one_line_and_status_2(tmp_path: Path) -> None:
     ran = start(*PROGRAM, "count", "--shape", "gpt3", "--method", "lora", folder=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("tinygrad-peft: unknown shape 'gpt3'; did you mean 'gpt2'")
@@ -128,7 +136,7 @@ def test_the_console_script_is_the_module(tmp_path: Path) -> None:
     assert ran.stdout == same.stdout
 
 
-def test_a_fault_of_the_program_is_told_apart(
+def test_fault_of_the_program_is_an_internal_error_with_status_1(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(**_: object) -> None:
@@ -151,7 +159,7 @@ def test_a_fault_of_the_program_is_told_apart(
         (KeyboardInterrupt(), "stopped by Ctrl-C", 130),
     ],
 )
-def test_what_the_system_refuses_is_told_in_a_line(
+def test_system_errors_are_one_line(
     commands: Commands,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
@@ -165,37 +173,65 @@ def test_what_the_system_refuses_is_told_in_a_line(
     assert told in commands.fails("methods", status=status)
 
 
-# ---------- methods ----------
+# ---------- closed pipes ----------
 
 
-def test_methods_lists_plugins_with_their_settings(commands: Commands) -> None:
-    plugins = commands.ok("methods", "--json").json["plugins"]
-    assert isinstance(plugins, list)
-    lora = next(plugin for plugin in plugins if plugin["plugin"] == "lora")
-    assert lora["distribution"] == "tinygrad-peft"
-    assert lora["version"] == version("tinygrad-peft")
-    (method,) = lora["methods"]
-    assert method["name"] == "lora"
-    assert method["learning_rate"] == 0.001
-    assert (method["settings"]["r"], method["settings"]["bias"]) == ("8", "'none'")
-    lines = commands.ok("methods").out.splitlines()
-    assert f"lora: tinygrad-peft {version('tinygrad-peft')}" in lines
-    assert "  lora (learning rate 0.001)" in lines
-    assert "    r = 8" in lines
+def start_with_closed(stream: str, *arguments: str) -> tuple[int, str]:
+    """Run a program whose reader of `stream` is gone; return its status, and the other stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        arguments,
+        stdout=writer if stream == "stdout" else subprocess.PIPE,
+        stderr=writer if stream == "stderr" else subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(writer)
+    return ran.returncode, (ran.stdout or "") + (ran.stderr or "")
 
 
-def test_methods_lists_a_plugin_that_cannot_be_used_with_its_error(commands: Commands) -> None:
-    plugins = commands.ok("--without", "vera", "methods", "--json").json["plugins"]
-    assert isinstance(plugins, list)
-    found = {plugin["plugin"]: plugin for plugin in plugins}
-    assert (found["vera"]["error"], found["vera"]["methods"]) == ("switched off", [])
-    assert found["lora"]["error"] is None
-    lines = commands.ok("--without", "vera", "methods").out.splitlines()
-    at = lines.index(f"vera: tinygrad-peft {version('tinygrad-peft')}")
-    assert lines[at + 1] == "  cannot be used: switched off"
+COUNT = ("count", "--shape", "gpt2", "--method")
 
 
-def test_plugins_are_left_out_for_one_command(commands: Commands) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-h",),
+        ("count", "-h"),
+        ("--version",),
+        (*COUNT, "lora"),
+        (*COUNT, "lora", "--json"),
+        (*COUNT, "lora", "--debug"),
+    ],
+)
+def test_closed_output_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    assert start_with_closed("stdout", *PROGRAM, *arguments) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tinygrad_peft", "counts"),
+        ("tinygrad_peft", *COUNT, "lorra"),
+        ("tinygrad_peft.cli.demo", "--out", __file__),
+    ],
+)
+def test_closed_error_output_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    assert start_with_closed("stderr", sys.executable, "-m", *arguments) == (141, "")
+
+
+def test_head_gets_its_lines(tmp_path: Path) -> None:
+    pipe = f"{shlex.join((*PROGRAM, 'methods'))} | head -n 1"
+    ran = start("sh", "-c", pipe, folder=tmp_path)
+    assert (len(ran.stdout.splitlines()), ran.stderr) == (1, "")
+
+
+# ---------- plugins ----------
+
+
+def test_plugins_are_switched_off_for_one_command(commands: Commands) -> None:
     count = ("count", "--shape", "gpt2", "--method", "vera:r=4")
     told = commands.fails("--without", "vera", "--without", "ia3", *count)
     assert "no method is called 'vera'" in told
@@ -205,7 +241,7 @@ def test_plugins_are_left_out_for_one_command(commands: Commands) -> None:
     assert "'vrea'; did you mean 'vera'" in commands.fails("--without", "vrea", "methods")
 
 
-def test_an_error_in_a_hook_says_whose_it_is(commands: Commands) -> None:
+def test_error_in_a_hook_names_its_plugin(commands: Commands) -> None:
     told = commands.fails("count", "--shape", "gpt2", "--method", BAD_PROMPT)
     assert "PromptTuningConfig cannot be trained" in told
     assert f"(plugin 'prompt' of tinygrad-peft {version('tinygrad-peft')}, hook count_" in told

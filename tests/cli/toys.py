@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tests.peft.small import BERT, GPT2, LLAMA, small
 from tinygrad_peft.cli.app import run
 from tinygrad_peft.models import save_model
+from tinygrad_peft.models.fetch import ARTIFACTS
 from tinygrad_peft.nn import TransformerConfig
 
 WORDS = ("a", "the", "film", "plot", "actor", "scene", "was", "good", "bad", "long", "short")
@@ -25,7 +26,7 @@ POSITIONS = 48  # of each model
 
 
 class Ran:
-    """A command that has run: its status, and what it wrote."""
+    """A finished command: its status and its output."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status, self.out, self.err = status, out, err
@@ -54,13 +55,13 @@ class Commands:
         return Ran(status, *self.capsys.readouterr())
 
     def ok(self, *arguments: str | Path) -> Ran:
-        """Run what has to succeed."""
+        """Run a command that must succeed."""
         ran = self(*arguments)
         assert ran.status == 0, ran.err
         return ran
 
     def fails(self, *arguments: str | Path, status: int = 2) -> str:
-        """Run what has to fail by a few plain lines, and return these."""
+        """Run a command that must fail with a few plain lines, and return them."""
         ran = self(*arguments)
         assert (ran.status, ran.out) == (status, ""), ran.err
         assert "Traceback" not in ran.err
@@ -167,3 +168,17 @@ def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+# ---------- the cache ----------
+
+
+def fake_fetched(cache: Path, name: str) -> Path:
+    """Write empty files of the right sizes, as the cache checks no more."""
+    (artifact,) = (artifact for artifact in ARTIFACTS if artifact.name == name)
+    for file in artifact.files:
+        path = cache / name / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as holes:
+            holes.truncate(file.size)
+    return cache / name

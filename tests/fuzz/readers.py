@@ -37,7 +37,7 @@ class TooSlowError(Exception):
 
 @dataclass
 class Outcomes:
-    """How many files were read, and how many were refused."""
+    """The numbers of files read and refused."""
 
     read: int = 0
     refused: int = 0
@@ -70,7 +70,7 @@ def try_once(sample: Sample, place: Path, outcomes: Outcomes) -> None:
         outcomes.refused += 1
         if len(str(error)) > LONGEST_MESSAGE:
             print(f"FAILED: a message of {len(str(error))} characters: {str(error)[:300]}")
-    except BaseException:  # noqa: BLE001 - a panic of compiled code is no Exception
+    except BaseException:  # noqa: BLE001 - a panic of compiled code is not an Exception
         print(f"FAILED: {traceback.format_exc()}")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

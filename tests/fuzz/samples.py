@@ -91,7 +91,7 @@ def recipe(folder: Path) -> Sample:
 
 
 def inspected(folder: Path) -> Sample:
-    """A model and several adapters, of which inspect tells."""
+    """Write a model and several adapters for inspect."""
     save_model(small(LLAMA), folder)
     peft = get_peft_model(small(LLAMA), LoraConfig(r=2))
     peft.add_adapter("other", LoraConfig(r=3, target_modules=["up_proj"]))

@@ -83,7 +83,7 @@ def loaded(base: str) -> Any:  # noqa: ANN401 - transformers' models have no com
 
 
 def computed(model: Any) -> dict[str, Any]:  # noqa: ANN401
-    """What is computed from one batch with padding."""
+    """Compute the expected values from one batch with padding."""
     ids = np.random.default_rng(0).integers(8, 60, (2, 6))
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     trained = sorted((n, p) for n, p in model.named_parameters() if ".adapters.task." in n)

@@ -91,7 +91,7 @@ CASES = [
 
 
 def settings(family: str, option: str) -> dict[str, Any]:
-    """What PEFT's config and ours are made with."""
+    """Choose the settings of PEFT's config and of ours."""
     chosen: dict[str, Any] = {"target_modules": TARGETS[family], **KINDS[option]}
     by_name = {
         "trainable_token_indices": {EMBEDDING[family]: TOKENS},

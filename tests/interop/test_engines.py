@@ -1,4 +1,4 @@
-"""What is merged and saved here opens in transformers like any checkpoint, with the same logits."""
+"""A model merged and saved here opens in transformers like any checkpoint, with the same logits."""
 
 from pathlib import Path
 from typing import Any

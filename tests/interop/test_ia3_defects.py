@@ -1,6 +1,6 @@
-"""What PEFT 0.21.2 does wrong with (IA)³. tests/plugins/test_ia3.py has it right.
+"""Defects of PEFT 0.21.2 with (IA)³; tests/plugins/test_ia3.py tests the right behaviour here.
 
-Where one of these fails with a later PEFT, it has been mended there, and the test can go.
+If one of these fails with a later PEFT, the defect was fixed there, and the test can go.
 """
 
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_factor_of_zero_loses_the_base_when_it_is_merged() -> None:
 
 
 @pytest.mark.parametrize("targets", [["v_proj"], "all-linear"])
-def test_it_does_not_read_what_it_wrote(targets: list[str] | str, tmp_path: Path) -> None:
+def test_it_cannot_read_its_own_files(targets: list[str] | str, tmp_path: Path) -> None:
     made(target_modules=targets).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="should be a subset of `target_modules`"):
         hf.PeftModel.from_pretrained(peer("llama"), tmp_path / "a")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 @dataclass(frozen=True)
 class Names:
-    """What a family calls its values, both ends of its feed-forward network, and a norm."""
+    """The names of a family's values, both ends of its feed-forward network, and a norm."""
 
     value: str
     inner: str
@@ -163,7 +163,7 @@ def test_a_merged_adapter_gives_the_same_in_transformers(written: Written, tmp_p
     np.testing.assert_allclose(peer_logits(opened), written.logits, atol=1e-4)
 
 
-def test_peft_reads_what_is_written_here(written: Written, tmp_path: Path) -> None:
+def test_peft_reads_our_files(written: Written, tmp_path: Path) -> None:
     ours = shaken(written.ours())
     ours.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer(written.family), tmp_path).eval()
@@ -172,7 +172,7 @@ def test_peft_reads_what_is_written_here(written: Written, tmp_path: Path) -> No
     np.testing.assert_allclose(logits(ours), expected, atol=1e-4)
 
 
-def test_peft_reads_again_what_was_read_here(written: Written, tmp_path: Path) -> None:
+def test_peft_reads_our_copy_of_its_files(written: Written, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(own(written.base), written.folder)
     loaded.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer(written.family), tmp_path).eval()

@@ -65,7 +65,7 @@ CASES = [
 
 
 def settings(method: str, option: str, family: str) -> dict[str, Any]:
-    """What PEFT's config and ours are made with."""
+    """Choose the settings of PEFT's config and of ours."""
     usual: dict[str, Any] = {"target_modules": NORMS[family]}
     if method == "vera":  # which at PEFT's own start has an effect too small to compare
         usual = {"target_modules": TARGETS[family], "d_initial": 1.0}
@@ -78,7 +78,7 @@ def settings(method: str, option: str, family: str) -> dict[str, Any]:
 
 
 def peers(method: str, option: str, family: str) -> dict[str, Any]:
-    """What differs for PEFT: it has no usual norms of BERT."""
+    """Choose PEFT's settings: it has no usual norms of BERT."""
     chosen = settings(method, option, family)
     unknown = (method, option, family) == ("ln_tuning", "usual targets", "bert")
     return chosen | ({"target_modules": ["LayerNorm"]} if unknown else {})
@@ -185,7 +185,7 @@ def test_a_merged_adapter_gives_the_same_in_transformers(written: Written, tmp_p
     np.testing.assert_allclose(peer_logits(opened), written.logits, atol=1e-4)
 
 
-def test_peft_reads_what_is_written_here(written: Written, tmp_path: Path) -> None:
+def test_peft_reads_our_files(written: Written, tmp_path: Path) -> None:
     ours = shaken(get_peft_model(own(written.base), written.config))
     ours.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer(written.family), tmp_path).eval()
@@ -197,7 +197,7 @@ def test_peft_reads_what_is_written_here(written: Written, tmp_path: Path) -> No
 def test_both_count_and_write_the_same(written: Written, tmp_path: Path) -> None:
     ours = get_peft_model(own(written.base), written.config)
     trained, total = ours.get_nb_trainable_parameters()
-    # VeRA's matrices are no parameters in PEFT, though it may write them.
+    # PEFT does not count VeRA's matrices as parameters, though it may write them.
     matrices = sum(p.size for p in ours.record.parameters() if not p.requires_grad)
     assert (trained, total - matrices) == written.made.get_nb_trainable_parameters()
     ours.save_pretrained(tmp_path)
@@ -225,7 +225,7 @@ def test_matrices_that_are_not_saved_are_the_ones_that_peft_computes_with(bases:
         np.testing.assert_array_equal(drawn, expected["default"].numpy())
 
 
-def test_dropout_falls_where_peft_lets_it_fall(
+def test_dropout_is_in_the_same_place_as_in_peft(
     bases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep = np.random.default_rng(0).random((2, 5, 16)) >= 0.5
@@ -249,7 +249,7 @@ def test_dropout_falls_where_peft_lets_it_fall(
 @pytest.mark.parametrize("save", [True, False])
 @pytest.mark.parametrize("layers", [None, 1])
 @pytest.mark.parametrize("excluded", [["down_proj"], r".*\.down_proj"])
-def test_exclusions_that_peft_does_not_know_of_vera_are_none_of_the_targets_written(
+def test_excluded_modules_are_not_written_as_vera_targets(
     bases: Path,
     tmp_path: Path,
     save: bool,
@@ -275,15 +275,15 @@ def test_exclusions_that_peft_does_not_know_of_vera_are_none_of_the_targets_writ
     np.testing.assert_array_equal(logits(loaded), logits(ours))
 
 
-# ---------- what PEFT 0.21.2 does wrong; tests/plugins has it right ----------
+# ---------- defects of PEFT 0.21.2; tests/plugins tests the right behaviour ----------
 
 
-def test_ln_tuning_leaves_a_misspelt_target_out_in_silence() -> None:
+def test_ln_tuning_ignores_a_misspelt_target_silently() -> None:
     theirs = hf.get_peft_model(peer("llama"), hf.LNTuningConfig(target_modules=["norm", "nrom"]))
     assert theirs.targeted_module_names == ["model.norm"]
 
 
-def test_ln_tuning_trains_what_is_no_norm() -> None:
+def test_ln_tuning_trains_a_linear_layer() -> None:
     theirs = hf.get_peft_model(peer("llama"), hf.LNTuningConfig(target_modules=["q_proj"]))
     assert theirs.get_nb_trainable_parameters()[0] == 2 * 16 * 16
 

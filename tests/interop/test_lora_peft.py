@@ -128,7 +128,7 @@ def test_a_merged_adapter_gives_the_same_in_transformers(written: Written, tmp_p
     np.testing.assert_allclose(peer_logits(opened), written.logits, atol=1e-4)
 
 
-def test_peft_reads_what_is_written_here(written: Written, tmp_path: Path) -> None:
+def test_peft_reads_our_files(written: Written, tmp_path: Path) -> None:
     ours = shaken(get_peft_model(own(written.base), LoraConfig(**written.settings)))
     ours.save_pretrained(tmp_path)
     read = hf.PeftModel.from_pretrained(peer(written.family), tmp_path).eval()
@@ -170,7 +170,7 @@ def test_both_count_the_same(written: Written) -> None:
     assert (trained, total - kept) == expected
 
 
-def test_pissa_by_iterations_comes_to_the_exact_one(bases: Path, tmp_path: Path) -> None:
+def test_pissa_by_iterations_approaches_the_exact_one(bases: Path, tmp_path: Path) -> None:
     model = peer("llama")
     with torch.no_grad():
         for layer in model.model.layers:  # singular values that soon fall off
@@ -186,7 +186,7 @@ def test_pissa_by_iterations_comes_to_the_exact_one(bases: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
-def test_dropout_falls_where_peft_lets_it_fall(
+def test_dropout_is_in_the_same_place_as_in_peft(
     more: dict[str, Any], bases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep = np.random.default_rng(0).random((2, 5, 16)) >= 0.5

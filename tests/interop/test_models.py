@@ -125,7 +125,7 @@ def output(model: Any, ids: IntArray, mask: IntArray) -> Array:  # noqa: ANN401 
 
 
 def apart(ours: Transformer, model: Any, ids: IntArray, mask: IntArray) -> float:  # noqa: ANN401
-    """The largest difference where a token is no padding."""
+    """Return the largest difference outside padding."""
     difference = np.abs(ours(ids, mask).numpy() - output(model, ids, mask))
     return float((difference if difference.ndim == 2 else difference[mask != 0]).max())
 
@@ -168,7 +168,7 @@ def test_what_is_saved_here_computes_the_same_in_transformers(
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["gpt2", "llama, tied", "bert, classifier"])
-def test_half_precision_goes_both_ways(name: str, dtype: SaveDtype, tmp_path: Path) -> None:
+def test_half_precision_is_read_and_written(name: str, dtype: SaveDtype, tmp_path: Path) -> None:
     theirs = drawn(MODELS[name]()).to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs")
@@ -210,7 +210,7 @@ def test_segments_are_added(tmp_path: Path) -> None:
     assert np.abs(found - expected.numpy()).max() < 1e-4
 
 
-def test_paths_are_those_of_transformers(theirs: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_paths_equal_those_of_transformers(theirs: Any, tmp_path: Path) -> None:  # noqa: ANN401
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     known = {path for path, _ in theirs.named_modules()}
@@ -221,7 +221,7 @@ def test_paths_are_those_of_transformers(theirs: Any, tmp_path: Path) -> None:  
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama, tied", "llama, llama3"])
-def test_greedy_generation_is_that_of_transformers(name: str, tmp_path: Path) -> None:
+def test_greedy_generation_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     theirs = drawn(MODELS[name]())
     theirs.save_pretrained(tmp_path)
     ids, mask = batch(tokens=8)
@@ -240,7 +240,7 @@ def test_greedy_generation_is_that_of_transformers(name: str, tmp_path: Path) ->
 
 
 def fetched(name: str) -> Path:
-    """Where it is in the cache. `tinygrad-peft fetch` puts it there; this downloads nothing."""
+    """Return its path in the cache. `tinygrad-peft fetch` puts it there; this downloads nothing."""
     found = find_fetched(name)
     if found is None:
         pytest.skip(f"{name} is not in the cache")

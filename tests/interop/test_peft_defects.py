@@ -1,6 +1,6 @@
-"""What PEFT 0.21.2 does wrong. tests/plugins/test_peft_defects has it right.
+"""Defects of PEFT 0.21.2; tests/plugins/test_peft_defects.py tests the right behaviour here.
 
-Where one of these fails with a later PEFT, it has been mended there, and the test can go.
+If one of these fails with a later PEFT, the defect was fixed there, and the test can go.
 """
 
 import json
@@ -107,7 +107,7 @@ def test_an_adapter_that_is_called_as_a_module_empties_the_file_of_another(tmp_p
     assert not any("q_proj" in name for name in tensors)
 
 
-def test_settings_that_it_does_not_know_are_ignored(tmp_path: Path) -> None:
+def test_unknown_settings_are_ignored(tmp_path: Path) -> None:
     made().save_pretrained(tmp_path)
     file = tmp_path / "a" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"use_another_method": True}))

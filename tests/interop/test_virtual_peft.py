@@ -108,9 +108,7 @@ def pairs(ours: PeftModel, theirs: Any) -> list[tuple[Any, Any]]:  # noqa: ANN40
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_peft_reads_what_is_written_here(
-    family: str, option: str, base: Path, tmp_path: Path
-) -> None:
+def test_peft_reads_our_files(family: str, option: str, base: Path, tmp_path: Path) -> None:
     peft = adapted(base, family, option)
     peft.save_pretrained(tmp_path / "adapter")
     loaded = hf.PeftModel.from_pretrained(peer(family), tmp_path / "adapter").eval()

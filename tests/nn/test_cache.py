@@ -10,7 +10,7 @@ def part(value: float, tokens: int) -> Tensor:
     return Tensor(np.full((2, tokens, 1, 3), value))
 
 
-def test_a_cache_gives_all_that_it_was_given_in_order() -> None:
+def test_a_cache_returns_its_keys_and_values_in_order() -> None:
     cache = LayerCache(capacity=5)
     cache.extend(part(1, 2), part(-1, 2))
     keys, values = cache.extend(part(2, 1), part(-2, 1))

@@ -35,7 +35,7 @@ def shapes(module: Module) -> dict[str, tuple[int, ...]]:
     return {path: parameter.shape for path, parameter in module.named_parameters()}
 
 
-def test_names_are_those_of_the_fields_in_their_order() -> None:
+def test_names_are_the_fields_in_order() -> None:
     assert list(shapes(Pair()).items()) == [
         ("scale", (2,)),
         ("first.weight", (3, 2)),

@@ -218,7 +218,7 @@ def test_the_learning_rate_can_be_set_between_steps() -> None:
 
 
 @both
-def test_a_loaded_state_goes_on_bit_for_bit(make: Make, rng: np.random.Generator) -> None:
+def test_a_loaded_state_continues_bit_for_bit(make: Make, rng: np.random.Generator) -> None:
     grads = [[rng.standard_normal((4, 3)), rng.standard_normal(5)] for _ in range(6)]
     straight = [Parameter(np.ones((4, 3))), Parameter(np.ones(5))]
     take_steps(make(straight), grads)

@@ -68,7 +68,7 @@ class Watching(Module):
 
 
 class Virtual(Module):
-    """A prompt of three virtual tokens, of which rows may have fewer."""
+    """A prompt of at most three virtual tokens per row."""
 
     def __init__(self, present: BoolArray | None = None) -> None:
         self.present = present

@@ -169,7 +169,7 @@ def test_the_loss_is_the_same_through_a_wrapped_head() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_right_padding_does_not_change_what_real_tokens_give(family: str) -> None:
+def test_right_padding_does_not_change_the_output_of_real_tokens(family: str) -> None:
     model = build(FAMILIES[family])
     whole = model(IDS, RIGHT_PADDED).data
     bare = model(IDS[1:, :3]).data
@@ -189,7 +189,7 @@ def test_tokens_at_padding_have_no_effect(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_left_padding_with_positions_does_not_change_what_real_tokens_give(family: str) -> None:
+def test_left_padding_with_positions_does_not_change_the_output_of_real_tokens(family: str) -> None:
     model = build(FAMILIES[family])
     ids, mask = np.array([[0, 0, 9, 2, 6]]), np.array([[0, 0, 1, 1, 1]])
     padded = model(ids, mask, positions=np.array([[0, 0, 0, 1, 2]])).data
@@ -216,7 +216,7 @@ def test_an_encoder_looks_both_ways() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("steps", [(5,), (1, 1, 1, 1, 1), (2, 3), (4, 1)], ids=str)
-def test_a_cache_gives_what_the_whole_sequence_gives(family: str, steps: tuple[int, ...]) -> None:
+def test_a_cached_sequence_equals_the_whole_sequence(family: str, steps: tuple[int, ...]) -> None:
     model = build(FAMILIES[family])
     caches = [LayerCache(5) for _ in model.blocks]
     parts, start = [], 0

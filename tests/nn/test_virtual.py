@@ -72,7 +72,7 @@ LENGTHS = [((3, 1), (2, 2)), ((2, 0), (0, 3)), ((1, 4), (0, 0)), ((0, 0), (3, 1)
 
 
 @pytest.mark.parametrize(("prompt", "prefix"), LENGTHS)
-def test_rows_with_their_own_fronts_are_what_they_are_alone(
+def test_rows_with_their_own_fronts_equal_each_row_alone(
     config: TransformerConfig, prompt: tuple[int, int], prefix: tuple[int, int]
 ) -> None:
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -87,7 +87,7 @@ def test_rows_with_their_own_fronts_are_what_they_are_alone(
 
 
 @pytest.mark.parametrize(("prompt", "prefix"), LENGTHS)
-def test_the_loss_of_rows_with_their_own_fronts_is_that_of_each_alone(
+def test_the_loss_of_rows_with_their_own_fronts_equals_the_loss_of_each_alone(
     prompt: tuple[int, int], prefix: tuple[int, int]
 ) -> None:
     labels = IDS.copy()

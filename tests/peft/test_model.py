@@ -134,6 +134,13 @@ def test_merging_copies_no_weight_that_it_does_not_change() -> None:
     assert merged.bias is not key.bias
 
 
+def test_a_merged_models_weights_have_the_names_of_the_base() -> None:
+    peft = adapted()
+    peft.merge_adapter()
+    plain = {name for name, _ in small(LLAMA).named_parameters()}
+    assert {name for name, _ in peft.named_parameters()} == {f"base_model.{name}" for name in plain}
+
+
 def test_merging_twice_and_unmerging_what_is_not_merged_are_errors() -> None:
     peft = adapted()
     with pytest.raises(PeftError, match="the adapter is not merged"):

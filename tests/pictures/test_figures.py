@@ -30,7 +30,7 @@ def test_the_learnt_update_is_the_one_on_the_page_on_concepts() -> None:
     assert f"'{learn().share:.0%} of the change lies in 4 of 32 directions'" in page("concepts.md")
 
 
-def test_the_error_of_each_rank_is_what_the_cut_singular_values_say() -> None:
+def test_the_error_of_each_rank_follows_from_the_dropped_singular_values() -> None:
     learnt = learn()
     squares = learnt.strengths**2
     left = [math.sqrt(squares[rank:].sum() / squares.sum()) for rank in range(WIDTH + 1)]
@@ -84,7 +84,7 @@ def test_blocks_make_the_difference_and_the_page_on_qlora_has_the_same_error() -
     assert f"4.500 bits a weight, {100 * nf4:.1f} % off" in page("methods/qlora.md")
 
 
-def test_the_memory_of_full_lora_and_qlora_is_that_on_the_other_pages() -> None:
+def test_the_memory_of_full_lora_and_qlora_agrees_with_the_other_pages() -> None:
     words = words_of(memory.draw())
     sizes = {name: estimate.training for name, (_, estimate) in memory.estimates().items()}
     for size in sizes.values():
@@ -94,7 +94,7 @@ def test_the_memory_of_full_lora_and_qlora_is_that_on_the_other_pages() -> None:
         assert f"{sizes[name] / 1e6:,.1f} MB" in page("cli.md")
 
 
-def test_each_wrapper_in_a_seam_holds_what_stood_there_before() -> None:
+def test_each_wrapper_in_a_seam_holds_the_previous_module() -> None:
     base, lora, ia3 = seam.layers()
     assert [base.kind, lora.kind, ia3.kind] == ["Linear", "LoraLinear", "IA3Linear"]
     assert [lora.field, ia3.field] == ["base_layer", "base_layer"]
@@ -145,6 +145,6 @@ def test_every_installed_method_of_this_project_is_in_the_block() -> None:
     }
     assert ours == known
     words = words_of(block.draw())
-    names = ("LoRA", "VeRA", "(IA)³", "LN tuning", "Houlsby", "Pfeiffer", "parallel")
+    names = ("LoRA", "AdaLoRA", "VeRA", "(IA)³", "LN tuning", "Houlsby", "Pfeiffer", "parallel")
     others = ("Prefix tuning", "Prompt tuning", "P-tuning", "QLoRA")
     assert [name for name in (*names, *others) if name not in words] == []

@@ -15,7 +15,7 @@ BEFORE = {"start": 0.0, "middle": 0.5, "end": 1.0}  # the share of a text that i
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_what_its_figures_give_now(name: str) -> None:
+def test_a_picture_matches_its_computed_figures(name: str) -> None:
     committed = (FOLDER / f"{name}.svg").read_text("utf-8")
     assert PICTURES[name]().svg() == committed, "the picture is stale: run `make pictures`"
 
@@ -25,13 +25,13 @@ def test_no_picture_is_left_that_nothing_draws() -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_stands_on_a_page_with_its_words(name: str) -> None:
+def test_a_picture_is_on_a_page_with_its_description(name: str) -> None:
     pages = "".join(path.read_text("utf-8") for path in DOCS.rglob("*.md"))
     assert re.search(rf"!\[[^\]]{{20,}}\]\((?:\.\./)?pictures/{name}\.svg\)", pages, re.DOTALL)
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_says_in_words_what_it_shows(name: str) -> None:
+def test_a_picture_describes_itself_in_words(name: str) -> None:
     root = ET.fromstring(PICTURES[name]().svg())  # noqa: S314 - written a moment ago
     named = root.get("aria-labelledby", "").split()
     words = {e.get("id"): e.text or "" for tag in ("title", "desc") for e in root.iter(SVG + tag)}

@@ -15,13 +15,13 @@ AT_ONE = {
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_values_are_those_of_the_definitions(name: str) -> None:
+def test_values_follow_the_definitions(name: str) -> None:
     value = ACTIVATIONS[name].value(np.array([0.0, 1.0]))
     np.testing.assert_allclose(value, [0, AT_ONE[name]], rtol=1e-11)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_slopes_are_those_of_differences(name: str, rng: np.random.Generator) -> None:
+def test_slopes_agree_with_differences(name: str, rng: np.random.Generator) -> None:
     x, g = 2 * rng.standard_normal(50), rng.standard_normal(50)
     activation = ACTIVATIONS[name]
     assert_gradient(lambda: activation.value(x), g, x, g * activation.slope(x))

@@ -36,7 +36,7 @@ def test_its_parameters_are_two_matrices_and_on_request_two_biases() -> None:
     assert Adapter(256, 64, bias=True).num_parameters() == 32_768 + 256 + 64
 
 
-def test_the_output_is_that_of_the_formula(rng: np.random.Generator) -> None:
+def test_the_output_follows_the_formula(rng: np.random.Generator) -> None:
     made, x = adapter(rng), rng.standard_normal((2, 3, 5))
     hidden = np.maximum(x @ made.W_down + made.b_down, 0)
     np.testing.assert_allclose(made.forward(x), x + hidden @ made.W_up + made.b_up, rtol=1e-12)
@@ -45,7 +45,7 @@ def test_the_output_is_that_of_the_formula(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, shape: tuple[int, ...], activation: str, bias: bool
 ) -> None:
     made, x, g = (

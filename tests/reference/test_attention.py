@@ -44,7 +44,7 @@ def module(rng: np.random.Generator, **settings: Any) -> LoRAMultiHeadAttention:
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_the_gradients_of_attention_are_those_of_differences(
+def test_the_gradients_of_attention_agree_with_differences(
     rng: np.random.Generator, mask: str, key_heads: int
 ) -> None:
     q, g = rng.standard_normal((2, 4, 4, 3)), rng.standard_normal((2, 4, 4, 3))
@@ -89,7 +89,7 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         attention(q, q[:, :, :3], q[:, :, :3])
 
 
-def test_without_a_batch_the_output_is_that_of_a_batch_of_one(rng: np.random.Generator) -> None:
+def test_the_output_without_a_batch_equals_a_batch_of_one(rng: np.random.Generator) -> None:
     q, k, v, g = (rng.standard_normal((4, 2, 3)) for _ in range(4))
     out, p = attention(q, k, v, CAUSAL)
     batched, batched_p = attention(q[None], k[None], v[None], CAUSAL)
@@ -162,7 +162,7 @@ def test_a_mask_of_text_or_of_another_shape_is_refused() -> None:
 # ---------- LoRA on the projections ----------
 
 
-def test_targets_become_layers_and_the_rest_stays_what_it_was(rng: np.random.Generator) -> None:
+def test_targets_become_layers_and_the_rest_is_unchanged(rng: np.random.Generator) -> None:
     wq, wk, wv, wo = (rng.standard_normal((6, 6)) for _ in range(4))
     layers = apply_lora_to_attention(wq, wk, wv, wo, rank=2, alpha=4.0)
     assert list(layers) == ["q", "k", "v", "o"]
@@ -173,12 +173,12 @@ def test_targets_become_layers_and_the_rest_stays_what_it_was(rng: np.random.Gen
     assert (adapted(layers["q"]).lora.A != adapted(layers["v"]).lora.A).all()
 
 
-def test_a_target_that_is_no_projection_is_refused() -> None:
+def test_an_unknown_projection_is_refused_as_a_target() -> None:
     with pytest.raises(ValueError, match="unknown target 'w', expected one of q, k, v, o"):
         LoRAMultiHeadAttention(6, 2, target_modules=("q", "w"))
 
 
-def test_untrained_lora_leaves_attention_as_it_is(rng: np.random.Generator) -> None:
+def test_untrained_lora_does_not_change_attention(rng: np.random.Generator) -> None:
     x = rng.standard_normal((2, 4, 6))
     weights = {name: rng.standard_normal((6, 6)) for name in "qkvo"}
     plain = LoRAMultiHeadAttention(6, 2, target_modules=(), weights=weights)
@@ -188,7 +188,7 @@ def test_untrained_lora_leaves_attention_as_it_is(rng: np.random.Generator) -> N
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o"), ("o",), ()])
-def test_the_modules_gradients_are_those_of_differences(
+def test_the_modules_gradients_agree_with_differences(
     rng: np.random.Generator, mask: str, targets: tuple[str, ...]
 ) -> None:
     made = module(rng, target_modules=targets)

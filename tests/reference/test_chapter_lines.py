@@ -153,7 +153,7 @@ def test_merge_adapter_changes_the_callers_base(rng: np.random.Generator) -> Non
     assert (base["q"] == expected).all()
 
 
-def test_switch_adapter_decides_what_is_computed(rng: np.random.Generator) -> None:
+def test_switch_adapter_changes_the_output(rng: np.random.Generator) -> None:
     base, manager = managed(rng)
     x, two = rng.standard_normal((3, 5)), manager.adapters["two"]["q"]
     manager.switch_adapter("two")
@@ -170,7 +170,7 @@ def test_a_manager_takes_a_model_of_linears_or_an_object(rng: np.random.Generato
         np.testing.assert_allclose(manager.forward("q", x), x @ (W + B @ A).T, rtol=1e-10)
 
 
-def test_what_is_no_adapter_is_said_in_one_sentence() -> None:
+def test_a_value_that_is_not_an_adapter_is_refused_in_one_sentence() -> None:
     manager = LoRAManager({"q": np.ones((4, 5))})
     forms = r'\(A, B\), \(A, B, scaling\), {"A": A, "B": B} or a LoRALayer'
     with pytest.raises(ValueError, match=f"^adapter 'one': q: expected {forms}, got int$"):
@@ -180,7 +180,7 @@ def test_what_is_no_adapter_is_said_in_one_sentence() -> None:
 # ---------- efficiency ----------
 
 
-def test_memory_estimate_is_what_is_saved_against_full_fine_tuning() -> None:
+def test_memory_estimate_is_the_saving_against_full_fine_tuning() -> None:
     model = {"d_model": 4096, "n_layers": 32, "n_heads": 32}
     settings = {"rank": 8, "alpha": 16, "target_modules": ["q", "v"]}
     found = analyze_peft_efficiency(model, "lora", settings)
@@ -268,7 +268,7 @@ def test_embeddings_go_by_either_of_the_chapters_names(rng: np.random.Generator)
     assert (prompt.forward(input_embeddings=x) == by_place).all()
 
 
-def test_a_bottleneck_goes_by_either_name_but_not_by_both() -> None:
+def test_a_bottleneck_has_either_name_but_not_both() -> None:
     assert Adapter(5, bottleneck=3).bottleneck_dim == Adapter(5, bottleneck_dim=3).bottleneck_dim
     with pytest.raises(ValueError, match="bottleneck=3 and bottleneck_dim=4"):
         Adapter(5, bottleneck_dim=4, bottleneck=3)

@@ -15,7 +15,7 @@ NUMBERS = ("9.5", "9.6", "9.7", "9.8", "9.9", "9.10", "9.11", "9.12")
 
 Capture = pytest.CaptureFixture[str]
 
-# exercise, what stands in the right solution, what a student wrote, and what is told
+# exercise, code of the right solution, code of a student, and the report
 MISTAKES = [
     (
         "9.6",
@@ -402,12 +402,12 @@ MISTAKES = [
 
 
 def matches(told: str, wanted: str) -> bool:
-    """# stands for any text."""
+    """Compare, with # for any text."""
     return re.fullmatch(re.escape(wanted).replace(r"\#", ".*?"), told) is not None
 
 
 def verdict(folder: Path, text: str, number: str, capsys: Capture) -> tuple[int, str]:
-    """The exit status, and what is told of one exercise."""
+    """Return the exit status, and the report on one exercise."""
     (folder / "mine.py").write_text(text, encoding="utf-8")
     status = main([str(folder / "mine.py"), number, "--seconds", "60"])
     line, summary = capsys.readouterr().out.splitlines()
@@ -605,7 +605,7 @@ def test_other_names_forms_and_orders_of_the_same_are_right(
         ),
     ],
 )
-def test_a_solution_that_does_not_work_is_told_of(
+def test_a_broken_solution_is_reported(
     tmp_path: Path, capsys: Capture, text: str, told: str
 ) -> None:
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
@@ -613,7 +613,7 @@ def test_a_solution_that_does_not_work_is_told_of(
     assert capsys.readouterr().out == f"9.7   Adapter: {told}\n0 of 1 right\n"
 
 
-def test_one_that_prints_without_end_leaves_the_report_as_it_is(tmp_path: Path) -> None:
+def test_endless_printing_does_not_change_the_report(tmp_path: Path) -> None:
     text = """
 class Adapter:
     def __init__(self, d, m):
@@ -641,7 +641,7 @@ def command(folder: Path, text: str, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_the_command_checks_the_exercises_that_are_asked_for(tmp_path: Path) -> None:
+def test_the_command_checks_the_given_exercises(tmp_path: Path) -> None:
     run = command(tmp_path, RIGHT, "9.6", "9.7")
     assert (run.returncode, run.stdout, run.stderr) == (
         0,
@@ -650,9 +650,7 @@ def test_the_command_checks_the_exercises_that_are_asked_for(tmp_path: Path) -> 
     )
 
 
-def test_an_exercise_that_is_asked_for_and_not_there_is_told(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_missing_exercise_is_reported(tmp_path: Path, capsys: Capture) -> None:
     assert verdict(tmp_path, "def lora_backward(): ...", "9.7", capsys) == (1, "not in the file")
 
 
@@ -679,19 +677,19 @@ def test_half_of_the_quantisation_is_not_enough(tmp_path: Path, capsys: Capture)
         ("exit()", "mine.py: calls exit()\n"),
     ],
 )
-def test_a_file_with_nothing_to_check_is_told_with_status_2(
+def test_a_file_with_nothing_to_check_ends_with_status_2(
     tmp_path: Path, text: str, told: str
 ) -> None:
     run = command(tmp_path, text)
     assert (run.returncode, run.stdout, run.stderr) == (2, "", told)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, capsys: Capture) -> None:
     assert main([str(tmp_path / "none.py")]) == 2
     assert capsys.readouterr().err == f"{tmp_path / 'none.py'}: expected a file, found none\n"
 
 
-def test_a_file_of_another_kind_is_told(tmp_path: Path, capsys: Capture) -> None:
+def test_a_file_of_another_kind_is_reported(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine.txt").touch()
     assert main([str(tmp_path / "mine.txt")]) == 2
     assert capsys.readouterr().err == (

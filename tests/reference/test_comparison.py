@@ -37,7 +37,7 @@ def test_the_counts_at_seven_billion_are_the_published_ones() -> None:
     ]
 
 
-def test_the_counts_are_those_of_the_real_things() -> None:
+def test_the_counts_match_the_real_objects() -> None:
     counts = compare_peft_methods(
         d_model=12,
         num_layers=3,
@@ -110,7 +110,7 @@ def test_feed_forward_layers_and_embeddings_are_counted_when_they_are_given() ->
     assert bare["counted"] == "attention projections"
 
 
-def test_the_memory_saved_is_that_of_the_arrays() -> None:
+def test_the_memory_saved_is_the_size_of_the_arrays() -> None:
     found = analyze_peft_efficiency({"d_model": 12, "n_layers": 1}, "adapter", {"bottleneck": 5})
     adapters = [array for _ in range(2) for array in Adapter(12, 5).parameters()]
     model = [np.ones((12, 12)) for _ in "qkvo"]

@@ -21,7 +21,7 @@ def layer(rng: np.random.Generator, *, on_input: bool, biased: bool = True) -> I
 
 
 @SIDES
-def test_it_starts_as_the_layer_that_it_is_on(rng: np.random.Generator, on_input: bool) -> None:
+def test_it_starts_as_its_layer(rng: np.random.Generator, on_input: bool) -> None:
     weight, x = rng.standard_normal((4, 5)), rng.standard_normal((3, 5))
     made = IA3Linear(weight, on_input=on_input)
     assert made.num_parameters() == (5 if on_input else 4)
@@ -31,7 +31,7 @@ def test_it_starts_as_the_layer_that_it_is_on(rng: np.random.Generator, on_input
 @SIDES
 @SHAPES
 @BIASED
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, on_input: bool, shape: tuple[int, ...], biased: bool
 ) -> None:
     made, x = layer(rng, on_input=on_input, biased=biased), rng.standard_normal(shape)

@@ -12,7 +12,7 @@ def test_rows_come_out_with_the_mean_and_the_deviation_asked_for(rng: np.random.
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5)])
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, shape: tuple[int, ...]
 ) -> None:
     x, g = rng.standard_normal(shape), rng.standard_normal(shape)

@@ -31,9 +31,7 @@ def test_the_matrices_have_the_shapes_of_the_paper_and_change_nothing_at_first(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_output_is_that_of_the_formula(
-    rng: np.random.Generator, shape: tuple[int, ...]
-) -> None:
+def test_the_output_follows_the_formula(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     lora, weight, x = layer(rng), drawn(rng, 4, 5), drawn(rng, *shape)
     update = 1.5 * np.einsum("or,ri->oi", lora.B, lora.A)
     np.testing.assert_allclose(
@@ -42,7 +40,7 @@ def test_the_output_is_that_of_the_formula(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, shape: tuple[int, ...]
 ) -> None:
     lora, weight, x = layer(rng), drawn(rng, 4, 5), drawn(rng, *shape)
@@ -85,7 +83,7 @@ def test_a_linear_layer_with_lora_keeps_its_bias_and_merges(
     assert linear.num_parameters() == 2 * (5 + 4)
 
 
-def test_a_linear_layers_gradients_are_those_of_differences(rng: np.random.Generator) -> None:
+def test_a_linear_layers_gradients_agree_with_differences(rng: np.random.Generator) -> None:
     linear = LoRALinear(drawn(rng, 4, 5), drawn(rng, 4), 2, rng=rng)
     linear.lora.B = drawn(rng, 4, 2)
     x, g = drawn(rng, 3, 5), drawn(rng, 3, 4)

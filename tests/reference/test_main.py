@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,20 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
+
+
+def test_closed_output_ends_the_demonstration_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-m", "tinygrad_peft.reference"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 def test_an_unknown_argument_is_an_error() -> None:
@@ -90,7 +105,7 @@ def test_more_is_said_after_the_courses_lines(shown: str) -> None:
     assert moved == "The adapter starts near the identity: no output moves by more than 0.03"
 
 
-def test_the_figures_are_those_of_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figures_match_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
     made = Demonstration(np.random.default_rng(0))
     made.prompt, made.adapter = PromptTuning(256, 7), Adapter(256, 5)
     print("\n".join(made.lines()))

@@ -90,7 +90,7 @@ def test_a_layer_of_the_base_computes_with_the_active_adapter(rng: np.random.Gen
     assert model.v.lora is own
 
 
-def test_the_active_adapter_is_trained_where_it_stands(rng: np.random.Generator) -> None:
+def test_the_active_adapter_is_trained_in_place(rng: np.random.Generator) -> None:
     trained = LoRALayer(5, 3, rank=2, rng=rng)
     linear, x = LoRALinear(rng.standard_normal((3, 5))), rng.standard_normal((4, 5))
     manager = LoRAManager({"v": linear})

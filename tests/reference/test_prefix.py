@@ -19,7 +19,7 @@ def test_a_layers_prefix_is_its_keys_and_values() -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("key_heads", [1, 2])
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, key_heads: int, masked: bool
 ) -> None:
     tuning = PrefixTuning(2, key_heads, 3, prefix_length=2, rng=rng)
@@ -85,7 +85,7 @@ def test_a_mask_for_each_query_alone_leaves_the_prefix_in_sight(rng: np.random.G
     assert (tuning.forward(0, q, k, v, seen) == tuning.forward(0, q, k, v, wide)).all()
 
 
-def test_without_a_batch_the_output_is_that_of_a_batch_of_one(rng: np.random.Generator) -> None:
+def test_the_output_without_a_batch_equals_a_batch_of_one(rng: np.random.Generator) -> None:
     tuning = PrefixTuning(1, 2, 3, prefix_length=2, rng=rng)
     q, k, v, g = (rng.standard_normal((4, 2, 3)) for _ in range(4))
     batched = tuning.forward(0, q[None], k[None], v[None], CAUSAL)

@@ -5,7 +5,7 @@ from tests.reference.differences import assert_gradient
 from tinygrad_peft.reference import PromptTuning, Reparameterization
 
 
-def test_the_prompt_stands_in_front_of_every_text(rng: np.random.Generator) -> None:
+def test_the_prompt_is_prepended_to_every_text(rng: np.random.Generator) -> None:
     tuning, x = PromptTuning(4, prompt_length=3), rng.standard_normal((2, 5, 4))
     y = tuning.forward(x)
     assert (y[:, :3] == tuning.prompt).all()
@@ -13,7 +13,7 @@ def test_the_prompt_stands_in_front_of_every_text(rng: np.random.Generator) -> N
     assert (PromptTuning(4).num_parameters(), tuning.num_parameters()) == (80, 12)
 
 
-def test_the_gradients_are_those_of_differences(rng: np.random.Generator) -> None:
+def test_the_gradients_agree_with_differences(rng: np.random.Generator) -> None:
     tuning, x = PromptTuning(4, 3), rng.standard_normal((2, 5, 4))
     g = rng.standard_normal((2, 8, 4))
     grad_x = tuning.backward(g)
@@ -58,7 +58,7 @@ def test_what_cannot_be_is_refused() -> None:
 @pytest.mark.parametrize(
     ("widths", "activation"), [((4, 5, 6), "tanh"), ((4, 5, 5, 4), "relu"), ((4, 3), "tanh")]
 )
-def test_the_gradients_of_a_reparameterization_are_those_of_differences(
+def test_the_gradients_of_a_reparameterization_agree_with_differences(
     rng: np.random.Generator, widths: tuple[int, ...], activation: str
 ) -> None:
     network = Reparameterization(3, widths, activation, rng=rng)
@@ -76,7 +76,7 @@ def test_the_gradients_of_a_reparameterization_are_those_of_differences(
         assert_gradient(network.forward, g, array, grad)
 
 
-def test_a_reparameterization_counts_all_that_it_trains() -> None:
+def test_a_reparameterization_counts_its_trained_weights() -> None:
     # Published for a Llama of two layers with 16 numbers a key, and for P-tuning's three layers.
     assert Reparameterization(10, (16, 16, 2 * 2 * 16)).num_parameters() == 160 + 272 + 1088
     assert Reparameterization(7, (8, 6, 6, 8), "relu").num_parameters() == 56 + 54 + 42 + 56

@@ -121,7 +121,7 @@ def qlora(rng: np.random.Generator) -> QLoRALayer:
     return made
 
 
-def test_qlora_is_lora_on_the_weight_that_the_codes_stand_for(rng: np.random.Generator) -> None:
+def test_qlora_is_lora_on_the_dequantised_weight(rng: np.random.Generator) -> None:
     made, x = qlora(rng), rng.standard_normal((2, 3, 5))
     assert made.num_parameters() == 2 * (5 + 4)
     update = 8.0 * made.lora.B @ made.lora.A
@@ -129,7 +129,7 @@ def test_qlora_is_lora_on_the_weight_that_the_codes_stand_for(rng: np.random.Gen
     np.testing.assert_allclose(x @ made.merge().T, made.forward(x), rtol=1e-12)
 
 
-def test_the_gradients_of_qlora_are_those_of_differences(rng: np.random.Generator) -> None:
+def test_the_gradients_of_qlora_agree_with_differences(rng: np.random.Generator) -> None:
     made, x, g = qlora(rng), rng.standard_normal((3, 5)), rng.standard_normal((3, 4))
     made.forward(x)
     grad_x = made.backward(g)
@@ -138,10 +138,10 @@ def test_the_gradients_of_qlora_are_those_of_differences(rng: np.random.Generato
         assert_gradient(lambda: made.forward(x), g, array, grad)
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_weights_that_are_not_finite_are_refused() -> None:
     weight = np.array([[1.0, np.nan], [np.inf, 1.0]])
     for quantize in (quantize_to_4bit, quantize_nf4):
-        with pytest.raises(ValueError, match=r"shape \(2, 2\) with 2 values that are no numbers"):
+        with pytest.raises(ValueError, match=r"shape \(2, 2\) with 2 values that are not finite"):
             quantize(weight)
         with pytest.raises(ValueError, match="shape"):
             quantize(np.empty((0, 4)))

@@ -17,7 +17,7 @@ def layer(rng: np.random.Generator, rank: int = 3) -> VeRALayer:
     return made
 
 
-def test_it_starts_as_the_weight_that_it_is_on(rng: np.random.Generator) -> None:
+def test_it_starts_as_its_weight(rng: np.random.Generator) -> None:
     W, x = rng.standard_normal((4, 5)), rng.standard_normal((3, 5))
     made = VeRALayer(5, 4, rank=8, rng=rng)
     assert made.num_parameters() == 4 + 8
@@ -36,7 +36,7 @@ def test_two_layers_share_their_matrices(rng: np.random.Generator) -> None:
 
 
 @SHAPES
-def test_the_gradients_are_those_of_differences(
+def test_the_gradients_agree_with_differences(
     rng: np.random.Generator, shape: tuple[int, ...]
 ) -> None:
     made, x, W = layer(rng), rng.standard_normal(shape), rng.standard_normal((4, 5))

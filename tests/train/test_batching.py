@@ -91,7 +91,7 @@ def test_training_does_not_go_from_short_to_long() -> None:
 
 
 @given(lengths_of_examples, st.integers(1, 33))
-def test_evaluation_goes_from_long_to_short_and_back_to_the_first_order(
+def test_evaluation_sorts_by_length_and_restores_the_order(
     lengths: list[int], batch_size: int
 ) -> None:
     made = batches(EncodedData([causal(n) for n in lengths]), batch_size, seed=None)

@@ -7,7 +7,7 @@ import pytest
 from tinygrad_peft.train.best_weights import replace_files
 
 
-def test_files_replace_those_of_the_same_names_and_no_others(tmp_path: Path) -> None:
+def test_files_replace_only_files_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("old")
     (tmp_path / "log").write_text("kept")
 

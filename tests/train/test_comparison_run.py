@@ -106,7 +106,7 @@ class Interrupting(Watcher):
 # ---------- rows ----------
 
 
-def test_each_recipe_gets_the_row_that_it_would_get_alone() -> None:
+def test_each_recipe_gets_the_same_row_as_alone() -> None:
     both = compared(TWO)
     assert both.waiting == ()
     assert not both.interrupted
@@ -137,7 +137,7 @@ def test_a_row_has_the_figures_of_training_alone() -> None:
     assert row.seconds > 0
 
 
-def test_the_model_comes_back_bit_for_bit_and_can_be_adapted_again() -> None:
+def test_the_model_is_restored_bit_for_bit_and_can_be_adapted_again() -> None:
     model = classifier()
     before = weights(model)
     compared([*TWO, Contender(label="probe")], model=model)

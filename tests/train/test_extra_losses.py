@@ -68,7 +68,7 @@ def test_an_extra_loss_is_added_with_its_gradient_once_per_step(accumulation: in
         np.testing.assert_allclose(other, moved - 2 * old, rtol=1e-5, atol=1e-6)
 
 
-def test_an_extra_loss_may_use_what_modules_keep_of_the_last_pass() -> None:
+def test_an_extra_loss_may_use_values_that_modules_keep_from_the_last_pass() -> None:
     peft = adapted(model=language_model())
     kept: list[Tensor] = []
 
@@ -95,7 +95,7 @@ def test_a_constant_is_reported_and_moves_nothing() -> None:
         np.testing.assert_array_equal(other, moved)
 
 
-def test_an_evaluation_reports_extra_losses_apart() -> None:
+def test_an_evaluation_reports_extra_losses_separately() -> None:
     peft = adapted(adding(decay), model=language_model())
     held_out = countings(4)
     result = train(peft, countings(8), held_out, TrainConfig(batch_size=4, lr=1e-2))

@@ -8,7 +8,7 @@ from tinygrad_peft_lora import LoraConfig
 ONE, TWO = LoraConfig(r=1), LoraConfig(r=2, modules_to_save=["lm_head"])
 
 
-def test_the_first_step_trains_the_head_and_keeps_what_else_it_trained() -> None:
+def test_the_first_step_trains_the_head_beside_its_other_modules() -> None:
     model = classifier()
     head = checkpoint_path(model.config, "classifier")
     first, second = with_saved_head([TWO, ONE], model)
@@ -16,7 +16,7 @@ def test_the_first_step_trains_the_head_and_keeps_what_else_it_trained() -> None
     assert second is ONE
 
 
-def test_a_recipe_that_trains_the_head_already_stays_as_it_is() -> None:
+def test_a_recipe_that_trains_the_head_already_is_unchanged() -> None:
     model = classifier()
     own = LoraConfig(modules_to_save=[checkpoint_path(model.config, "classifier")])
     assert with_saved_head([ONE, own], model) == (ONE, own)

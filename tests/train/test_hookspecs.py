@@ -241,7 +241,7 @@ def test_best_weights_that_are_larger_than_the_last_come_back(tmp_path: Path) ->
     assert ranks(loaded) == [6, 6]
 
 
-def test_shrunk_moments_are_those_of_the_rows_that_stay() -> None:
+def test_shrunk_moments_belong_to_the_kept_rows() -> None:
     peft = get_peft_model(
         language_model(), ShrinkingConfig(target_modules=["q_proj"]), host=shrinking_host()
     )

@@ -117,7 +117,7 @@ def test_the_seed_reaches_dropout() -> None:
     assert dropped(0) == dropped(0)
 
 
-def test_an_evaluation_does_not_change_what_comes_after() -> None:
+def test_an_evaluation_does_not_change_later_steps() -> None:
     config = TrainConfig(batch_size=4, epochs=2, eval_every=1)
     one, other = classifier(dropout=0.3), classifier(dropout=0.3)
     assert run(one, config).losses == run(other, config, tried=False).losses
@@ -147,7 +147,7 @@ def test_a_step_over_two_batches_equals_a_step_over_one_large_batch(
 # ---------- what a step does ----------
 
 
-def test_only_what_requires_a_gradient_is_trained() -> None:
+def test_only_parameters_that_require_a_gradient_are_trained() -> None:
     model = classifier()
     for path, parameter in model.named_parameters():
         parameter.requires_grad = path.startswith("classifier")
@@ -297,7 +297,7 @@ def test_plugins_hear_of_each_step_of_an_adapted_model() -> None:
     assert all(model is peft for _, _, model in heard)
 
 
-def test_the_result_counts_what_was_done() -> None:
+def test_the_result_counts_steps_and_tokens() -> None:
     examples = needles(24)
     result = run(classifier())
     assert not result.interrupted

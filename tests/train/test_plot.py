@@ -100,7 +100,7 @@ def test_the_curves_are_on_the_left_and_the_points_on_the_right(picture: Path) -
     assert labels(figure) == ["frozen probe", "lora"]
 
 
-def test_without_accuracy_the_loss_stands_over_the_parameters(picture: Path) -> None:
+def test_without_accuracy_the_loss_is_plotted_over_the_parameters(picture: Path) -> None:
     figure = draw_comparison(comparison(replace(LORA, accuracy=None, loss=2.5)))
     _, points = figure.axes
     assert points.get_ylabel() == "loss"

@@ -20,7 +20,7 @@ def marked(count: int) -> EncodedData:
     return EncodedData(made)
 
 
-def test_a_probe_finds_what_the_features_show_and_changes_nothing() -> None:
+def test_a_probe_learns_from_the_features_and_changes_nothing() -> None:
     model = classifier(dropout=0.3)
     before = weights(model)
     found = probe(model, marked(24), marked(12), batch_size=5)

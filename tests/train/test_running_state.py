@@ -61,7 +61,7 @@ def test_running_state_is_saved_beside_the_weights_and_restored(tmp_path: Path) 
     assert fresh.steps.dtype == np.int64
 
 
-def test_the_state_of_several_plugins_is_kept_apart(tmp_path: Path) -> None:
+def test_the_state_of_several_plugins_is_separate(tmp_path: Path) -> None:
     plugins, fresh = (Averaging(), Averaging()), (Averaging(), Averaging())
     plugins[0].average, plugins[1].average = np.array(1.0), np.array(2.0)
     write_running_state(adapted(*plugins), tmp_path)
@@ -69,7 +69,7 @@ def test_the_state_of_several_plugins_is_kept_apart(tmp_path: Path) -> None:
     assert [float(plugin.average) for plugin in fresh] == [1.0, 2.0]
 
 
-def test_without_running_state_there_is_no_file_and_an_old_one_goes(tmp_path: Path) -> None:
+def test_without_running_state_there_is_no_file_and_an_old_one_is_removed(tmp_path: Path) -> None:
     train_into(tmp_path, adapted(Averaging()), needles(8), None, CONFIG)
     assert (tmp_path / RUNNING_STATE).exists()
     train_into(tmp_path, adapted(), needles(8), None, CONFIG)

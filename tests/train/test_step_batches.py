@@ -1,4 +1,4 @@
-"""Which batches make a step."""
+"""The batches of a step."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a client may write: mypy --strict accepts every line of this file."""
+"""Programs that clients may write: mypy --strict accepts every line of this file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

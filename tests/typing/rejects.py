@@ -1,4 +1,4 @@
-"""What mypy --strict must object to: an ignore that nothing needs is an error in itself."""
+"""Mistakes that mypy --strict must reject: an ignore that is not needed is an error in itself."""
 
 from collections.abc import Sequence
 

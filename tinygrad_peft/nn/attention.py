@@ -43,7 +43,7 @@ class _SelfAttention(Module):
         return mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
 
     def _keep(self, batch: int, queries: int, keys: int, context: Context) -> BoolArray | None:
-        """The probabilities that dropout keeps: (B, H, T, P + S). None: all."""
+        """Draw the probabilities that dropout keeps: (B, H, T, P + S). None: all."""
         virtual = 0 if context.prefix is None else context.prefix[0].shape[-3]
         return self.dropout.keep((batch, self.num_heads, queries, virtual + keys))
 

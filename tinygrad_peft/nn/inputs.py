@@ -58,21 +58,21 @@ class Inputs:
 
     @property
     def token_types(self) -> IntArray:
-        """The token types, 0 by default and for a prompt: (B, N + T), or (1, 1) for all."""
+        """Return the token types, 0 by default and for a prompt: (B, N + T), or (1, 1) for all."""
         if self.token_type_ids is None:
             return np.zeros((1, 1), np.int64)
         virtual = self.front.tokens if self.starts and self.token_type_ids.shape[1] > 1 else 0
         return np.pad(self.token_type_ids, ((0, 0), (virtual, 0)))
 
     def all_positions(self) -> IntArray:
-        """The positions of the vectors that this pass reads: (N + T,) or (B, N + T)."""
+        """Number the positions of the vectors in this pass: (N + T,) or (B, N + T)."""
         own = self.positions
         if own is None:
             own = np.arange(self.cached, self.cached + self.ids.shape[1])
         return self.front.positions(own, with_prompt=self.starts)
 
     def keys(self) -> BoolArray | None:
-        """The keys that attention may see: (B, P + N + cached + T). None: all.
+        """Mark the keys that attention may see: (B, P + N + cached + T). None: all.
 
         Raises ShapeError for a mask of another shape.
         """
@@ -80,7 +80,7 @@ class Inputs:
         return self.front.visible(self.mask, rows, self.cached + tokens)
 
     def roles(self) -> Roles:
-        """The roles of the positions that this pass reads: (B, N + T)."""
+        """Assign the roles of the positions in this pass: (B, N + T)."""
         rows, tokens = self.ids.shape
         virtual = self.front.present_tokens(rows) if self.starts else None
         places = tokens if virtual is None else virtual.shape[1] + tokens

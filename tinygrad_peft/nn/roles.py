@@ -58,11 +58,11 @@ class Roles:
         return self._real & (self._number >= self._lengths)
 
     def first(self, count: int = 1) -> BoolArray:
-        """The first `count` tokens of each row's prompt, where this pass has them: (B, T)."""
+        """Mark the first `count` tokens of each row's prompt, where this pass has them: (B, T)."""
         return self.prompt & (self._number < count)
 
     def last(self, count: int = 1) -> BoolArray:
-        """The last `count` tokens of each row's prompt, where this pass has them: (B, T)."""
+        """Mark the last `count` tokens of each row's prompt, where this pass has them: (B, T)."""
         return self.prompt & (self._number >= self._lengths - count)
 
     def of(self, rows: IntArray) -> "Roles":

@@ -129,7 +129,7 @@ class Front:
         return 0 if self.prefix is None else self.prefix.length
 
     def present_tokens(self, rows: int) -> BoolArray | None:
-        """True where a row has a virtual token of its own: (B, N). None without a prompt."""
+        """Mark the virtual tokens that each row has: (B, N). None without a prompt."""
         if self.prompt is None:
             return None
         present = self.prompt.present

@@ -39,7 +39,7 @@ class PeftModel(AdaptedTransformer):
     def __init__(self, model: Transformer, host: Host) -> None:
         super().__init__(model, host)
         self.host = host
-        self._unfrozen: list[Parameter] = []
+        self._unfrozen: tuple[Parameter, ...] = ()  # no list: the base owns them, not this module
 
     @property
     def recipe(self) -> tuple[PeftConfig, ...]:
@@ -181,7 +181,7 @@ class PeftModel(AdaptedTransformer):
         except BaseException:
             record.thaw()
             raise
-        self._unfrozen += record.unfrozen
+        self._unfrozen += tuple(record.unfrozen)
         record.unfrozen = []
         self._adapters.add(name, record)
 
@@ -307,11 +307,11 @@ class PeftModel(AdaptedTransformer):
         self._adapters.settle()
         with self._adapters.bare():
             left = {id(parameter) for parameter in self.base_model.parameters()}
-        self._unfrozen = [p for p in self._unfrozen if id(p) in left]
+        self._unfrozen = tuple(p for p in self._unfrozen if id(p) in left)
 
     def _let_go(self) -> Transformer:
         self._adapters.let_go()
-        self._unfrozen = []
+        self._unfrozen = ()
         self.base_model.adapted = False
         return self.base_model
 

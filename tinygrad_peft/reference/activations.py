@@ -30,7 +30,7 @@ class Activation:
 
 
 def activation_named(name: str) -> Activation:
-    """The activation of that name. Raises ValueError with the nearest one."""
+    """Look up an activation by name. Raises ValueError with the nearest name."""
     if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]

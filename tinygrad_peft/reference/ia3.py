@@ -53,7 +53,7 @@ class IA3Linear:
         return self.scale * self._affine(x)
 
     def backward(self, grad_output: Array) -> Array:
-        """The gradient of x: (..., out) -> (..., in)."""
+        """Compute the gradient of x: (..., out) -> (..., in)."""
         x = remembered(self._cache)
         if self.on_input:
             # g W
@@ -77,7 +77,7 @@ class IA3Linear:
         return self.scale[:, None] * self.weight, bias
 
     def num_parameters(self) -> int:
-        """What is trained: the width of the output, or of the input."""
+        """Count the factors: the width of the output, or of the input."""
         return self.scale.size
 
     def _affine(self, x: Array) -> Array:

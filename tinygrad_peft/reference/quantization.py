@@ -18,8 +18,8 @@ weights, with
     q = argmin |W / a - level(q)|
     W' = a level(q)
 
-QLoRA is LoRA on such a weight: y = x W'ᵀ + s (x Aᵀ) Bᵀ. The codes get no gradient; all else is
-LoRA's.
+QLoRA is LoRA on a 4-bit weight: y = x W'ᵀ + s (x Aᵀ) Bᵀ. The codes get no gradient; all else is
+as in LoRA.
 """
 
 import math
@@ -108,7 +108,7 @@ def quantize_nf4(weight: Array, block_size: int = 64) -> tuple[Codes, Array]:
 def dequantize_nf4(
     codes: Codes, absmax: Array, shape: tuple[int, ...], block_size: int = 64
 ) -> Array:
-    """The weight of that shape, in float32."""
+    """Restore the weight in its shape, in float32."""
     # W' = a level(q)
     return (np.repeat(absmax, block_size)[: codes.size] * NF4_LEVELS[codes]).reshape(shape)
 
@@ -121,15 +121,15 @@ def pack_4bit(codes: Codes) -> Codes:
 
 
 def unpack_4bit(packed: Codes, count: int) -> Codes:
-    """The first `count` codes of `pack_4bit`'s bytes."""
+    """Unpack the first `count` codes of `pack_4bit`'s bytes."""
     return np.stack([packed >> 4, packed & 15], axis=1).ravel()[:count]
 
 
 class QLoRALayer:
-    """LoRA on a weight of 4-bit codes, which is dequantized anew for every use.
+    """LoRA on a weight of 4-bit codes, which is dequantised for every use.
 
     weight_4bit (out, in), scale and zero_point as `quantize_to_4bit` returns them. `lora` holds the
-    matrices and their gradients; rng is that of `LoRALayer`.
+    matrices and their gradients; rng is as for `LoRALayer`.
 
     Raises:
         ValueError: a rank below 1, or a weight without two axes.
@@ -193,5 +193,6 @@ def _check_finite(weight: Array) -> None:
     wrong = int(weight.size - np.isfinite(weight).sum())
     if weight.size == 0 or wrong:
         raise ValueError(
-            f"a weight of shape {weight.shape} with {wrong} values that are no numbers"
+            f"weight: expected a non-empty array of finite numbers, got shape {weight.shape} "
+            f"with {wrong} values that are not finite"
         )

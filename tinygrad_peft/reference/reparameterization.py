@@ -76,7 +76,7 @@ class Reparameterization:
         return hidden[-1]
 
     def backward(self, grad_output: Array) -> None:
-        """Set all gradients, from that of the last h, (length, widths[-1])."""
+        """Set all gradients, from the gradient of the last h, (length, widths[-1])."""
         hidden = remembered(self._cache)
         check_shape("grad_output", grad_output, hidden[-1].shape)
         grad = grad_output

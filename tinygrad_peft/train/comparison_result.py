@@ -42,7 +42,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """How one contender did; what was not measured is None."""
+    """The result of one contender; None: not measured."""
 
     label: str
     methods: tuple[dict[str, object], ...]  # the settings of each step; () for the frozen model

@@ -56,7 +56,7 @@ EXERCISES = {
 def run(arguments: Sequence[str]) -> NoReturn:
     """Check a file and end the process, with all threads that a solution left behind."""
     given = _parsed(arguments)
-    out, sys.stdout = sys.stdout, sys.stderr  # for good: such a thread may print until the end
+    out, sys.stdout = sys.stdout, sys.stderr  # for good: a thread may print until the end
     status = _check(given, out)
     out.flush()
     sys.stderr.flush()

@@ -24,15 +24,15 @@ __all__ = [
     "wanted_by",
 ]
 
-# A sentence, and the values that the mistake which it names would give.
+# A sentence that names a mistake, and the values that it would give.
 Mistake: TypeAlias = tuple[str, Array]
-# Where the lines of a traceback are none of the solution: the reference, and NumPy.
+# Folders whose lines in a traceback do not belong to the solution: the reference, and NumPy.
 FOREIGN = (str(Path(__file__).parents[1]), str(Path(np.__file__).parent))
 TOLERANCE = 1e-5  # of the largest value: a solution in float32 passes
 
 
 class Different(Exception):  # noqa: N818 - a finding about a solution, not an error of this program
-    """Where a solution differs from the reference: one line."""
+    """The first difference between a solution and the reference: one line."""
 
 
 def hold(where: str, got: object, expected: Array, mistakes: Iterable[Mistake] = ()) -> None:
