@@ -15,7 +15,7 @@ __all__ = ["Budget"]
 
 @dataclass(eq=False)
 class Budget:
-    """What the layers of one step share.
+    """The common state of one step's layers.
 
     Attributes:
         config: the step's settings.

@@ -22,26 +22,26 @@ class BottleneckAdapterConfig(PeftConfig):
     placement: "houlsby", after attention and after the feed-forward layer (Houlsby et al. 2019);
         "pfeiffer", after the feed-forward layer (Pfeiffer et al. 2020); "parallel", beside the
         feed-forward layer, on its own input (He et al. 2022).
-    reads: "sublayer", what that layer gives (or takes, for "parallel"); "residual", the hidden
-        states in its place: their sum with what the layer gives, normed where a norm comes after
-        the sum, or what they were before the layer for "parallel". So AdapterHub has it.
-    bottleneck_dim: the adapter's inner width; 64 where `reduction_factor` is not given either.
-    reduction_factor: the hidden size divided by this, and rounded down, is the inner width.
+    reads: "sublayer", the sublayer's output, or its input for "parallel"; "residual", the hidden
+        states: their sum with the sublayer's output, after the norm that follows the sum if any,
+        or the states before the sublayer for "parallel". AdapterHub's adapters read the residual.
+    bottleneck_dim: the adapter's inner width; 64 without a `reduction_factor`.
+    reduction_factor: the inner width is the hidden size divided by this, rounded down.
     activation: "relu", "gelu" (the exact form), "gelu_tanh" (GPT-2's), "silu" or "tanh".
-    bias: whether both of the adapter's maps have a bias.
-    layer_norm: whether a layer norm comes before the adapter; the residual passes it by.
-    dropout: how much is dropped in training.
-    drops: what of, the activated "bottleneck" or the adapter's "output".
-    scaling: what the adapter's output is multiplied by; by default 4 beside the feed-forward layer,
-        as He et al. have it, and 1 after it, where the papers have no factor.
-    init_weights: "identity", the upward map zero, so that training begins at the base model to the
-        bit; "near_identity", both maps N(0, 0.01²) cut off at two deviations, as Houlsby et al.
-    layers_to_transform: only the layers of these numbers; all by default.
+    bias: give both linear layers of the adapter a bias.
+    layer_norm: normalise the adapter's input; the residual skips the norm.
+    dropout: the dropout rate in training.
+    drops: where dropout applies: the activated "bottleneck", or the adapter's "output".
+    scaling: the factor on the adapter's output; by default 4 beside the feed-forward layer (He et
+        al.), and 1 after it, where the papers have no factor.
+    init_weights: "identity", U zero, so that training begins exactly at the base model;
+        "near_identity", U and D from N(0, 0.01²), truncated at two deviations (Houlsby et al.).
+    layers_to_transform: the numbers of the adapted layers; all by default.
     """
 
     peft_type: ClassVar[str] = "ADAPTER"
     learning_rate: ClassVar[float | None] = 1e-3
-    not_mergeable: ClassVar[str] = "a nonlinearity stands between its two maps"
+    not_mergeable: ClassVar[str] = "a nonlinearity stands between its two layers"
 
     placement: Placement = "pfeiffer"
     reads: Reading = "sublayer"
@@ -57,7 +57,7 @@ class BottleneckAdapterConfig(PeftConfig):
     layers_to_transform: int | Sequence[int] | None = None
 
     def problems(self) -> list[str]:
-        """List sizes and rates that cannot be, two widths at once, and an empty list."""
+        """List invalid sizes and rates, two widths at once, and an empty list of layers."""
         found = [*super().problems(), *self._wrong_sizes()]
         if not 0 <= self.dropout < 1:
             found.append(f"dropout={self.dropout} must be at least 0 and below 1")
@@ -72,7 +72,7 @@ class BottleneckAdapterConfig(PeftConfig):
         dim, factor = self.bottleneck_dim, self.reduction_factor
         if dim is not None and factor is not None:
             found.append(
-                f"bottleneck_dim={dim} and reduction_factor={factor:g} both set one width: "
+                f"bottleneck_dim={dim} and reduction_factor={factor:g} both set the inner width: "
                 "give one of them"
             )
         if dim is not None and dim < 1:
@@ -83,25 +83,25 @@ class BottleneckAdapterConfig(PeftConfig):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The fields of a block that are adapted."""
+        """The adapted fields of a block."""
         sublayers = ("attn", "mlp") if self.placement == "houlsby" else ("mlp",)
         return tuple(f"{s}_residual" for s in sublayers) if self.reads == "residual" else sublayers
 
     @property
     def scale(self) -> float:
-        """What the adapter's output is multiplied by."""
+        """The factor on the adapter's output."""
         if self.scaling is not None:
             return self.scaling
         return 4.0 if self.placement == "parallel" else 1.0
 
     def bottleneck(self, hidden_size: int) -> int:
-        """The inner width in a model of that size: 0 where the reduction leaves nothing."""
+        """Return the inner width for a hidden size; 0 where the reduction is larger."""
         if self.reduction_factor is not None:
             return int(hidden_size // self.reduction_factor)
         return 64 if self.bottleneck_dim is None else self.bottleneck_dim
 
     def layers(self, count: int) -> Sequence[int]:
-        """The numbers of the layers to adapt in a model of so many: as they were given, if so."""
+        """Return the numbers of the layers to adapt, of `count`, as they were given."""
         chosen = self.layers_to_transform
         if chosen is None:
             return range(count)

@@ -52,7 +52,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class BottleneckAdapter(Module):
-    """u(x) = s up(f(down(norm(x)))), wherever it stands: (..., d) -> (..., d)."""
+    """u(x) = s up(f(down(norm(x)))), for any seam: (..., d) -> (..., d)."""
 
     adapter_norm: LayerNorm | None
     adapter_down: Linear
@@ -68,7 +68,7 @@ class BottleneckAdapter(Module):
         self.adapter_down = Linear(width, inner, bias=config.bias, init=init)
         self.adapter_up = Linear(inner, width, bias=config.bias, init=init)
         self.dropout = Dropout(config.dropout)
-        self.dropout.rng = init.rng  # the place's own: no two places drop the same elements
+        self.dropout.rng = init.rng  # its own stream: no two layers drop the same elements
         if config.init_weights == "identity":
             self.adapter_up.weight.data = init.zeros(width, inner)
         else:
@@ -76,7 +76,7 @@ class BottleneckAdapter(Module):
             self.adapter_up.weight.data = init.truncated_normal(width, inner, std=0.01)
 
     def update(self, x: Tensor) -> Tensor:
-        """u(x), without any residual: (..., d) -> (..., d)."""
+        """Return u(x), without the residual: (..., d) -> (..., d)."""
         normed = x if self.adapter_norm is None else self.adapter_norm(x)
         inner = self.activation(self.adapter_down(normed))  # (..., m)
         out = self.adapter_up(inner if self.drops_output else self.dropout(inner))
@@ -85,7 +85,7 @@ class BottleneckAdapter(Module):
 
 
 class AttentionAdapter(BottleneckAdapter):
-    """h + u(h), with h what attention gives: (B, T, D) -> (B, T, D)."""
+    """h + u(h), with h attention's output: (B, T, D) -> (B, T, D)."""
 
     base_layer: Attention
 
@@ -103,7 +103,7 @@ class AttentionAdapter(BottleneckAdapter):
 
 
 class LayerAdapter(BottleneckAdapter):
-    """h + u(h), with h what the layer gives, or h + u(x) beside it: (B, T, D) -> (B, T, D)."""
+    """h + u(h), with h the layer's output, or h + u(x) beside it: (B, T, D) -> (B, T, D)."""
 
     base_layer: Layer
 

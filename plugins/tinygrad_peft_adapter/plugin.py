@@ -1,4 +1,4 @@
-"""The answers of bottleneck adapters to the hooks: none to merge_module."""
+"""Bottleneck adapters' hooks; they cannot be merged."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,7 @@ from tinygrad_peft.peft import (
     capture_seams,
     hookimpl,
     hookspecs,
+    is_saved_whole,
 )
 from tinygrad_peft_adapter.adapterhub import ADAPTERHUB, read_adapterhub, write_adapterhub
 from tinygrad_peft_adapter.config import BottleneckAdapterConfig
@@ -34,13 +35,13 @@ __all__ = [
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """Bottleneck adapters."""
+    """Register bottleneck adapters."""
     return [BottleneckAdapterConfig]
 
 
 @hookimpl(hookspecs.adapt_module, BottleneckAdapterConfig)
 def adapt_module(config: BottleneckAdapterConfig, site: Site) -> Module | None:
-    """Put an adapter after a layer's attention, and after or beside its feed-forward layer."""
+    """Add an adapter after attention, and after or beside the feed-forward layer."""
     if not isinstance(site.model, Transformer):
         return None
     if not _is_place(config, site.model, site.slot, site.layer):
@@ -57,7 +58,7 @@ def adapt_module(config: BottleneckAdapterConfig, site: Site) -> Module | None:
 
 @hookimpl(hookspecs.count_parameters, BottleneckAdapterConfig)
 def count_parameters(config: BottleneckAdapterConfig, shape: ModelShape) -> ParameterCount:
-    """2 d m for each place, with m + d for the biases and 2 d for the layer norm."""
+    """2 d m per adapter, with m + d for the biases and 2 d for the layer norm."""
     width = shape.config.hidden_size
     inner = config.bottleneck(width)
     each = 2 * width * inner
@@ -71,7 +72,7 @@ def count_parameters(config: BottleneckAdapterConfig, shape: ModelShape) -> Para
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Layers that are not there, reductions to nothing, places that are trained whole."""
+    """Refuse missing layers, reductions to nothing, and adapters on modules trained whole."""
     model = draft.model
     if not isinstance(model, Transformer):
         return []
@@ -84,19 +85,19 @@ def check_recipe(draft: Draft) -> Sequence[str]:
 
 @hookimpl(hookspecs.foreign_layouts)
 def foreign_layouts() -> Sequence[FolderLayout]:
-    """Describe AdapterHub's."""
+    """Declare AdapterHub's layout."""
     return [ADAPTERHUB]
 
 
 @hookimpl(hookspecs.read_foreign)
 def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
-    """AdapterHub's bottleneck adapters."""
+    """Read AdapterHub's bottleneck adapters."""
     return read_adapterhub(folder) if folder.layout == ADAPTERHUB.name else None
 
 
 @hookimpl(hookspecs.write_foreign, BottleneckAdapterConfig)
 def write_foreign(config: BottleneckAdapterConfig, request: ForeignRequest) -> ForeignStep | None:
-    """For AdapterHub."""
+    """Write AdapterHub's layout."""
     return write_adapterhub(request, config) if request.layout == ADAPTERHUB.name else None
 
 
@@ -109,14 +110,12 @@ def _objections(config: BottleneckAdapterConfig, model: Transformer) -> list[str
     ]
     if config.reduction_factor is not None and not config.bottleneck(width):
         found.append(
-            f"reduction_factor={config.reduction_factor:g} leaves nothing of the hidden size "
-            f"{width}: it can be {width} at most"
+            f"reduction_factor={config.reduction_factor:g} must be at most the hidden size {width}"
         )
     found += [
-        f"modules_to_save: {seam.path} is where an adapter goes: name the layers below it instead"
+        f"modules_to_save: {seam.path} gets an adapter: name the layers below it instead"
         for seam in capture_seams(model)
-        if _is_place(config, model, seam.name, seam.layer)
-        and _within(seam.path, config.modules_to_save)
+        if _is_place(config, model, seam.name, seam.layer) and is_saved_whole(config, seam.path)
     ]
     return found
 
@@ -124,13 +123,6 @@ def _objections(config: BottleneckAdapterConfig, model: Transformer) -> list[str
 def _is_place(
     config: BottleneckAdapterConfig, model: Transformer, slot: str, layer: int | None
 ) -> bool:
-    """Whether an adapter belongs into this field of this layer."""
+    """Tell whether the config adapts this field of this layer."""
     layers = config.layers(model.config.num_hidden_layers)
     return slot in config.slots and layer is not None and layer in layers
-
-
-def _within(path: str, names: Sequence[str]) -> bool:
-    """Whether a name, by whole segments, is that of the path or of anything above it."""
-    parts = path.split(".")
-    above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(p == name or p.endswith(f".{name}") for p in above for name in names)

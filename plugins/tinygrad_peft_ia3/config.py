@@ -19,10 +19,10 @@ __all__ = ["IA3Config"]
 
 
 def with_feedforward_targets(values: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the settings with feed-forward modules that are targets alone.
+    """Repair feed-forward modules that PEFT writes but cannot read back.
 
-    PEFT fills in a family's usual ones whatever the targets are, and writes "all-linear" as paths.
-    Then it refuses to read what it wrote, since the names differ.
+    PEFT fills in a family's usual ones for any targets, and writes "all-linear" as paths. Then it
+    refuses to read the file, since the names differ. Keep those that are targets.
     """
     named = _names(values.get("target_modules"))
     feedforward = _names(values.get("feedforward_modules"))
@@ -34,14 +34,14 @@ def with_feedforward_targets(values: Mapping[str, object]) -> Mapping[str, objec
 
 @dataclass(frozen=True, kw_only=True)
 class IA3Config(NamedTargetsConfig):
-    """Learned factors for what affine layers give, or for what they are given.
+    """Learned factors for the outputs, or the inputs, of affine layers.
 
-    feedforward_modules: the targets whose input is multiplied, as in the paper's feed-forward
-        layers, instead of their output: a list of names, each of which is one of target_modules
-        where those are a list; or one regular expression that matches a whole path; or None, the
-        usual ones in the model's family.
-    init_ia3_weights: whether all factors start at one; otherwise they are drawn from N(0, 1), which
-        does not start as the identity.
+    feedforward_modules: the targets whose input is multiplied instead of their output, as in the
+        paper's feed-forward layers: a list of names, which must be in target_modules where that is
+        a list; a regular expression for the whole path; or None for the usual ones in the model's
+        family.
+    init_ia3_weights: True, all factors start at one; False, at N(0, 1), which does not start as the
+        identity.
     """
 
     peft_type: ClassVar[str] = "IA3"
@@ -61,7 +61,7 @@ class IA3Config(NamedTargetsConfig):
     init_ia3_weights: bool = True
 
     def problems(self) -> list[str]:
-        """Broken expressions, and feed-forward modules that are no targets."""
+        """List broken expressions, and feed-forward modules that are not targets."""
         named, feedforward = self.target_modules, self.feedforward_modules
         found = super().problems()
         if isinstance(feedforward, str):
@@ -69,44 +69,44 @@ class IA3Config(NamedTargetsConfig):
         if named is None or isinstance(named, str):
             return found
         return found + [
-            f"feedforward_modules: {name!r} is none of target_modules{nearest(name, named)}"
+            f"feedforward_modules: {name!r} is not in target_modules{nearest(name, named)}"
             for name in feedforward or ()
             if name not in named
         ]
 
     def scales_input(self, path: str, model_type: str) -> bool:
-        """Whether the vector at a path is for what the layer is given."""
+        """Tell whether the vector at a path multiplies the layer's input."""
         given = self.feedforward_modules
         return matches(path, self.usual_feedforward.get(model_type, ()) if given is None else given)
 
     def contradictions(self, shapes: Shapes) -> list[str]:
-        """List vectors of other shapes than the settings give them on any model."""
+        """List vectors whose shape contradicts the settings on any model."""
         found: list[str] = []
         if self.feedforward_modules is None:
             return found
         for name, shape in shapes.items():
             path, vector, _ = name.rpartition(".ia3_l")
             on_input = self.scales_input(path, "")
-            side = "input are (1, in)" if on_input else "output are (out, 1)"
+            expected = "(1, in)" if on_input else "(out, 1)"
             if vector and (len(shape) != 2 or shape[0 if on_input else 1] != 1):
-                found.append(f"{name} is {shape}: the factors of a layer's {side}")
+                found.append(f"{name}: expected shape {expected}, got {shape}")
         return found
 
     file_format: ClassVar[FileFormat["IA3Config"]] = FileFormat(
-        ignored_settings={"fan_in_fan_out": True},  # how the base stores its weights
+        ignored_settings={"fan_in_fan_out": True},  # the base's storage order
         repairs=with_feedforward_targets,
         checks=contradictions,
     )
 
 
 def _names(value: object) -> list[str]:
-    """A list of names in a file; nothing where it is no such list."""
+    """Return a list of names from a file; empty for other values."""
     found = value if isinstance(value, list) else []
     names = [name for name in found if isinstance(name, str)]
     return names if len(names) == len(found) else []
 
 
 def _may_meet(name: str, other: str) -> bool:
-    """Whether two names can be for the same module: the end of one is the other."""
+    """Tell whether two names can match one module: one is the end of the other."""
     one, two = f".{name}", f".{other}"
     return one.endswith(two) or two.endswith(one)

@@ -3,8 +3,8 @@
     softmax(Q (l_k ⊙ Kᵀ) / √d_k) (l_v ⊙ V)        in attention
     (l_ff ⊙ γ(x W₁)) W₂                           in the feed-forward layer, γ its nonlinearity
 
-So l_k and l_v multiply what the layers of keys and values give, and l_ff what the second layer of
-the feed-forward network is given. On an affine layer with the weight W (out, in) that is
+So l_k and l_v multiply the outputs of the key and value layers, and l_ff the input of the second
+feed-forward layer. On an affine layer with the weight W (out, in):
 
     y = l ⊙ (W x + b),   l (out, 1)        dl = Σ g ⊙ (W x + b),   dx = Wᵀ (l ⊙ g)
     y = W (l ⊙ x) + b,   l (1, in)         dl = Σ x ⊙ Wᵀ g,        dx = l ⊙ Wᵀ g
@@ -22,7 +22,7 @@ __all__ = ["IA3Linear"]
 class IA3Linear(Module):
     """l ⊙ base(x), or base(l ⊙ x): (..., in_features) -> (..., out_features).
 
-    The vector's shape tells which: (out_features, 1) or (1, in_features).
+    The vector l is (out_features, 1) or (1, in_features).
     """
 
     base_layer: Affine
@@ -39,7 +39,7 @@ class IA3Linear(Module):
         return self.base_layer(x * factors) if self.on_input else self.base_layer(x) * factors
 
     def merge(self) -> Linear | None:
-        """The plain layer with the same output; None on a base that is no plain layer itself."""
+        """Return the plain layer with the same output; None where the base is not plain."""
         base = self.base_layer
         if not isinstance(base, Linear):
             return None

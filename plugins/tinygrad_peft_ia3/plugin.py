@@ -1,4 +1,4 @@
-"""(IA)³'s answers to the hooks."""
+"""(IA)³'s hooks."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from tinygrad_peft.peft import (
     hookspecs,
     matches,
 )
-from tinygrad_peft_ia3.combining import combine_vectors
+from tinygrad_peft_ia3.combine_vectors import combine_vectors
 from tinygrad_peft_ia3.config import IA3Config
 from tinygrad_peft_ia3.layer import IA3Linear
 
@@ -32,13 +32,13 @@ __all__ = [
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """(IA)³."""
+    """Register (IA)³."""
     return [IA3Config]
 
 
 @hookimpl(hookspecs.adapt_module, IA3Config)
 def adapt_module(config: IA3Config, site: Site) -> Module | None:
-    """Wrap a target, on the side that the settings say."""
+    """Wrap a target, with the vector on its input or its output."""
     if not site.is_target or not isinstance(site.module, Affine):
         return None
     on_input = config.scales_input(site.path, _family(site.model))
@@ -47,13 +47,13 @@ def adapt_module(config: IA3Config, site: Site) -> Module | None:
 
 @hookimpl(hookspecs.merge_module, IA3Linear)
 def merge_module(module: IA3Linear) -> Module | None:
-    """The layer with its rows or columns multiplied in place of an IA3Linear on a plain one."""
+    """Return the plain layer with its rows or columns multiplied."""
     return module.merge()
 
 
 @hookimpl(hookspecs.count_parameters, IA3Config)
 def count_parameters(config: IA3Config, shape: ModelShape) -> ParameterCount:
-    """The width on one side of each target."""
+    """Σ out over the targets, or in for feed-forward modules."""
     count = sum(
         t.in_features if config.scales_input(t.path, shape.config.model_type) else t.out_features
         for t in shape.targets
@@ -63,13 +63,13 @@ def count_parameters(config: IA3Config, shape: ModelShape) -> ParameterCount:
 
 @hookimpl(hookspecs.combine_adapters, IA3Config)
 def combine_adapters(config: IA3Config, combination: Combination) -> Combined:
-    """One (IA)³ whose change is the weighted sum of those of several."""
+    """Return one (IA)³ whose change is the weighted sum of several."""
     return combine_vectors(combination, combination.configs(type(config)))
 
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Feed-forward modules that are not known, or are none of the targets."""
+    """Refuse feed-forward modules that are unknown, or not targets."""
     return [
         f"step {i}: feedforward_modules {objection}"
         for i, config in draft.steps(IA3Config)
@@ -80,18 +80,18 @@ def check_recipe(draft: Draft) -> Sequence[str]:
 def _objections(config: IA3Config, targets: frozenset[str], family: str) -> list[str]:
     given, usual = config.feedforward_modules, config.usual_feedforward
     if given is None:
-        needed = f"is needed: the usual ones are known for {', '.join(usual)}"
+        needed = f"is required: defaults exist for {', '.join(usual)}"
         return [] if family in usual else [needed]
     if isinstance(given, str):
         matched = any(matches(path, given) for path in targets)
         return [] if matched else [f"{given!r} matches none of the targets"]
     if not (config.target_modules is None or isinstance(config.target_modules, str)):
-        return []  # they are among those
-    # PEFT fills in the family's usual ones, whatever the targets are.
+        return []  # the config has checked them
+    # PEFT fills in the family's usual ones for any targets.
     asked = [name for name in given if name not in usual.get(family, ())]
     ends = sorted({path.rpartition(".")[2] for path in targets})
     return [
-        f"names {name!r}, which is none of the targets{nearest(name, ends)}"
+        f"names {name!r}, which matches none of the targets{nearest(name, ends)}"
         for name in asked
         if not any(matches(path, [name]) for path in targets)
     ]

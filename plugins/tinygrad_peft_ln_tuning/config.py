@@ -7,14 +7,14 @@ from tinygrad_peft.peft import PREFIX, FileFormat, NamedTargetsConfig, Shapes
 
 __all__ = ["LNTuningConfig"]
 
-# The norms of all families. PEFT knows no usual targets for BERT, but takes an expression.
+# The norms of all families. PEFT has no default targets for BERT, but takes an expression.
 ALL_NORMS = r"(.*\.)?(ln_\w+|\w*norm|LayerNorm)"
-OWN = "ln_tuning_layers"  # what PEFT calls the copy of a norm
+OWN = "ln_tuning_layers"  # PEFT's name for the copy of a norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class LNTuningConfig(NamedTargetsConfig):
-    """Training of norms: `target_modules` names them; None stands for all of the model's."""
+    """Training of the norms that `target_modules` names; of all norms by default."""
 
     peft_type: ClassVar[str] = "LN_TUNING"
     learning_rate: ClassVar[float | None] = 5e-3
@@ -33,11 +33,11 @@ class LNTuningConfig(NamedTargetsConfig):
                 continue
             weight = f"{path}.{OWN}.weight"
             if field not in ("weight", "bias"):
-                found.append(f"{name}: a norm has no {field!r}")
+                found.append(f"{name}: expected a weight or a bias, got {field!r}")
             elif len(shape) != 1:
-                found.append(f"{name} is {shape}, and a norm's {field} is a vector")
+                found.append(f"{name}: expected a vector, got shape {shape}")
             elif shapes.get(weight) != shape:
-                found.append(f"{name} {shape} is there without {weight} of its size")
+                found.append(f"{name} {shape}: {weight} of the same shape is missing")
         return found
 
     # PEFT keeps a copy of the norm in a wrapper.

@@ -1,13 +1,13 @@
-"""LN tuning (Zhao et al. 2023, arXiv 2312.11420): only the norms are trained.
+"""LN tuning (Zhao et al. 2023, arXiv 2312.11420): train only the norms.
 
     layer norm  y = γ ⊙ (x - mean x) / √(var x + ε) + β
     RMS norm    y = γ ⊙ x / √(mean x² + ε)
 
-γ (d,) and β (d,) are copies of the base's, which are trained; with g the gradient of y and n the
-normalised x, dγ = Σ g n and dβ = Σ g over all tokens. All else is frozen.
+γ (d,) and β (d,) are trained copies of the base's. With g the gradient of y and n the normalised x,
+dγ = Σ g n and dβ = Σ g over all tokens. Everything else is frozen.
 
-A norm with other weights is as plain as the base's own: it takes its place and costs nothing, and
-merging leaves it where it is.
+A trained norm is as plain as the base's: it costs nothing at inference, and merging leaves it in
+place.
 """
 
 from collections.abc import Sequence
@@ -32,28 +32,28 @@ __all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """LN tuning."""
+    """Register LN tuning."""
     return [LNTuningConfig]
 
 
 @hookimpl(hookspecs.adapt_module, LNTuningConfig)
 def adapt_module(config: LNTuningConfig, site: Site) -> Module | None:
-    """A trained copy of a target, which has its kind and its values."""
+    """Replace a target with a trained copy of itself."""
     del config
     if not site.is_target:
         return None
     module = site.module
     if not isinstance(module, LayerNorm | RMSNorm):
         kind = type(module).__name__
-        raise PeftError(f"{site.path}: an earlier step has put {kind} in the place of the norm")
+        raise PeftError(f"{site.path}: expected a norm, got {kind} from an earlier step")
     if any(p.requires_grad for p in module.parameters()):
-        raise PeftError(f"{site.path}: an earlier step trains this norm already")
+        raise PeftError(f"{site.path}: an earlier step already trains this norm")
     return trained_copy(module, fresh=not site.loading)
 
 
 @hookimpl(hookspecs.count_parameters, LNTuningConfig)
 def count_parameters(config: LNTuningConfig, shape: ModelShape) -> ParameterCount:
-    """Σ d over the targets, or 2 d where a norm has a bias; the base's own are kept beside."""
+    """Σ d over the targets, or 2 d for norms with a bias; the base's own are kept too."""
     del config
     count = sum(norm.size * (2 if norm.has_bias else 1) for norm in shape.norms)
     return ParameterCount(trainable=count, added=count)
@@ -61,13 +61,13 @@ def count_parameters(config: LNTuningConfig, shape: ModelShape) -> ParameterCoun
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Targets that are no norms."""
+    """Refuse targets other than norms."""
     steps = [i for i, _ in draft.steps(LNTuningConfig)]
     if not steps:
         return []
     modules = {seam.path: seam.module for seam in capture_seams(draft.model)}
     return [
-        f"step {i}: ln_tuning trains norms, and {path} is none ({type(modules[path]).__name__})"
+        f"step {i}: {path}: ln_tuning expected a norm, got {type(modules[path]).__name__}"
         for i in steps
         for path in sorted(draft.targets[i])
         if not isinstance(modules[path], LayerNorm | RMSNorm)

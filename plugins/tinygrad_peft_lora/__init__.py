@@ -4,7 +4,7 @@ from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.dora import DoraLinear
 from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear, lora_linear
-from tinygrad_peft_lora.taken_out import TakenOutLora
+from tinygrad_peft_lora.residual import ResidualLora
 from tinygrad_peft_lora.tokens import TrainedLogits, TrainedTokens
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "LoraConfig",
     "LoraEmbedding",
     "LoraLinear",
-    "TakenOutLora",
+    "ResidualLora",
     "TrainedLogits",
     "TrainedTokens",
     "lora_linear",

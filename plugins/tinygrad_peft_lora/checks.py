@@ -1,10 +1,17 @@
-"""What speaks against a recipe with LoRA in it."""
+"""Checks of recipes with LoRA in them."""
 
 from collections.abc import Mapping, Sequence
 
-from tinygrad_peft.errors import nearest
+from tinygrad_peft.errors import failures, nearest
 from tinygrad_peft.nn import Affine, TokenEmbedding
-from tinygrad_peft.peft import Draft, Seam, bias_objections, capture_seams, matches
+from tinygrad_peft.peft import (
+    Draft,
+    Seam,
+    bias_objections,
+    capture_seams,
+    is_saved_whole,
+    matches,
+)
 from tinygrad_peft_lora.config import INPUT, LoraConfig, pattern_matches
 from tinygrad_peft_lora.tokens import shares_weight, trained_ids
 
@@ -12,7 +19,7 @@ __all__ = ["objections"]
 
 
 def objections(draft: Draft) -> list[str]:
-    """Patterns that match no target, biases that two steps would train, and tokens not there."""
+    """List patterns that match no target, biases trained twice, and missing tokens."""
     steps = draft.steps(LoraConfig)
     found = [
         f"step {i}: the pattern {key!r} matches none of the targets"
@@ -40,16 +47,16 @@ def _token_problems(
     return [
         *_unmatched(config, seams),
         *(p for seam in named for p in _place_problems(seam, config, targets)),
-        *_parted(seams, config),
+        *_untied(seams, config),
     ]
 
 
 def _trained_twice(
     seams: Sequence[Seam], config: LoraConfig, earlier: Mapping[int, LoraConfig]
 ) -> list[str]:
-    """Tokens whose vectors would take the place of those that an earlier step trains."""
+    """List tokens that an earlier step trains too."""
     return [
-        f"{seam.path}: the token {token} is trained by step {step} already"
+        f"{seam.path}: step {step} already trains token {token}"
         for step, other in earlier.items()
         for seam in seams
         for token in trained_ids(config, seam.path, seam.name)
@@ -58,7 +65,7 @@ def _trained_twice(
 
 
 def _unmatched(config: LoraConfig, seams: Sequence[Seam]) -> list[str]:
-    """The names that no module has."""
+    """List names that match no module."""
     if not isinstance(config.trainable_token_indices, dict):
         return [] if any(s.name == INPUT for s in seams) else ["the model has no embedding"]
     ends = sorted({s.path.rpartition(".")[2] for s in seams})
@@ -76,22 +83,17 @@ def _place_problems(seam: Seam, config: LoraConfig, targets: frozenset[str]) -> 
     elif isinstance(module, Affine) and seam.name == "lm_head":
         size = module.out_features
     else:
-        return [f"{path} is neither an embedding nor the output layer"]
-    above = [path.rsplit(".", n)[0] for n in range(path.count(".") + 1)]
+        return [f"{path}: expected an embedding or the output layer, got {type(module).__name__}"]
     outside = [i for i in trained_ids(config, path, seam.name) if i >= size]
-    return [
-        *(f"{path} has no token {i} (it has {size})" for i in outside),
-        *([f"{path} is a target as well"] if path in targets else []),
-        *(
-            [f"{path} is trained whole by modules_to_save"]
-            if any(matches(each, config.modules_to_save) for each in above)
-            else []
-        ),
-    ]
+    rules = {
+        f"{path} is a target too": path in targets,
+        f"{path} is trained whole by modules_to_save": is_saved_whole(config, path),
+    }
+    return [*(f"{path} has no token {i} (it has {size})" for i in outside), *failures(rules)]
 
 
-def _parted(seams: Sequence[Seam], config: LoraConfig) -> list[str]:
-    """An output layer that would no longer have the weight of the embedding that it is tied to."""
+def _untied(seams: Sequence[Seam], config: LoraConfig) -> list[str]:
+    """Refuse trained tokens that would untie the output layer from its embedding."""
     embedding = next((s for s in seams if s.name == INPUT), None)
     head = next((s for s in seams if s.name == "lm_head"), None)
     if embedding is None or head is None or not shares_weight(head.module, embedding.module):

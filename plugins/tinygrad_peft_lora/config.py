@@ -11,18 +11,18 @@ from typing import ClassVar, Literal
 from tinygrad_peft.errors import failures, nearest
 from tinygrad_peft.nn import Affine, TokenEmbedding
 from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig, matches
-from tinygrad_peft_lora.gguf import refused_tensors, unseen_settings
+from tinygrad_peft_lora.llama_cpp import refused_tensors, unseen_settings
 
 __all__ = ["LoraConfig", "pattern_matches"]
 
-INPUT = "embed_tokens"  # what a bare list of token ids is for: the field of the input embedding
-# Starts that a file for other programs cannot have, since PEFT takes them out of the base's weight.
-TAKEN_OUT = ("pissa", "olora")
-STARTS = ("gaussian", *TAKEN_OUT, "orthogonal", "pissa_niter_4")
+INPUT = "embed_tokens"  # the field of the input embedding, which a bare list of token ids is for
+# Starts with a part of W₀, which PEFT subtracts from the base: not for files of other programs.
+LEAVING_RESIDUAL = ("pissa", "olora")
+STARTS = ("gaussian", *LEAVING_RESIDUAL, "orthogonal", "pissa_niter_4")
 
 
 def _tensor_key(path: str, name: str) -> str:
-    """Return PEFT's name: it keeps trained vectors of tokens in a wrapper's wrapper."""
+    """Return PEFT's name, which has another wrapper around trained vectors of tokens."""
     renamed = {"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
     return f"{PREFIX}.{path}.{renamed.get(name, name)}"
 
@@ -33,18 +33,18 @@ class LoraConfig(TargetedConfig):
 
     r: the rank of the update.
     lora_alpha: the update is scaled by lora_alpha / r.
-    lora_dropout: how much of the low-rank path's input is dropped in training.
+    lora_dropout: the dropout rate of the low-rank path's input.
     use_rslora: scale by lora_alpha / √r instead (Kalajdzievski 2023, arXiv 2312.03732).
-    use_dora: train the magnitude of each of the weight's rows by itself (`dora`).
-    lora_bias: B has a bias, which is trained.
-    bias: which of the base's biases are trained as well: "none", "all", or those of the targets.
+    use_dora: train the magnitude of each row of the weight separately (`dora`).
+    lora_bias: give B a trained bias.
+    bias: the biases of the base that are trained too: "none", "all", or the targets' own.
     init_lora_weights: True, A Kaiming-uniform and B zero; "gaussian", A ~ N(0, 1/r²) and B zero;
         False, both Kaiming-uniform, which does not start as the identity; "orthogonal", "pissa",
-        "pissa_niter_N" or "olora" (`starts`).
-    rank_pattern, alpha_pattern: other ranks and alphas for paths that a key matches, as a regular
-        expression for the whole path or for what follows a dot; the first key that matches counts.
+        "pissa_niter_N" or "olora" (`initialisation`).
+    rank_pattern, alpha_pattern: other ranks and alphas by path. A key is a regular expression for
+        the whole path, or for its end after a dot; the first key that matches counts.
     trainable_token_indices: tokens whose vectors are trained whole (`tokens`): a list of ids for
-        the input embedding, or for each module's name a list.
+        the input embedding, or a list for each module's name.
     """
 
     peft_type: ClassVar[str] = "LORA"
@@ -69,7 +69,7 @@ class LoraConfig(TargetedConfig):
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
 
     def problems(self) -> list[str]:
-        """Numbers out of range, broken patterns, and settings that exclude one another."""
+        """List numbers out of range, broken patterns, and settings that exclude one another."""
         return [
             *super().problems(),
             *self._number_problems(),
@@ -118,21 +118,21 @@ class LoraConfig(TargetedConfig):
             try:
                 re.compile(key)
             except (re.error, OverflowError, RecursionError) as error:
-                found.append(f"the pattern {key!r} is no regular expression: {error}")
+                found.append(f"pattern {key!r}: not a regular expression: {error}")
         return found
 
     def _excluded(self) -> list[str]:
-        """Settings that cannot be together, here as in PEFT."""
+        """List settings that exclude one another, here as in PEFT."""
         start = self.init_lora_weights
         rules = {
             "lora_bias and use_dora exclude each other": self.lora_bias and self.use_dora,
-            f"lora_bias starts at zero, and not with init_lora_weights={start!r}": (
+            f"lora_bias starts at zero, which excludes init_lora_weights={start!r}": (
                 self.lora_bias and not isinstance(start, bool)
             ),
-            f"use_dora needs the whole weight, of which init_lora_weights={start!r} takes a part": (
-                self.use_dora and self.is_taken_out
+            f"use_dora needs the whole weight, which excludes init_lora_weights={start!r}": (
+                self.use_dora and self.leaves_residual
             ),
-            "layers_to_transform needs target_modules as a list (or None), not as one expression": (
+            "layers_to_transform needs target_modules as a list or None, not as an expression": (
                 isinstance(self.target_modules, str) and self.layers_to_transform is not None
             ),
         }
@@ -140,18 +140,18 @@ class LoraConfig(TargetedConfig):
 
     @property
     def start(self) -> bool | str:
-        """`init_lora_weights`, without the iterations: PiSSA's decomposition is exact here."""
+        """`init_lora_weights` without the iterations: PiSSA's decomposition is exact here."""
         value = self.init_lora_weights
         is_pissa = isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value)
         return "pissa" if is_pissa else value
 
     @property
-    def is_taken_out(self) -> bool:
-        """Whether the update starts as a part of the base's weight, which is taken out of that."""
-        return self.start in TAKEN_OUT
+    def leaves_residual(self) -> bool:
+        """True where the update starts as a part of W₀, and the base keeps only the residual."""
+        return self.start in LEAVING_RESIDUAL
 
     def token_ids(self) -> dict[str, tuple[int, ...]]:
-        """The tokens whose vectors are trained, by the name of the module."""
+        """Return the tokens with trained vectors, by the module's name."""
         ids = self.trainable_token_indices
         if ids is None:
             return {}
@@ -159,7 +159,7 @@ class LoraConfig(TargetedConfig):
         return {name: tuple(own) for name, own in named.items()}
 
     def contradictions(self, shapes: Shapes) -> list[str]:
-        """List matrices of other ranks than the settings give them, or without their other half."""
+        """List matrices of other ranks than the settings', and A or B without the other."""
         found: list[str] = []
         for own, other, axis in (("lora_A", "lora_B", 0), ("lora_B", "lora_A", 1)):
             for name, shape in shapes.items():
@@ -168,44 +168,45 @@ class LoraConfig(TargetedConfig):
                     continue
                 rank, half = self.rank(path), f"{path}.{other}.weight"
                 if shape[axis] != rank:
-                    found.append(f"{name} is {shape}, and the settings give it the rank {rank}")
+                    found.append(f"{name}: expected rank {rank}, got shape {shape}")
                 if half not in shapes:
-                    found.append(f"{name} is there without {half}")
+                    found.append(f"{name}: {half} is missing")
         return found + self._untargeted(shapes)
 
     def _untargeted(self, names: Iterable[str]) -> list[str]:
-        """Modules that have weights and are no targets, where the targets tell by themselves."""
+        """List modules with tensors that `target_modules` does not name, as far as it says."""
         targets = self.target_modules
         if targets is None or targets == "all-linear":
             return []
         paths = [path for path, half, _ in (n.rpartition(".lora_A.weight") for n in names) if half]
         called = Counter(p.rpartition(".")[2] for p in paths if not matches(p, targets))
         return [
-            f"{n} modules {last!r} have weights, and are no targets" for last, n in called.items()
+            f"{n} modules {last!r} have tensors, but are not in target_modules"
+            for last, n in called.items()
         ]
 
     def llama_cpp_problems(self, names: Collection[str]) -> list[str]:
-        """List why llama.cpp cannot take a file, or makes something else of it (`gguf`)."""
+        """List why llama.cpp refuses a file, or misreads it (`llama_cpp`)."""
         alphas = self.alpha_pattern
         return refused_tensors(names) + unseen_settings(use_rslora=self.use_rslora, alphas=alphas)
 
     def rank(self, path: str) -> int:
-        """The rank at a path."""
+        """Return the rank at a path."""
         return next((v for k, v in self.rank_pattern.items() if pattern_matches(k, path)), self.r)
 
     def scaling(self, path: str) -> float:
-        """α/r, or α/√r, at a path."""
+        """Return α/r, or α/√r, at a path."""
         patterns = self.alpha_pattern.items()
         alpha = next((v for k, v in patterns if pattern_matches(k, path)), self.lora_alpha)
         rank = self.rank(path)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def flattened(self) -> "LoraConfig":
-        """The plain LoRA of twice the rank that stands for one that was taken out of the base.
+        """Return the plain LoRA of twice the rank that equals one on a residual base.
 
-        α grows with r, or with √r, so that every scaling is what it was.
+        α grows with r, or with √r, which keeps every scaling.
         """
-        if not self.is_taken_out:
+        if not self.leaves_residual:
             return self
         grown = math.sqrt(2) if self.use_rslora else 2
         return dataclasses.replace(
@@ -231,7 +232,7 @@ class LoraConfig(TargetedConfig):
 
 
 def pattern_matches(key: str, path: str) -> bool:
-    """Whether a pattern's key names a path, or the end of one after a dot."""
+    """Tell whether a pattern's key matches a path, or its end after a dot."""
     return re.fullmatch(rf"(.*\.)?({key})", path) is not None
 
 
@@ -239,7 +240,7 @@ def _id_problems(name: str, ids: Sequence[int]) -> list[str]:
     where = f"trainable_token_indices of {name!r}"
     repeated = [i for i, count in Counter(ids).items() if count > 1]
     return [
-        *([f"{where}: there are none"] if not ids else []),
-        *(f"{where}: {i} is no token id" for i in ids if i < 0),
-        *(f"{where}: {i} is named {ids.count(i)} times" for i in repeated),
+        *([f"{where}: expected at least one id"] if not ids else []),
+        *(f"{where}: expected ids of at least 0, got {i}" for i in ids if i < 0),
+        *(f"{where}: {i} appears {ids.count(i)} times" for i in repeated),
     ]

@@ -1,16 +1,16 @@
 """DoRA: weight-decomposed low-rank adaptation (Liu et al. 2024, arXiv 2402.09353, eq. 5).
 
-    y = b + m/n ⊙ (W₀ + s B A) x,        n = ‖W₀ + s B A‖, row by row
+    y = b + m/n ⊙ (W₀ + s B A) x,        n = ‖W₀ + s B A‖, per row
 
     m  (out,)  the rows' magnitudes, trained; they start at n, and training begins at the base
-    n  (out,)  their norms, which follow A and B and pass on no gradient (section 4.3)
+    n  (out,)  their norms, which follow A and B and carry no gradient (section 4.3)
 
 B A is never built: with rows w of W₀ and β of B,
 
     ‖w + s β A‖² = ‖w‖² + 2 s β (A wᵀ) + s² β (A Aᵀ) βᵀ
 
-of which ‖w‖² is of the frozen base and is kept (`norms`). Dropout leaves the base's own part alone:
-with x̃ the input after it, y = b + W₀ (x - x̃) + m/n ⊙ (W₀ + s B A) x̃, as in PEFT.
+‖w‖² depends on the frozen base alone and is cached (`norms`). Dropout spares the base's own part:
+with x̃ the input after dropout, y = b + W₀ (x - x̃) + m/n ⊙ (W₀ + s B A) x̃, as in PEFT.
 
 Merged, the layer is the plain m/n ⊙ (W₀ + s B A).
 """
@@ -52,34 +52,34 @@ class DoraLinear(LoraLinear):
         return y if keep is None else y + weight(x - dropped)
 
     def _without_bias(self) -> tuple[Affine, Tensor | None]:
-        """W and b of the base, each by itself."""
+        """Split the base into W and b."""
         base = self.base_layer
         if isinstance(base, Linear):
             return Linear.of(base.weight), base.bias
         nothing = Tensor(np.zeros((1, self.in_features), self.lora_A.weight.dtype))
         bias = base(nothing).reshape(-1)
-        return _Less(base, bias), bias
+        return _WithoutBias(base, bias), bias
 
     def ratio(self) -> Tensor:
-        """m/n: (out,)."""
+        """Return m/n (out,)."""
         return self.lora_magnitude_vector / Tensor(self.norms())
 
     def norms(self) -> Array:
-        """n: (out,)."""
+        """Return n (out,)."""
         a, b, base = self.lora_A.weight.data, self.lora_B.weight.data, self.base_layer
         return self._norms(
             base, lambda: weight_of(base), lambda: times_weight(base, a).T, a, b, self.scaling
         )
 
     def merge(self) -> Linear | None:
-        """The plain layer m/n ⊙ (W + s B A); None on a base that is no plain layer itself."""
+        """Return the plain layer m/n ⊙ (W + s B A); None where the base is not plain."""
         merged = super().merge()
         if merged is not None:
             merged.weight.data *= self.ratio().data[:, None]
         return merged
 
 
-class _Less(Module):
+class _WithoutBias(Module):
     """An affine layer without its bias."""
 
     def __init__(self, base: Affine, bias: Tensor) -> None:

@@ -1,12 +1,12 @@
-"""LoRA on an embedding, whose weight W₀ (V, d) has a row for each id.
+"""LoRA on an embedding, whose weight W₀ (V, d) has one row per id.
 
     y = W₀[i] + s (B A[:, i])ᵀ
 
     A  (r, V)  starts at zero
-    B  (d, r)  starts at N(0, 1): the other way round than in an affine layer
+    B  (d, r)  starts at N(0, 1): the reverse of an affine layer
 
-With DoRA (see `dora`), y = m/n ⊙ that, of a norm n (d,) of each of W₀'s columns. Merged, the layer
-is the plain W₀ + s (B A)ᵀ. As in PEFT nothing is dropped, and there is no bias.
+With DoRA (see `dora`), y is multiplied by m/n, with n (d,) the norms of the columns. Merged, the
+layer is the plain W₀ + s (B A)ᵀ. As in PEFT, there is neither dropout nor a bias.
 """
 
 import copy
@@ -28,7 +28,7 @@ __all__ = ["DoraEmbedding", "LoraEmbedding"]
 class LoraEmbedding(Mergeable):
     """base(ids) + s (B A[:, ids])ᵀ on any embedding: (...) -> (..., embedding_dim).
 
-    Raises PeftError for settings that an embedding has no place for.
+    Raises PeftError for settings that apply to affine layers only.
     """
 
     base_layer: TokenEmbedding
@@ -53,7 +53,7 @@ class LoraEmbedding(Mergeable):
         return self.scaling * (self.lora_embedding_B.data @ self.lora_embedding_A.data).T
 
     def merge(self) -> Embedding | None:
-        """The plain embedding W₀ + ΔW; None on a base that is no plain one itself."""
+        """Return the plain embedding W₀ + ΔW; None where the base is not plain."""
         if not isinstance(self.base_layer, Embedding):
             return None
         merged = copy.copy(self.base_layer)
@@ -86,11 +86,11 @@ class DoraEmbedding(LoraEmbedding):
         return super().__call__(ids) * self.ratio()
 
     def ratio(self) -> Tensor:
-        """m/n: (embedding_dim,)."""
+        """Return m/n (embedding_dim,)."""
         return self.lora_magnitude_vector / Tensor(self.norms())
 
     def norms(self) -> Array:
-        """n: (embedding_dim,)."""
+        """Return n (embedding_dim,)."""
         a, b = self.lora_embedding_A.data, self.lora_embedding_B.data
         table = self._table
         return self._norms(
@@ -98,12 +98,12 @@ class DoraEmbedding(LoraEmbedding):
         )
 
     def _table(self) -> Array:
-        """W (num_embeddings, embedding_dim) of the base."""
+        """Return the base's W (num_embeddings, embedding_dim)."""
         with no_grad():
             return self.base_layer(np.arange(self.num_embeddings)).data
 
     def merge(self) -> Embedding | None:
-        """The plain embedding m/n ⊙ (W + ΔW); None on a base that is no plain one itself."""
+        """Return the plain embedding m/n ⊙ (W + ΔW); None where the base is not plain."""
         merged = super().merge()
         if merged is not None:
             merged.weight.data *= self.ratio().data
@@ -111,8 +111,10 @@ class DoraEmbedding(LoraEmbedding):
 
 
 def _refuse(config: LoraConfig, path: str) -> None:
-    if config.is_taken_out:
-        start = config.init_lora_weights
-        raise PeftError(f"{path} is an embedding: init_lora_weights={start!r} is of affine layers")
-    if config.lora_bias:
-        raise PeftError(f"{path} is an embedding: there is no place for lora_bias")
+    start = config.init_lora_weights
+    for setting, is_set in (
+        (f"init_lora_weights={start!r}", config.leaves_residual),
+        ("lora_bias", config.lora_bias),
+    ):
+        if is_set:
+            raise PeftError(f"{path}: {setting} needs an affine layer, got an embedding")

@@ -22,16 +22,16 @@ from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import FusedResult, Needs
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.starts import orthogonal
+from tinygrad_peft_lora.initialisation import orthogonal
 
 __all__ = ["LoraLinear", "Mergeable", "lora_affine", "lora_linear"]
 
 
 class Mergeable(Module):
-    """What LoRA puts into a model where it may be folded into a plain module."""
+    """A wrapper of LoRA's that can be merged into a plain module."""
 
     def merge(self) -> Module | None:
-        """Return a plain module with the same output; None where what it wraps is not plain."""
+        """Return a plain module with the same output; None where the base is not plain."""
         raise NotImplementedError
 
 
@@ -50,7 +50,7 @@ class LoraLinear(Mergeable):
         self.lora_A = Linear(self.in_features, rank, bias=False, init=init)
         self.lora_B = Linear(rank, self.out_features, bias=config.lora_bias, init=init)
         self.dropout = Dropout(config.lora_dropout)
-        self.dropout.rng = init.rng  # the place's own: no two places drop the same elements
+        self.dropout.rng = init.rng  # its own stream: no two layers drop the same elements
         self._start(config, rank, init)
 
     def _start(self, config: LoraConfig, rank: int, init: Init) -> None:
@@ -75,7 +75,7 @@ class LoraLinear(Mergeable):
         return self.scaling * (self.lora_B.weight.data @ self.lora_A.weight.data)
 
     def merge(self) -> Linear | None:
-        """The plain layer W₀ + ΔW; None on a base that is no plain layer itself."""
+        """Return the plain layer W₀ + ΔW; None where the base is not plain."""
         base = self.base_layer
         if not isinstance(base, Linear):
             return None
@@ -160,5 +160,5 @@ def lora_linear(
 
 
 def _dropped(x: Array, keep: BoolArray | None) -> Array:
-    """What dropout keeps of x, without the factor that makes up for the rest."""
+    """Apply the dropout mask to x, without the rescaling."""
     return x if keep is None else x * keep

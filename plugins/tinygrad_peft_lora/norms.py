@@ -1,4 +1,4 @@
-"""The norms of a weight's rows with an update of low rank, which is never built.
+"""Norms of the rows of a weight with a low-rank update, without building the update.
 
 ‖w + s β A‖² = ‖w‖² + 2 s β (A wᵀ) + s² β (A Aᵀ) βᵀ      for the rows w of W and β of B
 """
@@ -14,15 +14,15 @@ __all__ = ["Norms"]
 
 
 class Norms:
-    """‖W + s B A‖ row by row, worked out anew only when something has changed.
+    """‖W + s B A‖ per row, computed again only after a change.
 
-    A base that is frozen changes when its arrays are others; A and B are compared by value, for an
+    A frozen base changes when its arrays are replaced; A and B are compared by value, since an
     optimiser writes into them.
     """
 
     def __init__(self) -> None:
         self._base: tuple[object, list[Array]] = (None, [])
-        self._squares: Array | None = None  # ‖w‖² of that base
+        self._squares: Array | None = None  # ‖w‖² of the base
         self._factors: tuple[Array, Array] | None = None
         self._norms: Array | None = None
 
@@ -35,9 +35,9 @@ class Norms:
         b: Array,
         scaling: float,
     ) -> Array:
-        """The norms (out,) for A (r, in) and B (out, r).
+        """Return the norms (out,) for A (r, in) and B (out, r).
 
-        `weight` gives W (out, in) and `images` W Aᵀ (out, r) of the base.
+        `weight` returns the base's W (out, in), and `images` W Aᵀ (out, r).
         """
         if not self._is_known(base):
             self._squares = self._factors = None
@@ -53,7 +53,7 @@ class Norms:
         return self._norms
 
     def _is_known(self, base: object) -> bool:
-        """Whether the base is frozen, and still of the arrays that it was of."""
+        """Tell whether the base is frozen, and still has the same arrays."""
         parameters = list(base.parameters()) if isinstance(base, Module) else []
         (module, before), now = self._base, [p.data for p in parameters]
         self._base = base, now

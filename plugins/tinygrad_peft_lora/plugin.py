@@ -1,4 +1,4 @@
-"""LoRA's answers to the hooks."""
+"""LoRA's hooks."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ from tinygrad_peft.peft import (
     with_trained_bias,
 )
 from tinygrad_peft_lora.checks import objections
-from tinygrad_peft_lora.combining import combine_loras
+from tinygrad_peft_lora.combine_loras import combine_loras
 from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.counting import count_lora
 from tinygrad_peft_lora.dora import DoraLinear
 from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear, Mergeable
-from tinygrad_peft_lora.mlx import MLX, read_mlx, write_mlx
-from tinygrad_peft_lora.taken_out import TakenOutLora
+from tinygrad_peft_lora.mlx_lm import MLX_LM, read_mlx_lm, write_mlx_lm
+from tinygrad_peft_lora.residual import ResidualLora
 from tinygrad_peft_lora.tokens import adapt_tokens
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """LoRA."""
+    """Register LoRA."""
     return [LoraConfig]
 
 
 @hookimpl(hookspecs.adapt_module, LoraConfig)
 def adapt_module(config: LoraConfig, site: Site) -> Module | None:
-    """Wrap a target, or a place of trained tokens; train the biases that `bias` asks for."""
+    """Wrap a target or a module with trained tokens; train the biases that `bias` names."""
     if not site.is_target:
         if config.token_ids() and (tokens := adapt_tokens(site, config)):
             return tokens
@@ -63,14 +63,14 @@ def adapt_module(config: LoraConfig, site: Site) -> Module | None:
 
 
 def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:
-    """The kind of LoRA that the settings ask for on a layer; None where there is none."""
+    """Wrap a layer in the LoRA that the settings ask for; None for other modules."""
     given = config, site.path, site.init
     with_norms = site.has_weights and not site.loading  # a folder has the magnitudes
     if isinstance(base, Affine):
         if config.use_dora:
             return DoraLinear(base, *given, from_base=with_norms)
-        if config.is_taken_out:
-            return TakenOutLora(base, *given, from_base=site.has_weights)
+        if config.leaves_residual:
+            return ResidualLora(base, *given, from_base=site.has_weights)
         return LoraLinear(base, *given)
     if isinstance(base, TokenEmbedding):
         if config.use_dora:
@@ -81,7 +81,7 @@ def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:
 
 @hookimpl(hookspecs.merge_module, Mergeable)
 def merge_module(module: Mergeable) -> Module | None:
-    """W₀ + s B A in place of a LoraLinear on a plain layer, and the like."""
+    """Return the plain module with the same output, as in W₀ + s B A."""
     return module.merge()
 
 
@@ -93,29 +93,29 @@ def count_parameters(config: LoraConfig, shape: ModelShape) -> ParameterCount:
 
 @hookimpl(hookspecs.combine_adapters, LoraConfig)
 def combine_adapters(config: LoraConfig, combination: Combination) -> Combined:
-    """One LoRA whose update is the weighted sum of those of several."""
+    """Return one LoRA whose update is the weighted sum of several."""
     return combine_loras(combination, combination.configs(type(config)))
 
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Patterns that match no target, biases that two steps would train, and tokens not there."""
+    """Refuse patterns without a target, biases trained twice, and missing tokens."""
     return objections(draft)
 
 
 @hookimpl(hookspecs.foreign_layouts)
 def foreign_layouts() -> Sequence[FolderLayout]:
-    """Describe mlx-lm's."""
-    return [MLX]
+    """Declare mlx-lm's layout."""
+    return [MLX_LM]
 
 
 @hookimpl(hookspecs.read_foreign)
 def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
-    """mlx-lm's LoRA and DoRA."""
-    return read_mlx(folder) if folder.layout == MLX.name else None
+    """Read mlx-lm's LoRA and DoRA."""
+    return read_mlx_lm(folder) if folder.layout == MLX_LM.name else None
 
 
 @hookimpl(hookspecs.write_foreign, LoraConfig)
 def write_foreign(config: LoraConfig, request: ForeignRequest) -> ForeignStep | None:
-    """For mlx-lm."""
-    return write_mlx(request, config) if request.layout == MLX.name else None
+    """Write mlx-lm's layout."""
+    return write_mlx_lm(request, config) if request.layout == MLX_LM.name else None

@@ -1,11 +1,11 @@
-"""Single tokens' vectors, trained whole: rows of a table that is frozen otherwise.
+"""Vectors of single tokens, trained whole: rows of an otherwise frozen table.
 
-    y = T[k]    where the id is the k-th of those that are trained
+    y = T[k]    for the k-th trained id
         W₀[i]   for any other id i
 
-They take the place of the base's rows, and are not added to them. An output layer that is tied to
-the embedding gives the logits of the same tokens by the same vectors, x Tᵀ; there is one T of both.
-Merged, both are plain, of one weight with these rows in it.
+T's rows replace the base's, and are not added to them. An output layer tied to the embedding
+computes the logits of these tokens by the same vectors, x Tᵀ: both share one T. Merged, both are
+plain and share one weight with these rows in it.
 """
 
 import copy
@@ -27,7 +27,7 @@ __all__ = ["TrainedLogits", "TrainedTokens", "adapt_tokens", "shares_weight", "t
 
 
 class TrainedTokens(Mergeable):
-    """An embedding with trained vectors of some ids: (...) -> (..., embedding_dim)."""
+    """An embedding with trained vectors for some ids: (...) -> (..., embedding_dim)."""
 
     base_layer: TokenEmbedding
 
@@ -35,7 +35,9 @@ class TrainedTokens(Mergeable):
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
         self.base_layer = base
         self.ids = np.array(ids)
-        self.place = np.full(self.num_embeddings, -1)  # of each id in T; -1: it is not trained
+        self.place = np.full(
+            self.num_embeddings, -1
+        )  # each id's row in T; -1 where it is not trained
         self.place[self.ids] = np.arange(len(self.ids))
         with no_grad():
             self.trainable_tokens_delta = Parameter(base(self.ids).data.copy())  # T (k, d)
@@ -47,7 +49,7 @@ class TrainedTokens(Mergeable):
         return F.where((place >= 0)[..., None], trained, y)
 
     def merge(self) -> Embedding | None:
-        """The plain embedding; None on a base that is none itself."""
+        """Return the plain embedding; None where the base is not plain."""
         if not isinstance(self.base_layer, Embedding):
             return None
         merged = copy.copy(self.base_layer)
@@ -56,7 +58,7 @@ class TrainedTokens(Mergeable):
 
 
 class TrainedLogits(Mergeable):
-    """An output layer with trained rows of some ids: (..., in_features) -> (..., out_features)."""
+    """An output layer with trained rows for some ids: (..., in_features) -> (..., out_features)."""
 
     base_layer: Affine
 
@@ -71,7 +73,7 @@ class TrainedLogits(Mergeable):
         return apply(_with_columns, self.base_layer(x), own, ids=self.ids)
 
     def merge(self) -> Linear | None:
-        """The plain layer; None on a base that is none itself."""
+        """Return the plain layer; None where the base is not plain."""
         base = self.base_layer
         if not isinstance(base, Linear):
             return None
@@ -79,7 +81,7 @@ class TrainedLogits(Mergeable):
 
 
 def trained_ids(config: LoraConfig, path: str, slot: str) -> tuple[int, ...]:
-    """The tokens that the config trains at a place; none for most."""
+    """Return the tokens that the config trains in the module at a path."""
     ids = config.trainable_token_indices
     if isinstance(ids, Mapping):
         return next((tuple(own) for name, own in ids.items() if matches(path, [name])), ())
@@ -87,7 +89,7 @@ def trained_ids(config: LoraConfig, path: str, slot: str) -> tuple[int, ...]:
 
 
 def adapt_tokens(site: Site, config: LoraConfig) -> Module | None:
-    """What stands in a place of which the config trains tokens, or that is tied to one."""
+    """Wrap an embedding with trained tokens, or the output layer tied to it."""
     base = site.module
     ids = trained_ids(config, site.path, site.slot)
     if isinstance(base, TokenEmbedding):
@@ -101,18 +103,18 @@ def adapt_tokens(site: Site, config: LoraConfig) -> Module | None:
         return None
     if not isinstance(base, Linear):
         kind = type(base).__name__
-        raise PeftError(f"{site.path}: tokens of a plain layer can be trained, and not of {kind}")
+        raise PeftError(f"{site.path}: expected a plain layer to train tokens of, got {kind}")
     return TrainedLogits(base, ids, Parameter(base.weight.data[list(ids)]))
 
 
 def shares_weight(one: Module, other: Module) -> bool:
-    """Whether the bases of both, under all that stands around them, have one weight."""
+    """Tell whether two modules share one weight, below any wrappers."""
     weights = [dict(_innermost(module).own_parameters()).get("weight") for module in (one, other)]
     return weights[0] is not None and weights[0] is weights[1]
 
 
 def _innermost(module: Module) -> Module:
-    """What all that stands in a place is wrapped around."""
+    """Return the module below all wrappers."""
     while isinstance(inner := getattr(module, "base_layer", None), Module):
         module = inner
     return module
@@ -125,7 +127,7 @@ def _with_rows(weight: Parameter, ids: IntArray, rows: Parameter) -> Parameter:
 
 
 def _with_columns(y: Array, own: Array, *, ids: IntArray) -> Result:
-    """y (..., V) with the columns `ids` replaced by those of `own` (..., k)."""
+    """Replace the columns `ids` of y (..., V) by `own` (..., k)."""
     replaced = y.copy()
     replaced[..., ids] = own
 

@@ -15,11 +15,11 @@ class PrefixTuningConfig(VirtualConfig):
     """Trained keys and values in front of every attention layer's own.
 
     num_virtual_tokens: the length of the prefix.
-    prefix_projection: train the prefix through a small network, from which it is computed.
-    encoder_hidden_size: the width of that network; None, that of the keys.
-    init_weights: None, drawn at random; "zero", a prefix of zeros. Neither starts as the base: a
-        key of zeros takes its share of every softmax. Without prefix_projection, virtual tokens
-        that start alike are trained alike, so "zero" gives one virtual token many times over.
+    prefix_projection: reparameterise the prefix by a small network.
+    encoder_hidden_size: the width of the network; None for the width of the keys.
+    init_weights: None for a random prefix; "zero" for zeros. Neither starts as the base: a zero key
+        still takes its share of every softmax. Without prefix_projection, equal virtual tokens get
+        equal gradients, so "zero" trains copies of one virtual token.
     """
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
@@ -38,7 +38,7 @@ class PrefixTuningConfig(VirtualConfig):
         return found
 
     def sizes(self, model: TransformerConfig) -> Mapping[str, int]:
-        """What PEFT notes of such a model: here, the key/value heads and their width."""
+        """Return the sizes in PEFT's settings: here, the key/value heads and their width."""
         heads = model.num_key_value_heads
         return {
             **super().sizes(model),

@@ -4,14 +4,14 @@
 
     Pk, Pv (P, K, D)  the layer's virtual keys and values, the same for every text
 
-All layers' keys and values are the columns of one matrix P (P, 2·L·K·D), in the order (layer, key
-or value, head, element), as Hugging Face PEFT stores it. It is trained itself, or computed, as the
-paper recommends in section 4.3, from a smaller one by a network of width h:
+The keys and values of all layers are the columns of one matrix P (P, 2·L·K·D), in the order (layer,
+key or value, head, element), as Hugging Face PEFT stores it. It is trained directly, or, as the
+paper recommends in section 4.3, reparameterised by a network of width h:
 
     P = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂       E (P, K·D),  W₁ (h, K·D),  W₂ (2·L·K·D, h)
 
-The keys carry no rotary positions of their own: what is trained is what the queries meet. The
-tokens' positions begin after the prefix.
+The keys get no rotary embedding: the trained keys are used as they are. The tokens' positions begin
+after the prefix.
 """
 
 from tinygrad_peft.arrays import Array
@@ -29,18 +29,18 @@ from tinygrad_peft_prefix.config import PrefixTuningConfig
 
 __all__ = ["ProjectedPrefix", "TrainedPrefix"]
 
-# Small against the keys and values of real tokens, so that a new prefix takes its share of the
-# softmax and adds next to nothing; but not zero, for equal virtual tokens would stay equal.
+# Small beside the keys and values of real tokens, so that a new prefix adds next to nothing; not
+# zero, since equal virtual tokens would stay equal.
 START_STD = 0.02
 
 
 class TrainedPrefix(Module):
-    """A prefix that is trained itself, in front of what the base has."""
+    """A prefix that is trained directly, in front of the base's own."""
 
     base_layer: Prefix
 
     def __init__(self, base: Prefix, matrix: Array, model: TransformerConfig) -> None:
-        """`matrix` (P, 2·L·K·D) is where it starts."""
+        """Start from `matrix` (P, 2·L·K·D)."""
         self.base_layer = base
         self.model = model
         self.prompt_embeddings = Parameter(matrix)  # (P, 2·L·K·D)
@@ -49,17 +49,17 @@ class TrainedPrefix(Module):
     def drawn(
         cls, base: Prefix, config: PrefixTuningConfig, model: TransformerConfig, init: Init
     ) -> "TrainedPrefix":
-        """A new one: N(0, 0.02²), or zero."""
+        """Initialise a prefix from N(0, 0.02²), or with zeros."""
         shape = config.num_virtual_tokens, columns(model)
         zero = config.init_weights == "zero"
         return cls(base, init.zeros(*shape) if zero else init.normal(*shape, std=START_STD), model)
 
     def __call__(self) -> VirtualKeys:
-        return in_front(self.prompt_embeddings, self.base_layer, self.model)
+        return prepended(self.prompt_embeddings, self.base_layer, self.model)
 
 
 class ProjectedPrefix(Module):
-    """A prefix that a network computes, in front of what the base has."""
+    """A prefix reparameterised by a network, in front of the base's own."""
 
     base_layer: Prefix
 
@@ -77,20 +77,20 @@ class ProjectedPrefix(Module):
             self.down_proj.weight.data = init.zeros(columns(model), hidden)
 
     def __call__(self) -> VirtualKeys:
-        return in_front(self.matrix(), self.base_layer, self.model)
+        return prepended(self.matrix(), self.base_layer, self.model)
 
     def matrix(self) -> Tensor:
-        """The prefix that is computed: (P, 2·L·K·D)."""
+        """Compute the prefix (P, 2·L·K·D)."""
         return self.down_proj(self.up_proj(self.embedding).tanh())
 
     def flattened(self) -> TrainedPrefix:
-        """The prefix as it is now, to be trained itself: what Hugging Face PEFT stores."""
+        """Return the current prefix without the network, as Hugging Face PEFT stores it."""
         with no_grad():
             return TrainedPrefix(self.base_layer, self.matrix().data, self.model)
 
 
-def in_front(matrix: Tensor, base: Prefix, model: TransformerConfig) -> VirtualKeys:
-    """Keys and values from a matrix (P, 2·L·K·D), in front of those of the base."""
+def prepended(matrix: Tensor, base: Prefix, model: TransformerConfig) -> VirtualKeys:
+    """Prepend the keys and values in a matrix (P, 2·L·K·D) to the base's."""
     layers, heads = model.num_hidden_layers, model.num_key_value_heads
     split = matrix.reshape(len(matrix), layers, 2, heads, model.head_dim)
     own = [(split[:, i, 0], split[:, i, 1]) for i in range(layers)]  # (P, K, D) each
@@ -99,10 +99,10 @@ def in_front(matrix: Tensor, base: Prefix, model: TransformerConfig) -> VirtualK
 
 
 def key_width(model: TransformerConfig) -> int:
-    """K·D: fewer than the model's width where queries share their keys."""
+    """Return K·D, less than the model's width where queries share keys."""
     return model.num_key_value_heads * model.head_dim
 
 
 def columns(model: TransformerConfig) -> int:
-    """2·L·K·D."""
+    """Return 2·L·K·D."""
     return 2 * model.num_hidden_layers * key_width(model)

@@ -1,4 +1,4 @@
-"""Prefix tuning's answers to the hooks."""
+"""Prefix tuning's hooks."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ __all__ = ["adapt_module", "check_recipe", "count_parameters", "peft_methods"]
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """Prefix tuning."""
+    """Register prefix tuning."""
     return [PrefixTuningConfig]
 
 
 @hookimpl(hookspecs.adapt_module, PrefixTuningConfig)
 def adapt_module(config: PrefixTuningConfig, site: Site) -> Module | None:
-    """A prefix in front of what stands in the transformer's place for one."""
+    """Prepend a prefix to the transformer's own."""
     if not isinstance(site.model, Transformer):
         return None
     base = site.module
@@ -53,5 +53,5 @@ def count_parameters(config: PrefixTuningConfig, shape: ModelShape) -> Parameter
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """A prefix of another model, or one that leaves no room for the text."""
+    """Refuse a prefix for another model, or without room for a text."""
     return virtual_objections(draft, PrefixTuningConfig)

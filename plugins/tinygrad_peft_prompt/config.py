@@ -10,10 +10,10 @@ __all__ = ["PromptEncoderConfig", "PromptTuningConfig", "SoftPromptConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPromptConfig(VirtualConfig):
-    """What prompt tuning and P-tuning have in common."""
+    """The common settings of prompt tuning and P-tuning."""
 
     def untrainable(self) -> list[str]:
-        """Settings that a new prompt cannot have. A stored one has them behind it."""
+        """List settings that a new prompt cannot have; a stored one may."""
         return []
 
 
@@ -21,12 +21,12 @@ class SoftPromptConfig(VirtualConfig):
 class PromptTuningConfig(SoftPromptConfig):
     """Trained vectors in front of the embedded tokens.
 
-    num_virtual_tokens: how many.
-    prompt_tuning_init: where they start. "RANDOM", drawn so that each feature has the mean and the
-        spread that it has among the token embeddings; "SAMPLE_VOCAB", the embeddings of tokens
-        drawn at random, each once as long as there are any; "TEXT", those of a text's tokens.
-    prompt_tuning_init_text: that text, cut off or repeated to fill the prompt.
-    tokenizer_name_or_path: a model's folder or .gguf file, whose tokenizer reads the text.
+    num_virtual_tokens: the number of vectors.
+    prompt_tuning_init: their initialisation. "RANDOM", normally distributed with the mean and the
+        standard deviation of each feature of the token embeddings; "SAMPLE_VOCAB", embeddings of
+        random tokens, without repetition while there are enough; "TEXT", embeddings of a text.
+    prompt_tuning_init_text: the text, truncated or repeated to fill the prompt.
+    tokenizer_name_or_path: a model's folder or .gguf file with the tokenizer for the text.
     """
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"
@@ -37,7 +37,7 @@ class PromptTuningConfig(SoftPromptConfig):
     tokenizer_name_or_path: str | None = None
 
     def problems(self) -> list[str]:
-        """List what a start from a text lacks."""
+        """List the settings that initialisation from a text lacks."""
         found = super().problems()
         if self.prompt_tuning_init == "TEXT":
             found += [
@@ -48,24 +48,24 @@ class PromptTuningConfig(SoftPromptConfig):
         return found
 
     def untrainable(self) -> list[str]:
-        """A text that would not be read."""
+        """List a text that would be ignored."""
         if self.prompt_tuning_init_text and self.prompt_tuning_init != "TEXT":
             given = f"prompt_tuning_init={self.prompt_tuning_init!r}"
-            return [f"{given} reads no prompt_tuning_init_text: that is for 'TEXT'"]
+            return [f"{given} ignores prompt_tuning_init_text: expected 'TEXT'"]
         return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEncoderConfig(SoftPromptConfig):
-    """P-tuning: vectors in front of the embedded tokens, which a network computes.
+    """P-tuning: vectors in front of the embedded tokens, reparameterised by a network.
 
-    num_virtual_tokens: how many.
-    encoder_reparameterization_type: the network: "MLP". "LSTM" is known so that prompts which it
-        has computed can be read; it is not trained here.
-    encoder_hidden_size: the width of the network; None, the model's.
+    num_virtual_tokens: the number of vectors.
+    encoder_reparameterization_type: the network: "MLP". Stored prompts of an "LSTM" can be read,
+        but none is trained here.
+    encoder_hidden_size: the width of the network; None for the model's.
     encoder_num_layers: the hidden layers of an LSTM. The MLP always has two.
-    encoder_dropout: how much of a hidden layer is dropped in training. (Hugging Face PEFT has no
-        dropout in the MLP, whatever the file says.)
+    encoder_dropout: the dropout rate of the hidden layers. (Hugging Face PEFT has no dropout in the
+        MLP, and ignores this.)
     """
 
     peft_type: ClassVar[str] = "P_TUNING"
@@ -86,7 +86,7 @@ class PromptEncoderConfig(SoftPromptConfig):
         return found
 
     def untrainable(self) -> list[str]:
-        """An LSTM, and an MLP with as many layers as only an LSTM may have."""
+        """List an LSTM, and an MLP with a number of layers other than two."""
         if self.encoder_reparameterization_type == "LSTM":
             return ["encoder_reparameterization_type='LSTM' is not trained here: use 'MLP'"]
         if self.encoder_num_layers != 2:

@@ -4,8 +4,8 @@
 
     P (N, D)  the virtual tokens, the same for every text
 
-They are trained themselves, or, in P-tuning (Liu et al. 2021, arXiv 2103.10385, section 3.2),
-computed from others by a network of width h:
+They are trained directly, or, in P-tuning (Liu et al. 2021, arXiv 2103.10385, section 3.2),
+reparameterised by a network of width h:
 
     P = relu(relu(E W₁ᵀ + b₁) W₂ᵀ + b₂) W₃ᵀ + b₃        E (N, D),  W₁ (h, D),  W₂ (h, h),  W₃ (D, h)
 
@@ -24,21 +24,21 @@ __all__ = ["PromptEncoder", "SoftPrompt"]
 
 
 class SoftPrompt(Module):
-    """Virtual tokens that are trained themselves, in front of those of the base."""
+    """Virtual tokens that are trained directly, in front of the base's."""
 
     base_layer: Prompt
 
     def __init__(self, base: Prompt, states: Array) -> None:
-        """`states` (N, D) is where they start."""
+        """Start from `states` (N, D)."""
         self.base_layer = base
         self.prompt_embeddings = Parameter(states)  # (N, D)
 
     def __call__(self) -> VirtualTokens:
-        return _in_front(self.prompt_embeddings, self.base_layer)
+        return _prepended(self.prompt_embeddings, self.base_layer)
 
 
 class PromptEncoder(Module):
-    """P-tuning: virtual tokens that a network computes, in front of those of the base."""
+    """P-tuning: virtual tokens reparameterised by a network, in front of the base's."""
 
     base_layer: Prompt
 
@@ -56,20 +56,20 @@ class PromptEncoder(Module):
         self.dropout.rng = init.rng
 
     def __call__(self) -> VirtualTokens:
-        return _in_front(self.states(self.dropout), self.base_layer)
+        return _prepended(self.states(self.dropout), self.base_layer)
 
     def states(self, drop: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> Tensor:
-        """The virtual tokens that are computed, with `drop` on both hidden layers: (N, D)."""
+        """Compute the virtual tokens (N, D), with `drop` on both hidden layers."""
         first, second, last = self.layers
         hidden = drop(F.relu(first(self.embedding)))  # (N, h)
         return last(drop(F.relu(second(hidden))))
 
     def flattened(self) -> SoftPrompt:
-        """The virtual tokens as they are now, to be trained themselves: what PEFT stores."""
+        """Return the current virtual tokens without the network, as PEFT stores them."""
         with no_grad():
             return SoftPrompt(self.base_layer, self.states().data)
 
 
-def _in_front(states: Tensor, base: Prompt) -> VirtualTokens:
+def _prepended(states: Tensor, base: Prompt) -> VirtualTokens:
     inner = base()
     return VirtualTokens(states) if inner is None else inner.behind(states)

@@ -1,4 +1,4 @@
-"""The answers of prompt tuning and P-tuning to the hooks."""
+"""Hooks of prompt tuning and P-tuning."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from tinygrad_peft.peft import (
     virtual_objections,
 )
 from tinygrad_peft_prompt.config import PromptEncoderConfig, PromptTuningConfig, SoftPromptConfig
+from tinygrad_peft_prompt.initialisation import first_states
 from tinygrad_peft_prompt.layer import PromptEncoder, SoftPrompt
-from tinygrad_peft_prompt.start import first_states
 
 __all__ = [
     "adapt_for_p_tuning",
@@ -30,13 +30,13 @@ __all__ = [
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """Prompt tuning and P-tuning."""
+    """Register prompt tuning and P-tuning."""
     return [PromptTuningConfig, PromptEncoderConfig]
 
 
 @hookimpl(hookspecs.adapt_module, PromptTuningConfig)
 def adapt_for_prompt_tuning(config: PromptTuningConfig, site: Site) -> Module | None:
-    """Put a prompt in front of what stands in the transformer's place for one."""
+    """Prepend a trained prompt to the transformer's own."""
     place = _place(config, site)
     if place is None:
         return None
@@ -48,7 +48,7 @@ def adapt_for_prompt_tuning(config: PromptTuningConfig, site: Site) -> Module | 
 
 @hookimpl(hookspecs.adapt_module, PromptEncoderConfig)
 def adapt_for_p_tuning(config: PromptEncoderConfig, site: Site) -> Module | None:
-    """Put a prompt there that a network computes, unless the network was left behind."""
+    """Prepend a prompt that a network computes, or the stored prompt of an LSTM."""
     place = _place(config, site)
     if place is None:
         return None
@@ -79,12 +79,12 @@ def count_for_p_tuning(config: PromptEncoderConfig, shape: ModelShape) -> Parame
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """A prompt of another model, or one that leaves no room for the text."""
+    """Refuse a prompt for another model, or without room for a text."""
     return virtual_objections(draft, PromptTuningConfig, PromptEncoderConfig)
 
 
 def _place(config: SoftPromptConfig, site: Site) -> tuple[Prompt, Transformer] | None:
-    """Return what stands in the transformer's place for a prompt, if the site is that place."""
+    """Return the transformer and its prompt, if the site is the prompt's seam."""
     base, model = site.module, site.model
     if not isinstance(model, Transformer) or base is not model.get_child("prompt"):
         return None
@@ -96,7 +96,7 @@ def _place(config: SoftPromptConfig, site: Site) -> tuple[Prompt, Transformer] |
 
 
 def _zeros(base: Prompt, config: SoftPromptConfig, model: Transformer, init: Init) -> SoftPrompt:
-    """Return a prompt of zeros, to be filled from a folder or trained from there."""
+    """Return a prompt of zeros, to be loaded or trained."""
     return SoftPrompt(base, init.zeros(config.num_virtual_tokens, model.config.hidden_size))
 
 
@@ -104,4 +104,4 @@ def _refuse_untrainable(config: SoftPromptConfig) -> None:
     """Raise ConfigError for settings that only a stored prompt may have."""
     problems = config.untrainable()
     if problems:
-        raise ConfigError(f"{config.peft_type.lower()} cannot start so:\n{listed(problems)}")
+        raise ConfigError(f"{type(config).__name__} cannot be trained:\n{listed(problems)}")

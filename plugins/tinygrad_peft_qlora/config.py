@@ -16,12 +16,12 @@ __all__ = ["QLoraConfig", "QuantizeConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig(TargetedConfig):
-    """Linear layers stored at 4 bits: nothing is trained, and any method may stand on them.
+    """Linear layers stored at 4 bits, frozen, for any method on top.
 
-    quant_type: "nf4", the 16 values that suit normally distributed weights; or "int4", 16 values at
-        equal distances.
-    block_size: how many weights share a scale: a power of two from 32 to 4096.
-    double_quant: store NF4's scales at 8 bits: 4.127 bits a weight in place of 4.5.
+    quant_type: "nf4", 16 values for normally distributed weights; or "int4", 16 equally spaced
+        values.
+    block_size: the number of weights that share a scale: a power of two from 32 to 4096.
+    double_quant: store NF4's scales at 8 bits: 4.127 bits per weight instead of 4.5.
     """
 
     peft_type: ClassVar[str] = "QUANTIZE"
@@ -33,7 +33,7 @@ class QuantizeConfig(TargetedConfig):
     double_quant: bool = False
 
     def problems(self) -> list[str]:
-        """Block sizes that are no power of two or out of range, and double int4."""
+        """List unsupported block sizes, and double quantisation of int4."""
         found = setting_problems(self.quant_type, self.block_size, double_quant=self.double_quant)
         return [*super().problems(), *found]
 
@@ -42,9 +42,9 @@ class QuantizeConfig(TargetedConfig):
 class QLoraConfig(LoraConfig):
     """QLoRA (Dettmers et al. 2023): every linear layer but the head at 4 bits, and LoRA on top.
 
-    It stands for two steps, `QuantizeConfig` and `LoraConfig`. All that LoRA has is LoRA's, but for
-    where it goes: to all linear layers by default, which takes it to what LoRA reaches on a base of
-    floats (section 4 of the paper). Modules that `modules_to_save` names are not quantised.
+    It stands for two steps, `QuantizeConfig` and `LoraConfig`, with LoRA's settings. By default,
+    LoRA adapts all linear layers, which the paper needs to match LoRA on a float base (section 4).
+    Modules in `modules_to_save` are not quantised.
     """
 
     peft_type: ClassVar[str] = "QLORA"
@@ -55,12 +55,12 @@ class QLoraConfig(LoraConfig):
     double_quant: bool = False
 
     def problems(self) -> list[str]:
-        """What either step objects to."""
+        """List the problems of both steps."""
         found = setting_problems(self.quant_type, self.block_size, double_quant=self.double_quant)
         return [*super().problems(), *found]
 
     def steps(self) -> tuple[PeftConfig, ...]:
-        """The two steps: first the base at 4 bits, then LoRA."""
+        """Return the two steps: quantising the base, then LoRA."""
         saved = "|".join(map(re.escape, self.modules_to_save))
         quantize = QuantizeConfig(
             quant_type=self.quant_type,

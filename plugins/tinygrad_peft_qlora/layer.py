@@ -2,8 +2,8 @@
 
     y = x Ŵᵀ + b,    dx = g Ŵ
 
-Ŵ is what the 4-bit codes stand for. It never exists as a whole: a few rows at a time are unpacked
-into scratch, used, and overwritten by the next. It is not trained, so dŴ is not computed.
+Ŵ is the weight that the 4-bit codes stand for. It never exists as a whole: a few rows at a time are
+unpacked into scratch, used, and overwritten by the next. It is frozen, so dŴ is not computed.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ __all__ = ["QuantizedLinear", "quantized_linear"]
 class QuantizedLinear(Module):
     """x Ŵᵀ + b with Ŵ (out, in) at 4 bits: (..., in_features) -> (..., out_features).
 
-    The bias (out,) stays what it was, and is shared with the layer that it came from.
+    The bias (out,) is shared with the original layer.
     """
 
     def __init__(self, weight: QuantizedWeight, bias: Parameter | None = None) -> None:
@@ -34,11 +34,11 @@ class QuantizedLinear(Module):
         return apply_fused(quantized_linear, x, self.bias, weight=self.weight)
 
     def dense_weight(self) -> Array:
-        """Ŵ (out, in), a new array."""
+        """Return Ŵ (out, in), a new array."""
         return dequantize(self.weight)
 
     def dequantized(self) -> Linear:
-        """The plain layer with the same output."""
+        """Return the plain layer with the same output."""
         bias = None if self.bias is None else Parameter(self.bias.data.copy())
         return Linear.of(Parameter(self.dense_weight()), bias)
 
@@ -48,11 +48,11 @@ def quantized_linear(
 ) -> FusedResult:
     """y = x Ŵᵀ + b, for x (..., in), Ŵ (out, in) at 4 bits, b (out,).
 
-    dx = g Ŵ, db = Σ g. Nothing is kept but the codes.
+    dx = g Ŵ, db = Σ g. Only the codes are kept.
     """
     out, columns = weight.shape
     if not x.ndim or x.shape[-1] != columns:
-        raise ShapeError(f"x of shape {x.shape} for a 4-bit weight of shape {weight.shape}")
+        raise ShapeError(f"quantized_linear: expected x (..., {columns}), got shape {x.shape}")
     need_x, need_bias = needs
     x_shape, x2 = x.shape, rows(x)
     y = np.empty((len(x2), out), np.result_type(x, weight.dtype))
@@ -72,7 +72,7 @@ def quantized_linear(
 
 
 def _times_weight(g: Array, weight: QuantizedWeight) -> Array:
-    """g Ŵ = Σ over blocks of rows of g's columns times those rows: (rows, out) -> (rows, in)."""
+    """g Ŵ, summed over blocks of Ŵ's rows: (rows, out) -> (rows, in)."""
     total = np.zeros((len(g), weight.shape[1]), np.result_type(g, weight.dtype))
     part = np.empty_like(total)
     for at, w in row_blocks(weight):

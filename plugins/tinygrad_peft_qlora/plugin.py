@@ -1,4 +1,4 @@
-"""The answers to the hooks of 4-bit bases; LoRA's own plugin puts LoRA on top of them."""
+"""Hooks of 4-bit bases; LoRA's own plugin adds LoRA on top."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from tinygrad_peft.peft import (
     capture_seams,
     hookimpl,
     hookspecs,
-    matches,
+    is_saved_whole,
 )
 from tinygrad_peft_qlora.config import QLoraConfig, QuantizeConfig
 from tinygrad_peft_qlora.layer import QuantizedLinear
@@ -33,13 +33,13 @@ __all__ = [
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """The 4-bit base alone, and with LoRA."""
+    """Register the 4-bit base alone, and with LoRA."""
     return [QuantizeConfig, QLoraConfig]
 
 
 @hookimpl(hookspecs.adapt_module, QuantizeConfig)
 def adapt_module(config: QuantizeConfig, site: Site) -> Module | None:
-    """A 4-bit layer in place of a target."""
+    """Quantise a target."""
     if not site.is_target:
         return None
     base = site.module
@@ -52,34 +52,36 @@ def adapt_module(config: QuantizeConfig, site: Site) -> Module | None:
         )
         return QuantizedLinear(packed, base.bias)
     if isinstance(base, QuantizedLinear):
-        return copy.copy(base)  # the same codes: what this adapter was trained on
-    if isinstance(base, Affine):  # an earlier step's, of which no target told
-        raise PeftError(f"{site.path} is a {type(base).__name__} already: quantize first")
+        return copy.copy(base)  # the same codes that this adapter was trained on
+    if isinstance(base, Affine):  # from an earlier step without targets
+        raise PeftError(
+            f"{site.path}: expected a Linear, got {type(base).__name__}: quantize first"
+        )
     return None
 
 
 @hookimpl(hookspecs.merge_module, QuantizedLinear)
 def merge_module(module: QuantizedLinear) -> Module:
-    """The plain layer of floats that the 4-bit codes stand for."""
+    """Dequantise the layer."""
     return module.dequantized()
 
 
 @hookimpl(hookspecs.count_parameters, QuantizeConfig)
 def count_parameters(config: QuantizeConfig, shape: ModelShape) -> ParameterCount:
-    """Nothing is trained, and nothing is added: a weight counts as one, whatever it takes."""
+    """Nothing is trained or added: a weight counts as one at any precision."""
     del config, shape
     return ParameterCount(trainable=0, added=0)
 
 
 @hookimpl(hookspecs.weight_formats)
 def weight_formats() -> Sequence[WeightFormat]:
-    """NF4 in blocks of 64, with scales of 8 bits that share a float32 scale in blocks of 256."""
+    """Declare NF4 in blocks of 64, with 8-bit scales in blocks of 256."""
     return [WeightFormat("nf4", 4 + 8 / 64 + 32 / (64 * 256))]
 
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Places that are not the base's plain weights any more, and weights that are no numbers."""
+    """Refuse layers that an earlier step changed, and weights that are not finite."""
     modules = {seam.path: seam.module for seam in capture_seams(draft.model)}
     return [
         f"step {step}: {problem}"
@@ -92,25 +94,18 @@ def check_recipe(draft: Draft) -> Sequence[str]:
 def _problems(
     path: str, module: Module, draft: Draft, step: int, config: QuantizeConfig
 ) -> Iterator[str]:
-    """Why a place cannot be quantised in a step."""
+    """Yield the reasons why a step cannot quantise a module."""
     for early in range(step):
         if path in draft.targets[early]:
-            yield f"{path} is already taken by step {early}: quantize first"
-        elif _is_saved(path, draft.recipe[early]):
-            yield f"{path} is trained by step {early}, by modules_to_save: leave it out here"
+            yield f"{path}: step {early} already adapts it: quantize first"
+        elif is_saved_whole(draft.recipe[early], path):
+            yield f"{path}: step {early} trains it by modules_to_save: leave it out here"
     if isinstance(module, QuantizedLinear):
         asked, has = (
             f"{kind.quant_type} in blocks of {kind.block_size}" + ", double" * kind.double_quant
             for kind in (config, module.weight)
         )
         if asked != has:
-            yield f"{path} is at 4 bits already, as {has} and not as {asked}"
+            yield f"{path}: expected {asked}, got {has} already"
     if isinstance(module, Linear) and not fits_in_float32(module.weight.data):
-        yield f"{path}.weight holds NaN, infinity or more than float32 holds: it has no 4-bit codes"
-
-
-def _is_saved(path: str, config: PeftConfig) -> bool:
-    """Whether `modules_to_save` names the place, or one that it is in."""
-    parts = path.split(".")
-    above = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return any(matches(place, config.modules_to_save) for place in above)
+        yield f"{path}.weight: expected finite float32 values, to quantise them"

@@ -1,15 +1,15 @@
 """Weights at 4 bits (Dettmers et al. 2023, arXiv 2305.14314, section 3).
 
-The weight is flattened row by row and cut into blocks, the last of which may be short. Each number
-becomes one of 16 codes, two of them a byte, the first in the high half:
+The weight is flattened in row order and cut into blocks; the last one may be short. Each number
+becomes one of 16 codes, two per byte, the first in the high half:
 
     nf4:   w ≈ a · N[c]          a = max |w| over the block, c the N nearest to w / a
     int4:  w ≈ s · (c - z)       s = (max(w, 0) - min(w, 0)) / 15,  z = round(-min(w, 0) / s)
 
-N are the 16 quantiles of a normal distribution with which NF4 loses least on weights that are
-normally distributed. The bytes and a are those of bitsandbytes, to the bit, wherever a is 0 or at
-least 1e-38. bitsandbytes divides by 1e-38 where a is smaller, which is far from the nearest code.
-In int4, zero is exact, and so is a block of one value v: its s is |v|.
+N holds 16 quantiles of a normal distribution, for the least loss on normally distributed weights.
+The bytes and a equal bitsandbytes' bit for bit wherever a is 0 or at least 1e-38. For smaller a,
+bitsandbytes divides by 1e-38, which is far from the nearest code. In int4, zero is exact, and so is
+a block of one value v: its s is |v|.
 """
 
 from collections.abc import Iterator
@@ -52,13 +52,12 @@ NF4 = np.array(
 _MIDPOINTS = (NF4[:-1] + NF4[1:]) / np.float32(2)
 _NF4_ZERO = 7
 _FLOAT32 = np.finfo(np.float32)
-_LEAST_ABSMAX = np.float32(1e-38)  # the least a with a finite 1 / a; bitsandbytes has the same
+_LEAST_ABSMAX = np.float32(1e-38)  # the least a with a finite 1 / a, as in bitsandbytes
 _LIFT = np.float32(2**100)  # multiplying subnormal numbers by it is exact
 
-# So many weights are quantised at a time, which keeps what that takes within the cache.
+# Weights quantised at a time, so that the work stays within the cache.
 _CHUNK = 65_536  # a multiple of every block size
-# So many rows of a weight are unpacked at a time: fewer make slow products, and more leave the
-# second-level cache before they are used.
+# Rows unpacked at a time: fewer make slow products, more leave the second-level cache before use.
 _ROWS = 128
 
 
@@ -66,10 +65,10 @@ _ROWS = 128
 class QuantizedWeight:
     """A matrix (out, in) at 4 bits.
 
-    codes: (⌈out · in / 2⌉,), two codes a byte.
-    scales: each block's a or s, at 32 bits or at 8.
-    zero_points: each block's z; None for nf4.
-    dtype: float32 or float64: what the matrix was, and is unpacked to.
+    codes: (⌈out · in / 2⌉,), two codes per byte.
+    scales: a or s per block, at 32 bits or at 8.
+    zero_points: z per block; None for nf4.
+    dtype: float32 or float64, of the original and the unpacked matrix.
     """
 
     codes: Bytes = field(repr=False)
@@ -82,28 +81,28 @@ class QuantizedWeight:
 
     @property
     def size(self) -> int:
-        """How many weights there are."""
+        """The number of weights."""
         return self.shape[0] * self.shape[1]
 
     @property
     def nbytes(self) -> int:
-        """What codes, scales and zero points take."""
+        """The size of codes, scales and zero points."""
         zero_points = 0 if self.zero_points is None else self.zero_points.nbytes
         return self.codes.nbytes + self.scales.nbytes + zero_points
 
     @property
     def bits_per_weight(self) -> float:
-        """4, and what the blocks' scales and zero points add to it."""
+        """4, plus the share of the blocks' scales and zero points."""
         return 8 * self.nbytes / self.size if self.size else 0.0
 
     @property
     def double_quant(self) -> bool:
-        """Whether the scales are stored at 8 bits."""
+        """True where the scales are stored at 8 bits."""
         return isinstance(self.scales, DoubleQuantized)
 
 
 def setting_problems(quant_type: str, block_size: int, *, double_quant: bool) -> list[str]:
-    """List what is wrong with settings of a known `quant_type`."""
+    """List problems of settings with a known `quant_type`."""
     found = []
     if block_size not in BLOCK_SIZES:
         found.append(f"block_size={block_size} must be one of {', '.join(map(str, BLOCK_SIZES))}")
@@ -122,22 +121,22 @@ def quantize(
     block_size: int = 64,
     double_quant: bool = False,
 ) -> QuantizedWeight:
-    """A weight (out, in) at 4 bits. float64 is rounded to float32 first.
+    """Quantise a weight (out, in) to 4 bits. float64 is rounded to float32 first.
 
     Raises:
-        ConfigError: settings that cannot be.
-        ShapeError: the weight is no matrix.
-        PeftError: it holds NaN, infinity, or a number too large for float32.
+        ConfigError: invalid settings.
+        ShapeError: the weight is not a matrix.
+        PeftError: the weight holds NaN, infinity, or a number too large for float32.
     """
     problems = setting_problems(quant_type, block_size, double_quant=double_quant)
     if quant_type not in get_args(QuantType):
         problems.append(f"quant_type={quant_type!r} must be 'nf4' or 'int4'")
     if problems:
-        raise ConfigError(f"a weight cannot be quantised with:\n{listed(problems)}")
+        raise ConfigError(f"invalid settings for quantising:\n{listed(problems)}")
     if weight.ndim != 2:
-        raise ShapeError(f"a weight of shape {weight.shape} is no matrix (out, in)")
+        raise ShapeError(f"quantize: expected a matrix (out, in), got shape {weight.shape}")
     if not fits_in_float32(weight):
-        raise PeftError("a weight with NaN, infinity or more than float32 holds has no 4-bit codes")
+        raise PeftError("quantize: expected finite float32 values")
     flat = weight.astype(np.float32, copy=False).reshape(-1)
     codes, scales, zero_points = _encoded(flat, quant_type, block_size)
     return QuantizedWeight(
@@ -152,8 +151,8 @@ def quantize(
 
 
 def fits_in_float32(array: Array) -> bool:
-    """Whether all elements are numbers that float32 has."""
-    # Along a stride of zero the elements are one and the same, as in a model that has none yet.
+    """Tell whether all elements are finite in float32."""
+    # Along a stride of zero all elements are one, as in a model without weights.
     distinct = array[tuple(slice(None if step else 1) for step in array.strides)]
     limit = _FLOAT32.max
     return bool(distinct.min(initial=0) >= -limit and distinct.max(initial=0) <= limit)
@@ -162,7 +161,7 @@ def fits_in_float32(array: Array) -> bool:
 def _encoded(
     flat: Floats, quant_type: QuantType, block_size: int
 ) -> tuple[Bytes, Floats, Bytes | None]:
-    """The packed codes of all weights, and the scales and zero points of their blocks."""
+    """Return the packed codes of all weights, and their blocks' scales and zero points."""
     codes = np.empty(-(-flat.size // 2), np.uint8)
     scales = np.empty(-(-flat.size // block_size), np.float32)
     zero_points = np.empty(scales.shape, np.uint8) if quant_type == "int4" else None
@@ -179,7 +178,7 @@ def _encoded(
 
 
 def _chunks(flat: Floats, block_size: int) -> Iterator[tuple[int, Floats]]:
-    """Where each chunk starts, and its blocks (count, block_size); a short last block alone."""
+    """Yield each chunk's start and its blocks (count, block_size); a short last block alone."""
     whole = flat.size // block_size * block_size
     for start in range(0, whole, _CHUNK):
         yield start, flat[start : min(start + _CHUNK, whole)].reshape(-1, block_size)
@@ -188,23 +187,23 @@ def _chunks(flat: Floats, block_size: int) -> Iterator[tuple[int, Floats]]:
 
 
 def _encode_nf4(blocks: Floats, *, short: bool) -> tuple[Bytes, Floats]:
-    """Codes (count, size) and a (count,)."""
+    """Return codes (count, size) and a (count,)."""
     absmax = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
     blocks, divisor = _lifted(blocks, absmax)
-    if short:  # as bitsandbytes does: it divides, and stores 1e-38 for an a of 0
+    if short:  # as in bitsandbytes: divide, and store 1e-38 for an a of 0
         absmax = np.where(absmax > 0, absmax, _LEAST_ABSMAX)
         scaled = blocks / divisor[:, None]
     else:
         scaled = blocks * (1 / divisor)[:, None]
     codes = np.zeros(blocks.shape, np.uint8)
     above = np.empty(blocks.shape, np.bool_)
-    for midpoint in _MIDPOINTS:  # ten times as fast as np.searchsorted, with the same answer
+    for midpoint in _MIDPOINTS:  # ten times as fast as np.searchsorted, with the same result
         codes += np.greater(scaled, midpoint, out=above).view(np.uint8)
     return codes, absmax
 
 
 def _lifted(blocks: Floats, absmax: Floats) -> tuple[Floats, Floats]:
-    """The blocks and what to divide each by: blocks with a below 1e-38 are multiplied by 2¹⁰⁰."""
+    """Return the blocks and their divisors; blocks with a below 1e-38 are multiplied by 2¹⁰⁰."""
     small = absmax < _LEAST_ABSMAX
     if not small.any():
         return blocks, absmax
@@ -213,13 +212,13 @@ def _lifted(blocks: Floats, absmax: Floats) -> tuple[Floats, Floats]:
 
 
 def _encode_int4(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
-    """Codes (count, size), s (count,) and z (count,)."""
+    """Return codes (count, size), s (count,) and z (count,)."""
     low, high = blocks.min(axis=1), blocks.max(axis=1)
     bottom, top = np.minimum(low, 0), np.maximum(high, 0)
     scale = np.where(low == high, np.abs(low), _int4_scale(bottom, top))
-    scale = np.where(scale > 0, scale, 1).astype(np.float32)  # a block of zeros has none
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)  # for a block of zeros
     zero_point = np.rint(-bottom / scale)
-    # A step of a huge block may pass float32's range by rounding.
+    # Rounding may take a step of a huge block out of float32's range.
     most = np.floor(_FLOAT32.max / np.maximum(scale, 1))[:, None]
     steps = np.clip(np.rint(blocks / scale[:, None]), -most, most)  # (count, size)
     codes = np.clip(steps + zero_point[:, None], 0, 15)
@@ -227,7 +226,7 @@ def _encode_int4(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
 
 
 def _int4_scale(bottom: Floats, top: Floats) -> Floats:
-    """(top - bottom) / 15, so that 15 s reaches both ends and no step passes float32's range."""
+    """(top - bottom) / 15, so that 15 s reaches both ends and no step leaves float32's range."""
     scale: Floats = (top / 15 - bottom / 15).astype(np.float32, copy=False)
     huge, tiny = scale > _FLOAT32.max / 8, scale < _FLOAT32.tiny
     scale[huge] = np.maximum(-bottom, top)[huge] / 7.5  # 7 steps on each side of zero
@@ -239,7 +238,7 @@ def _int4_scale(bottom: Floats, top: Floats) -> Floats:
 
 
 def _packed(codes: Bytes, zero: int) -> Bytes:
-    """Two codes a byte; the code of zero fills the last one up."""
+    """Pack two codes per byte; pad the last one with the code of zero."""
     if codes.size % 2:
         codes = np.append(codes, np.uint8(zero))
     high, low = codes[::2], codes[1::2]
@@ -250,7 +249,7 @@ def _packed(codes: Bytes, zero: int) -> Bytes:
 
 
 def _pairs(values: Array) -> npt.NDArray[np.complexfloating]:
-    """The two values of each byte as one item of a table: (256,)."""
+    """Return a table (256,) with the two values of each byte in one item."""
     table = np.stack([values.repeat(16), np.tile(values, 16)], axis=1)  # (256, 2)
     return table.view(np.result_type(values, np.complex64)).reshape(256)
 
@@ -263,7 +262,7 @@ _TABLES = {
 
 
 def unpack(weight: QuantizedWeight, start: int, stop: int, out: Array) -> Array:
-    """The rows start..stop: (stop - start, in), a view of `out`.
+    """Unpack the rows start..stop (stop - start, in) into a view of `out`.
 
     `out` is scratch of the weight's dtype, (n,) with n at least the rows' elements and two blocks.
     """
@@ -272,7 +271,7 @@ def unpack(weight: QuantizedWeight, start: int, stop: int, out: Array) -> Array:
     first, end = first_block * size, min(end_block * size, 2 * weight.codes.size)
     values = out[: end - first]
     table = _TABLES[weight.quant_type, weight.dtype]
-    # No code is out of range, so clipping does nothing; it is what lets `out` be written directly.
+    # No code is out of range, so clipping does nothing; it lets take write directly into `out`.
     codes = weight.codes[first // 2 : end // 2]
     np.take(table, codes, out=values.view(table.dtype), mode="clip")
     whole = values.size // size
@@ -287,7 +286,7 @@ def unpack(weight: QuantizedWeight, start: int, stop: int, out: Array) -> Array:
 
 
 def _statistics(weight: QuantizedWeight, start: int, stop: int) -> tuple[Floats, Floats | None]:
-    """The scales and zero points of some blocks."""
+    """Return the scales and zero points of the blocks start..stop."""
     scales, zero_points = weight.scales, weight.zero_points
     if isinstance(scales, DoubleQuantized):
         return scales.restore(start, stop), None
@@ -296,7 +295,7 @@ def _statistics(weight: QuantizedWeight, start: int, stop: int) -> tuple[Floats,
 
 
 def row_blocks(weight: QuantizedWeight) -> Iterator[tuple[slice, Array]]:
-    """The rows of W some at a time, each time in the same scratch: use one before the next."""
+    """Yield blocks of W's rows, each in the same scratch: use one before the next."""
     rows, columns = weight.shape
     scratch = np.empty(min(rows, _ROWS) * columns + 2 * weight.block_size, weight.dtype)
     for start in range(0, rows, _ROWS):
@@ -305,7 +304,7 @@ def row_blocks(weight: QuantizedWeight) -> Iterator[tuple[slice, Array]]:
 
 
 def dequantize(weight: QuantizedWeight) -> Array:
-    """The whole W (out, in), a new array."""
+    """Unpack the whole W (out, in) into a new array."""
     whole = np.empty(weight.shape, weight.dtype)
     for at, rows in row_blocks(weight):
         whole[at] = rows

@@ -1,8 +1,8 @@
-"""Merging into a base that stays at 4 bits, and what is left of the update then.
+"""Merging into a base that stays at 4 bits, and the part of the update that survives.
 
-The merged weight Ŵ + ΔW is rounded to 4-bit codes again. Where ΔW is small beside the distance of
-the codes, nearly every weight falls back to where it was, and the update is gone: of one that is
-2 % as large as the weight NF4 keeps next to nothing. So it is measured, layer by layer.
+The merged weight Ŵ + ΔW is rounded to 4-bit codes again. Where ΔW is small beside the spacing of
+the codes, nearly every weight falls back to its old code and the update is lost: NF4 keeps next to
+nothing of an update that is 2 % as large as the weight. So it is measured for each layer.
 
     achieved = requantised(Ŵ + ΔW) - Ŵ
     cosine = <achieved, ΔW> / (|achieved| |ΔW|),   relative error = |achieved - ΔW| / |ΔW|
@@ -25,12 +25,12 @@ __all__ = ["LayerReport", "RequantizeReport", "merge_requantized"]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What one layer's update has become.
+    """The part of one layer's update that survives.
 
     path: the layer, in the checkpoint's names.
-    update: |ΔW| / |Ŵ|, how large it was.
-    cosine: between what was meant and what was achieved: 1 if it is all there, 0 if it is gone.
-    relative_error: of what was achieved against what was meant: 0 if it is all there.
+    update: |ΔW| / |Ŵ|, its size.
+    cosine: between the achieved update and ΔW: 1 if all of it survives, 0 if it is lost.
+    relative_error: of the achieved update against ΔW: 0 if all of it survives.
     """
 
     path: str
@@ -40,19 +40,19 @@ class LayerReport:
 
     @property
     def lost(self) -> bool:
-        """Whether less than half of the update's direction is left."""
+        """True where less than half of the update's direction survives."""
         return self.cosine < 0.5
 
 
 @dataclass(frozen=True)
 class RequantizeReport:
-    """What became of the update in each 4-bit layer that had one; printed, it is a table."""
+    """The surviving updates of the 4-bit layers that had one; prints as a table."""
 
     layers: tuple[LayerReport, ...]
 
     @property
     def lost(self) -> tuple[LayerReport, ...]:
-        """The layers in which less than half of the update's direction is left."""
+        """The layers in which less than half of the update's direction survives."""
         return tuple(layer for layer in self.layers if layer.lost)
 
     def __str__(self) -> str:
@@ -71,13 +71,13 @@ class RequantizeReport:
 
 
 def merge_requantized(peft: PeftModel) -> tuple[Transformer, RequantizeReport]:
-    """Merge the adapter, quantise again what was at 4 bits, and say what is left of the update.
+    """Merge the adapter, quantise the 4-bit layers again, and report what survives of the update.
 
-    The transformer has 4-bit layers where it had them before, with the same settings; `peft` is
-    done with, as after `merge_and_unload`. Where nothing was learnt the codes stay as they are.
+    The returned transformer has the same 4-bit layers with the same settings; layers without an
+    update keep their codes. `peft` is used up, as after `merge_and_unload`.
 
-    Raises PeftError, and changes nothing, where a method cannot be merged, or no layer is at 4
-    bits. Warns with PrecisionWarning of layers that have lost more than half of their update.
+    Raises PeftError, and changes nothing, where a method cannot be merged or no layer is at 4 bits.
+    Warns with PrecisionWarning about layers that lose more than half of their update.
     """
     packed = _packed_layers(peft)
     peft.merge_adapter()
@@ -92,8 +92,8 @@ def merge_requantized(peft: PeftModel) -> tuple[Transformer, RequantizeReport]:
     report = RequantizeReport(tuple(found for _, found in again if found is not None))
     if report.lost:
         warnings.warn(
-            f"{len(report.lost)} of {len(report.layers)} layers have lost more than half of their "
-            "update in being quantised again: merge to float instead, with merge_and_unload()",
+            f"{len(report.lost)} of {len(report.layers)} layers lost more than half of their "
+            "update to quantisation: merge to float instead, with merge_and_unload()",
             PrecisionWarning,
             stacklevel=2,
         )
@@ -101,9 +101,9 @@ def merge_requantized(peft: PeftModel) -> tuple[Transformer, RequantizeReport]:
 
 
 def _packed_layers(peft: PeftModel) -> list[tuple[Seam, QuantizedLinear]]:
-    """Each place that is at 4 bits, and its layer, which other steps may have wrapped.
+    """Find the 4-bit layers, also below other steps' wrappers.
 
-    Raises PeftError where there is none.
+    Raises PeftError if there are none.
     """
     with peft.disable_adapter():
         seams = capture_seams(peft.base_model)
@@ -115,16 +115,18 @@ def _packed_layers(peft: PeftModel) -> list[tuple[Seam, QuantizedLinear]]:
         if layer is not None:
             found.append((seam, layer))
     if not found:
-        raise PeftError("no layer is at 4 bits, or they are merged already: see merge_and_unload()")
+        raise PeftError(
+            "expected 4-bit layers that are not merged yet, got none: see merge_and_unload()"
+        )
     return found
 
 
 def _requantized(seam: Seam, layer: QuantizedLinear) -> tuple[QuantizedLinear, LayerReport | None]:
-    """The merged layer that stands there now at 4 bits, and what is left of its update if any."""
+    """Quantise a merged layer again, and report on its update if it has one."""
     merged = seam.module
     if not isinstance(merged, Linear):
         kind = type(merged).__name__
-        raise PeftError(f"{seam.path} is a {kind} when it is merged, which has no 4-bit form")
+        raise PeftError(f"{seam.path}: expected a merged Linear to quantise, got {kind}")
     old, new = layer.weight, merged.weight.data
     base = dequantize(old)
     meant = new - base

@@ -11,15 +11,15 @@ from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig
 
 __all__ = ["VeraConfig"]
 
-PROJECTION = "projection."  # the field of a layer in which the matrices are
-A, B = "base_model.vera_A", "base_model.vera_B"  # what a file calls them: they are no module's
+PROJECTION = "projection."  # the field of a layer that holds the matrices
+A, B = "base_model.vera_A", "base_model.vera_B"  # their names in a file, which belong to the model
 HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
-# What a generator of PyTorch may be seeded with: from the first to below the second.
+# The seeds that PyTorch takes: from the first to below the second.
 KEYS = -(2**63), 2**64
 
 
 def _tensor_key(path: str, name: str) -> str:
-    """Return PEFT's name: the matrices belong to the model, and not to a module."""
+    """Return PEFT's name: the matrices belong to the model, not to a module."""
     if name.startswith(PROJECTION):
         return f"base_model.{name.removeprefix(PROJECTION)}"
     return f"{PREFIX}.{path}.{name}"
@@ -30,11 +30,11 @@ class VeraConfig(TargetedConfig):
     """Vector-based random matrix adaptation of affine layers.
 
     r: the rank of the random matrices, which all targets share.
-    projection_prng_key: what they are drawn from.
-    save_projection: whether they are written beside the vectors; otherwise they are drawn anew.
-    vera_dropout: how much of A's input is dropped in training.
-    d_initial: where the elements of λ_d start.
-    bias: which of the base's biases are trained as well: "none", "all", or those of the targets.
+    projection_prng_key: their seed.
+    save_projection: save them beside the vectors; otherwise they are drawn again.
+    vera_dropout: the dropout rate of A's input.
+    d_initial: the initial value of λ_d.
+    bias: the biases of the base that are trained too: "none", "all", or the targets' own.
     """
 
     peft_type: ClassVar[str] = "VERA"
@@ -54,7 +54,7 @@ class VeraConfig(TargetedConfig):
     bias: Literal["none", "all", "vera_only"] = "none"
 
     def problems(self) -> list[str]:
-        """Numbers out of range, and settings that PEFT would read otherwise."""
+        """List numbers out of range, and settings that PEFT would read differently."""
         key = self.projection_prng_key
         rules = {
             f"the rank r={self.r} must be at least 1": self.r < 1,
@@ -65,33 +65,33 @@ class VeraConfig(TargetedConfig):
                 not 0 <= self.vera_dropout < 1
             ),
             f"d_initial={self.d_initial} must be a number other than 0": not self.d_initial,
-            "layers_to_transform needs target_modules as a list (or None), not as one expression": (
+            "layers_to_transform needs target_modules as a list or None, not as an expression": (
                 isinstance(self.target_modules, str) and self.layers_to_transform is not None
             ),
         }
         return [*super().problems(), *failures(rules)]
 
     def contradictions(self, shapes: Shapes) -> list[str]:
-        """List matrices that are there or not against the settings, and shapes that do not fit."""
+        """List matrices that contradict `save_projection`, and shapes that do not fit."""
         found: list[str] = []
         for name in (A, B):
             if (name in shapes) is not self.save_projection:
-                there = "is there" if name in shapes else "is missing"
-                found.append(f"{name} {there}, with save_projection={self.save_projection}")
+                there = "unexpected" if name in shapes else "missing"
+                found.append(f"{there}: {name} (save_projection={self.save_projection})")
         for name, shape in shapes.items():
             path, _, field = name.rpartition(".")
             expected = _expected(name, shape, self.r)
             if expected is not None and shape != expected:
-                found.append(f"{name} is {shape}, and with r={self.r} {expected} is expected")
+                found.append(f"{name}: expected shape {expected} (r={self.r}), got {shape}")
             elif field == "vera_lambda_b" and shape > shapes.get(B, shape)[:1]:
-                found.append(f"{name} {shape} is longer than {B} has rows")
+                found.append(f"{name}: expected at most the rows of {B}, got shape {shape}")
             other = f"{path}.{HALVES.get(field)}"
             if field in HALVES and other not in shapes:
-                found.append(f"{name} is there without {other}")
+                found.append(f"{name}: {other} is missing")
         return found
 
     file_format: ClassVar[FileFormat["VeraConfig"]] = FileFormat(
-        # How the base stores its weights, and where a loaded weight started.
+        # The base's storage order, and the initialisation of weights that are loaded anyway.
         ignored_settings={"fan_in_fan_out": True, "init_weights": True},
         exclusions=False,
         tensor_key=_tensor_key,
@@ -101,7 +101,7 @@ class VeraConfig(TargetedConfig):
 
 
 def _expected(name: str, shape: Shape, r: int) -> Shape | None:
-    """The shape of a tensor as far as its name tells; None for other tensors."""
+    """Return the shape that a tensor's name implies; None for other tensors."""
     first, last = (shape[0], shape[-1]) if shape else (1, 1)
     kinds: dict[str, Shape] = {
         A: (r, last),

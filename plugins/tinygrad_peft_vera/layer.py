@@ -39,7 +39,7 @@ class VeraLinear(Module):
         self.vera_lambda_d = Parameter(init.constant(config.r, value=config.d_initial))
         self.projection = projection
         self.dropout = Dropout(config.vera_dropout)
-        self.dropout.rng = init.rng  # the place's own: no two places drop the same elements
+        self.dropout.rng = init.rng  # its own stream: no two layers drop the same elements
 
     def __call__(self, x: Tensor) -> Tensor:
         a, b = self.matrices
@@ -56,7 +56,7 @@ class VeraLinear(Module):
 
     @property
     def matrices(self) -> tuple[Array, Array]:
-        """This layer's part of A (r, in) and of B (out, r): views."""
+        """This layer's parts of A (r, in) and B (out, r): views."""
         a, b = self.projection.matrices
         return a[:, : self.in_features], b[: self.out_features]
 
@@ -69,7 +69,7 @@ class VeraLinear(Module):
         return update
 
     def merge(self) -> Linear | None:
-        """The plain layer W₀ + ΔW; None on a base that is no plain layer itself."""
+        """Return the plain layer W₀ + ΔW; None where the base is not plain."""
         base = self.base_layer
         if not isinstance(base, Linear):
             return None

@@ -1,4 +1,4 @@
-"""VeRA's answers to the hooks."""
+"""VeRA's hooks."""
 
 from collections.abc import Sequence
 
@@ -24,13 +24,13 @@ __all__ = ["adapt_module", "check_recipe", "count_parameters", "merge_module", "
 
 @hookimpl(hookspecs.peft_methods)
 def peft_methods() -> Sequence[type[PeftConfig]]:
-    """VeRA."""
+    """Register VeRA."""
     return [VeraConfig]
 
 
 @hookimpl(hookspecs.adapt_module, VeraConfig)
 def adapt_module(config: VeraConfig, site: Site) -> Module | None:
-    """Wrap a target; train the biases that `bias` asks for."""
+    """Wrap a target; train the biases that `bias` names."""
     if not site.is_target:
         return with_trained_bias(site.module) if config.bias == "all" else None
     base = site.module
@@ -43,13 +43,13 @@ def adapt_module(config: VeraConfig, site: Site) -> Module | None:
 
 @hookimpl(hookspecs.merge_module, VeraLinear)
 def merge_module(module: VeraLinear) -> Module | None:
-    """W₀ + Λ_b B Λ_d A in place of a VeraLinear on a plain layer."""
+    """Return the plain layer W₀ + Λ_b B Λ_d A."""
     return module.merge()
 
 
 @hookimpl(hookspecs.count_parameters, VeraConfig)
 def count_parameters(config: VeraConfig, shape: ModelShape) -> ParameterCount:
-    """Σ (out + r) over the targets; where the matrices are saved, they come on top once."""
+    """Σ (out + r) over the targets; saved matrices are added once."""
     vectors = sum(target.out_features + config.r for target in shape.targets)
     widest = max(t.in_features for t in shape.targets) + max(t.out_features for t in shape.targets)
     projection = config.r * widest if config.save_projection else 0
@@ -59,5 +59,5 @@ def count_parameters(config: VeraConfig, shape: ModelShape) -> ParameterCount:
 
 @hookimpl(hookspecs.check_recipe)
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Biases that two steps would train."""
+    """Refuse biases that two steps would train."""
     return bias_objections(draft, {i: config.bias for i, config in draft.steps(VeraConfig)})

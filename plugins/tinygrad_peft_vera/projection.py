@@ -1,7 +1,7 @@
 """VeRA's frozen random matrices, one pair for all targets of a step.
 
-A is (r, n) and B is (m, r), with n and m the most inputs and outputs that any target has. A smaller
-target takes the first columns of A and the first rows of B.
+A is (r, n) and B is (m, r), with n and m the largest in_features and out_features of the targets.
+Smaller targets take the first columns of A and the first rows of B.
 """
 
 import math
@@ -19,7 +19,7 @@ __all__ = ["DrawnProjection", "Projection", "StoredProjection", "drawn_uniform",
 
 
 class DrawnProjection(Module):
-    """Matrices that a seed gives: no parameters, and in no file. They are drawn at first use."""
+    """Matrices drawn from a seed at first use: neither parameters nor saved."""
 
     def __init__(self, config: VeraConfig, n: int, m: int, init: Init) -> None:
         self.key, self.r, self.n, self.m = config.projection_prng_key, config.r, n, m
@@ -34,7 +34,7 @@ class DrawnProjection(Module):
 
 
 class StoredProjection(Module):
-    """Matrices that are saved with what is trained, and that a file's take the place of."""
+    """Matrices that are saved beside the trained vectors, and loaded with them."""
 
     def __init__(self, config: VeraConfig, n: int, m: int, init: Init, *, loading: bool) -> None:
         if loading:
@@ -54,7 +54,7 @@ Projection: TypeAlias = DrawnProjection | StoredProjection
 
 
 def shared(config: VeraConfig, site: Site) -> Projection:
-    """The matrices of the step that the site is one of the places of."""
+    """Return the matrices that all sites of the step share."""
 
     def stored() -> StoredProjection:
         return StoredProjection(config, *_widest(site), site.init, loading=site.loading)
@@ -68,16 +68,16 @@ def shared(config: VeraConfig, site: Site) -> Projection:
 
 
 def _widest(site: Site) -> tuple[int, int]:
-    """The most inputs, and the most outputs, of the step's targets."""
+    """Return the largest in_features and out_features of the step's targets."""
     sizes = [(t.in_features, t.out_features) for t in site.targets if isinstance(t, Affine)]
     return max(n for n, _ in sizes), max(m for _, m in sizes)
 
 
 def drawn_uniform(rng: np.random.RandomState, shape: tuple[int, int]) -> Array:
-    """U(±√(6 / columns)) of `shape` in float32, as PyTorch's `uniform_` draws it on a CPU.
+    """Draw U(±√(6 / columns)) of `shape` in float32, as PyTorch's `uniform_` does on a CPU.
 
     It takes k, the last 24 bits of each 32 of a Mersenne twister, and computes k 2⁻²⁴ (2 b) - b for
-    the bound b with one rounding. (k - 2²³) 2⁻²³ b is the same with every other step exact.
+    the bound b with one rounding. (k - 2²³) 2⁻²³ b gives the same, as its other steps are exact.
     """
     bound = np.float32(math.sqrt(3) * (math.sqrt(2) / math.sqrt(shape[1])))
     bits = rng.randint(0, 2**32, size=shape, dtype=np.uint32)
@@ -90,5 +90,5 @@ def drawn_uniform(rng: np.random.RandomState, shape: tuple[int, int]) -> Array:
 
 
 def _generator(key: int) -> np.random.RandomState:
-    """The Mersenne twister that PyTorch seeds with the last 32 bits of a key."""
-    return np.random.RandomState(key % 2**32)  # the one generator of NumPy's that is such a twister
+    """Return the Mersenne twister that PyTorch seeds with the last 32 bits of a key."""
+    return np.random.RandomState(key % 2**32)  # the only NumPy generator with PyTorch's seeding

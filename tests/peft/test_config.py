@@ -75,7 +75,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         "the rank q=-1 must be at least 1",
         "lora_dropout=1.0 must be at least 0 and below 1",
         "target_modules='(' is no regular expression",
-        "the pattern '[' is no regular expression",
+        "pattern '[': not a regular expression",
     ):
         assert problem in message
 
@@ -108,25 +108,25 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         ({"lora_bias": True, "use_dora": True}, "lora_bias and use_dora exclude each other"),
         (
             {"lora_bias": True, "init_lora_weights": "gaussian"},
-            "lora_bias starts at zero, and not with init_lora_weights='gaussian'",
+            "lora_bias starts at zero, which excludes init_lora_weights='gaussian'",
         ),
         (
             {"use_dora": True, "init_lora_weights": "olora"},
-            "use_dora needs the whole weight, of which init_lora_weights='olora' takes a part",
+            "use_dora needs the whole weight, which excludes init_lora_weights='olora'",
         ),
         (
             {"target_modules": "all-linear", "layers_to_transform": 1},
-            "layers_to_transform needs target_modules as a list (or None)",
+            "layers_to_transform needs target_modules as a list or None",
         ),
         ({"layers_pattern": "h"}, "layers_pattern says nothing without layers_to_transform"),
         (
             {"layers_to_transform": 1, "layers_pattern": ["h", "("]},
             "layers_pattern='(' is no regular expression",
         ),
-        ({"trainable_token_indices": []}, "'embed_tokens': there are none"),
-        ({"trainable_token_indices": {"wte": []}}, "'wte': there are none"),
-        ({"trainable_token_indices": [3, -1]}, "'embed_tokens': -1 is no token id"),
-        ({"trainable_token_indices": {"wte": [3, 1, 3]}}, "'wte': 3 is named 2 times"),
+        ({"trainable_token_indices": []}, "'embed_tokens': expected at least one id"),
+        ({"trainable_token_indices": {"wte": []}}, "'wte': expected at least one id"),
+        ({"trainable_token_indices": [3, -1]}, "expected ids of at least 0, got -1"),
+        ({"trainable_token_indices": {"wte": [3, 1, 3]}}, "'wte': 3 appears 2 times"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ""}, "target_modules is empty"),
         ({"layers_to_transform": []}, "layers_to_transform is empty"),

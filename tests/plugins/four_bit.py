@@ -1,4 +1,4 @@
-"""What the tests of 4-bit bases share."""
+"""Helpers for the tests of 4-bit bases."""
 
 from collections.abc import Sequence
 

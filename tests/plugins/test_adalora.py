@@ -63,7 +63,7 @@ def ranks(model: PeftModel) -> list[int]:
 
 
 def values(model: PeftModel) -> int:
-    """How many singular values of all layers are not zero."""
+    """Count the nonzero singular values of all layers."""
     return sum(int(np.count_nonzero(layer.lora_E.data)) for layer in layers(model))
 
 
@@ -153,7 +153,7 @@ def test_an_alpha_that_is_not_above_zero_stands_for_the_rank_as_in_peft(alpha: f
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_the_penalty_is_its_formula_and_its_gradient_is_that_of_differences(rank: int) -> None:
+def test_the_penalty_is_its_formula_and_its_gradient_matches_differences(rank: int) -> None:
     p = Tensor(np.random.default_rng(0).normal(size=(rank, 5)), requires_grad=True)
     expected = np.linalg.norm(p.data @ p.data.T - np.eye(rank))
     assert orthogonality(p).item() == pytest.approx(expected, rel=1e-12)

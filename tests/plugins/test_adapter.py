@@ -72,7 +72,7 @@ def adapted(
     family: str = "llama",
     dtype: type[np.floating] = np.float32,
 ) -> PeftModel:
-    """A small model of the family with a recipe, untrained."""
+    """Return a small model of the family with an untrained recipe."""
     return get_peft_model(small_model(FAMILIES[family], dtype), recipe, host=host())
 
 
@@ -96,12 +96,12 @@ def adapters(peft: PeftModel) -> list[BottleneckAdapter]:
 def context(
     x: Tensor, *, causal: bool = True, rotary: tuple[Array, Array] | None = None
 ) -> Context:
-    """The context of a whole text without padding."""
+    """Return the context of a whole text without padding."""
     return Context(causal=causal, roles=Roles(x.shape[:2]), rotary=rotary)
 
 
 class Doubled(Module):
-    """A layer, and an attention, whose derivative is 2."""
+    """A layer, and an attention, with the derivative 2."""
 
     num_heads = num_kv_heads = head_dim = 1
 
@@ -112,7 +112,7 @@ class Doubled(Module):
 def by_hand(
     made: BottleneckAdapter, config: BottleneckAdapterConfig, x: Array, g: Array, keep: Array
 ) -> dict[str, Array]:
-    """The update u of the reference, its gradient of x, and those of all weights.
+    """Return the reference's update u, its gradient of x, and the gradients of all weights.
 
     The reference drops nothing: `keep` (m,) goes into its way up.
     """
@@ -138,7 +138,7 @@ def by_hand(
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter of width 16 and bottleneck 8 around Doubled, with all weights drawn at random."""
+    """An adapter of width 16 and bottleneck 8 around Doubled, with random weights."""
 
     config: BottleneckAdapterConfig
     slot: str
@@ -160,7 +160,7 @@ class Case:
 
     def check(self) -> None:
         made, draw, rate = self.layer(), np.random.default_rng(1), self.config.dropout
-        shape = (1, 16) if rate else (2, 3, 16)  # of one row, the same is dropped for all
+        shape = (1, 16) if rate else (2, 3, 16)  # one row of the mask for all
         x, g = (draw.normal(size=shape).astype(self.dtype) for _ in range(2))
         made.dropout.rng = np.random.default_rng(2)
         keep = (np.random.default_rng(2).random(8, dtype=np.float32) >= rate) / (1 - rate)
@@ -247,7 +247,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("family", "placement"), PLACES)
-def test_each_placement_has_its_places(family: str, placement: str) -> None:
+def test_each_placement_adapts_its_modules(family: str, placement: str) -> None:
     peft = adapted(OPTIONS[placement], family)
     layers = range(peft.config.num_hidden_layers)
     expected = [p.format(n) for n in layers for p in PLACES[family, placement].split()]
@@ -307,7 +307,7 @@ def test_beside_a_layer_that_takes_the_hidden_states_both_are_the_same() -> None
     np.testing.assert_allclose(logits(one), logits(other), rtol=1e-5, atol=1e-6)
 
 
-def test_what_an_adapter_gives_may_be_dropped_as_a_whole() -> None:
+def test_dropout_may_apply_to_the_output() -> None:
     config = replace(PFEIFFER, dropout=0.5, drops="output", scaling=3.0)
     made = Case(config, "mlp", np.float64).layer()
     x = Tensor(np.ones((1, 16)))
@@ -321,7 +321,7 @@ def test_what_an_adapter_gives_may_be_dropped_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, [2, 0], [0, 0]])
-def test_only_the_layers_that_are_named_are_adapted(layers: int | list[int]) -> None:
+def test_only_named_layers_are_adapted(layers: int | list[int]) -> None:
     peft = adapted(replace(HOULSBY, layers_to_transform=layers))
     numbers = {rewrite.seam.layer for rewrite in peft.record.rewrites}
     assert numbers == ({layers} if isinstance(layers, int) else set(layers))
@@ -339,7 +339,7 @@ def test_a_wrapped_attention_is_still_an_attention() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_an_adapted_model_starts_as_the_base_to_the_bit(family: str, option: str) -> None:
+def test_an_adapted_model_starts_exactly_as_the_base(family: str, option: str) -> None:
     expected = logits(small_model(FAMILIES[family]))
     np.testing.assert_array_equal(logits(adapted(OPTIONS[option], family)), expected)
 
@@ -348,7 +348,7 @@ def wide(config: BottleneckAdapterConfig) -> LayerAdapter:
     return LayerAdapter(Doubled(), config, 1000, Init(0))
 
 
-def test_an_identity_start_has_a_random_way_down_and_a_zero_way_up() -> None:
+def test_identity_initialisation_has_a_random_down_and_a_zero_up_projection() -> None:
     made = wide(BottleneckAdapterConfig(bottleneck_dim=50, layer_norm=True))
     down, bound = made.adapter_down.weight.data, 1 / math.sqrt(1000)
     assert 0.99 * bound < np.abs(down).max() <= bound
@@ -359,7 +359,7 @@ def test_an_identity_start_has_a_random_way_down_and_a_zero_way_up() -> None:
     assert not any(array.any() for array in others.values())
 
 
-def test_a_near_identity_start_is_normal_and_cut_off_at_two_deviations() -> None:
+def test_near_identity_initialisation_is_truncated_normal() -> None:
     made = wide(BottleneckAdapterConfig(bottleneck_dim=50, init_weights="near_identity"))
     cut = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
     for linear in (made.adapter_down, made.adapter_up):
@@ -373,7 +373,7 @@ def test_a_near_identity_start_is_normal_and_cut_off_at_two_deviations() -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_near_identity_start_is_near_the_base_and_not_the_base(family: str) -> None:
+def test_near_identity_initialisation_is_near_the_base(family: str) -> None:
     base = logits(small_model(FAMILIES[family]))
     near = logits(adapted(replace(HOULSBY, init_weights="near_identity"), family))
     assert 0 < np.abs(near - base).max() < 1e-3 * np.abs(base).max()
@@ -388,7 +388,7 @@ def test_weights_take_the_dtype_of_the_model(start: str, dtype: type[np.floating
     assert logits(peft).dtype == dtype
 
 
-def test_each_place_starts_with_weights_of_its_own() -> None:
+def test_adapters_start_with_different_weights() -> None:
     down = [a.adapter_down.weight.data for a in adapters(adapted([HOULSBY, HOULSBY]))]
     assert len({array.tobytes() for array in down}) == len(down) == 12
 
@@ -398,7 +398,7 @@ def test_each_place_starts_with_weights_of_its_own() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_what_was_added_is_trained_and_nothing_else(family: str, option: str) -> None:
+def test_only_the_adapters_are_trained(family: str, option: str) -> None:
     peft = trained(OPTIONS[option], family)
     labels = np.array([0, 2]) if family == "bert" else IDS
     peft.loss(IDS, labels).backward()
@@ -407,7 +407,7 @@ def test_what_was_added_is_trained_and_nothing_else(family: str, option: str) ->
     assert all(p.grad is not None and p.grad.any() for p in peft.trainable_parameters())
 
 
-def test_a_zero_way_up_still_learns() -> None:
+def test_a_zero_up_projection_still_learns() -> None:
     peft = adapted(PFEIFFER)
     peft.loss(IDS, IDS).backward()
     for adapter in adapters(peft):
@@ -415,7 +415,7 @@ def test_a_zero_way_up_still_learns() -> None:
         assert adapter.adapter_up.weight.grad.any()
 
 
-def test_dropout_falls_on_the_bottleneck_and_in_training_alone() -> None:
+def test_dropout_applies_to_the_bottleneck_in_training_only() -> None:
     made = LayerAdapter(
         Doubled(), replace(PFEIFFER, bottleneck_dim=3, dropout=0.5, activation="silu"), 6, Init(0)
     )
@@ -431,7 +431,7 @@ def test_dropout_falls_on_the_bottleneck_and_in_training_alone() -> None:
     np.testing.assert_allclose(noisy.mean(axis=0), quiet[0], atol=0.3)
 
 
-def test_each_place_drops_elements_of_its_own_and_two_runs_drop_the_same() -> None:
+def test_adapters_drop_different_elements_and_runs_the_same() -> None:
     outputs = []
     for _ in range(2):
         peft = trained(replace(HOULSBY, dropout=0.5))
@@ -449,7 +449,7 @@ def test_each_place_drops_elements_of_its_own_and_two_runs_drop_the_same() -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_the_closed_form_is_the_real_count(family: str, option: str) -> None:
+def test_the_closed_form_matches_the_count(family: str, option: str) -> None:
     config = OPTIONS[option]
     real = adapted(config, family).get_nb_trainable_parameters()
     assert count_recipe(FAMILIES[family], config, host()) == real
@@ -474,7 +474,7 @@ def test_named_shapes_have_their_counts(shape: str, settings: str, trainable: in
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_saved_adapter_is_loaded_to_the_bit(family: str, option: str, tmp_path: Path) -> None:
+def test_a_saved_adapter_loads_bit_for_bit(family: str, option: str, tmp_path: Path) -> None:
     peft = trained(OPTIONS[option], family)
     peft.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(small_model(FAMILIES[family]), tmp_path, host=host())
@@ -514,7 +514,7 @@ RECIPES: dict[str, list[PeftConfig]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_applied_counted_reloaded_and_taken_off(
+def test_recipes_are_applied_counted_reloaded_and_removed(
     name: str, family: str, tmp_path: Path
 ) -> None:
     config, recipe = FAMILIES[family], RECIPES[name]
@@ -531,7 +531,7 @@ def test_recipes_are_applied_counted_reloaded_and_taken_off(
     np.testing.assert_array_equal(logits(peft.unload()), base)
 
 
-def test_lora_within_is_the_same_whether_it_came_first_or_last() -> None:
+def test_the_order_of_lora_and_an_adapter_does_not_matter() -> None:
     outputs = []
     for recipe, lora in ((RECIPES["LoRA within"], 0), (RECIPES["LoRA within, applied later"], 1)):
         peft = adapted(recipe)
@@ -544,7 +544,7 @@ def test_lora_within_is_the_same_whether_it_came_first_or_last() -> None:
 
 
 def mlps(recipe: Sequence[PeftConfig]) -> tuple[LayerAdapter, LayerAdapter, Layer]:
-    """The outer and the inner adapter of one place, and the base's layer."""
+    """Return the outer and the inner adapter of one seam, and the base's layer."""
     outer = block_of(trained(recipe, dtype=np.float64).base_model).mlp
     assert isinstance(outer, LayerAdapter)
     assert isinstance(outer.base_layer, LayerAdapter)
@@ -565,17 +565,17 @@ def test_stacked_adapters_are_applied_in_the_order_of_the_recipe() -> None:
     np.testing.assert_allclose(outer(x, facts).data, (h + outer.update(h)).data, rtol=1e-12)
 
 
-def test_an_adapter_cannot_be_merged_and_merging_leaves_all_as_it_was() -> None:
+def test_refused_merging_changes_nothing() -> None:
     peft = trained([LORA, PFEIFFER])
     before = Snapshot.of(peft)
     with pytest.raises(PeftError) as caught:
         peft.merge_and_unload()
-    why = "adapter cannot be merged: a nonlinearity stands between its two maps"
+    why = "adapter cannot be merged: a nonlinearity stands between its two layers"
     assert f"model.layers.2.mlp: {why}" in str(caught.value)
     before.assert_unchanged(peft)
 
 
-def test_what_stands_within_an_adapter_can_be_merged() -> None:
+def test_lora_inside_an_adapter_can_be_merged() -> None:
     peft = trained([LORA, HOULSBY], dtype=np.float64)
     expected = logits(peft)
     peft.merge_adapter(partial=True)
@@ -588,7 +588,7 @@ def test_what_stands_within_an_adapter_can_be_merged() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("option", ["houlsby", "after the sum"])
-def test_each_row_may_have_an_adapter_of_its_own(option: str, family: str) -> None:
+def test_rows_may_have_different_adapters(option: str, family: str) -> None:
     peft = adapted(OPTIONS[option], family, np.float64)
     other = replace(PARALLEL, reads=OPTIONS[option].reads)
     peft.add_adapter("beside", [LORA, other], seed=1)
@@ -611,7 +611,7 @@ def test_each_row_may_have_an_adapter_of_its_own(option: str, family: str) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("option", PLACEMENTS)
-def test_a_row_alone_gives_what_it_gives_in_a_batch(family: str, option: str) -> None:
+def test_a_row_alone_equals_the_row_in_a_batch(family: str, option: str) -> None:
     peft = trained(OPTIONS[option], family, np.float64)
     with no_grad():
         rows = [peft(IDS[n : n + 1]).data for n in range(2)]
@@ -624,7 +624,7 @@ def test_a_row_alone_gives_what_it_gives_in_a_batch(family: str, option: str) ->
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("option", PLACEMENTS)
-def test_generating_with_a_cache_is_generating_without(family: str, option: str) -> None:
+def test_generation_is_the_same_with_and_without_a_cache(family: str, option: str) -> None:
     peft = trained(OPTIONS[option], family, np.float64)
     tokens = IDS
     for _ in range(8):
@@ -644,7 +644,7 @@ def test_generating_with_a_cache_is_generating_without(family: str, option: str)
         ({"bottleneck_dim": -3}, "bottleneck_dim=-3 must be at least 1"),
         (
             {"bottleneck_dim": 8, "reduction_factor": 16},
-            "bottleneck_dim=8 and reduction_factor=16 both set one width: give one of them",
+            "bottleneck_dim=8 and reduction_factor=16 both set the inner width: give one of them",
         ),
         ({"reduction_factor": 0}, "reduction_factor=0 must be at least 1"),
         ({"reduction_factor": 0.5}, "reduction_factor=0.5 must be at least 1"),
@@ -678,13 +678,13 @@ def test_generating_with_a_cache_is_generating_without(family: str, option: str)
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         BottleneckAdapterConfig(**settings)
     assert message in str(caught.value)
 
 
-def test_everything_that_is_wrong_with_the_settings_is_one_error() -> None:
+def test_one_error_lists_every_invalid_setting() -> None:
     with pytest.raises(ConfigError) as caught:
         BottleneckAdapterConfig(bottleneck_dim=0, reduction_factor=0.5, dropout=2, scaling=0)
     assert str(caught.value).count("\n  - ") == 5
@@ -702,25 +702,22 @@ def test_everything_that_is_wrong_with_the_settings_is_one_error() -> None:
         ),
         (
             BottleneckAdapterConfig(reduction_factor=17),
-            (
-                "step 1: reduction_factor=17 leaves nothing of the hidden size 16: "
-                "it can be 16 at most"
-            ),
+            "step 1: reduction_factor=17 must be at most the hidden size 16",
         ),
         (
             replace(HOULSBY, layers_to_transform=1, modules_to_save=["mlp", "layers.0"]),
             (
-                "step 1: modules_to_save: model.layers.1.mlp is where an adapter goes: "
+                "step 1: modules_to_save: model.layers.1.mlp gets an adapter: "
                 "name the layers below it instead"
             ),
         ),
         (
             replace(PFEIFFER, layers_to_transform=1, modules_to_save=["layers.1"]),
-            "step 1: modules_to_save: model.layers.1.mlp is where an adapter goes",
+            "step 1: modules_to_save: model.layers.1.mlp gets an adapter",
         ),
     ],
 )
-def test_recipes_that_cannot_be_are_refused_before_anything_is_touched(
+def test_invalid_recipes_are_refused_before_anything_changes(
     config: BottleneckAdapterConfig, message: str
 ) -> None:
     model = small_model()
@@ -734,7 +731,7 @@ def test_recipes_that_cannot_be_are_refused_before_anything_is_touched(
     assert str(counted.value) == str(caught.value)
 
 
-def test_only_places_of_adapters_are_kept_from_being_saved() -> None:
+def test_only_adapted_modules_cannot_be_saved_whole() -> None:
     config = replace(
         PFEIFFER, layers_to_transform=1, modules_to_save=["self_attn", "layers.0", "down_proj"]
     )
@@ -743,7 +740,7 @@ def test_only_places_of_adapters_are_kept_from_being_saved() -> None:
     assert real[0] > 3 * 16 * 24
 
 
-def test_a_model_that_is_no_transformer_has_no_place_for_it() -> None:
+def test_a_model_other_than_a_transformer_is_not_adapted() -> None:
     with pytest.raises(PeftError, match="step 0, adapter, adapted nothing"):
         apply_recipe(Doubled(), PFEIFFER, host())
 

@@ -1,4 +1,4 @@
-"""A method of a distribution of its own, which the conformance suite holds to the rest."""
+"""BitFit, a method in its own distribution, beyond the conformance suite."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_a_llama_has_no_biases_and_is_refused_unless_layers_are_named(tmp_path: 
     np.testing.assert_allclose(logits(again), found, atol=1e-6)
 
 
-def test_it_is_counted() -> None:
+def test_parameters_are_counted() -> None:
     config = BitFitConfig(target_modules="all-linear")
     for name, family in FAMILIES.items():
         real = trained(name, config).get_nb_trainable_parameters()

@@ -27,7 +27,7 @@ METHODS: dict[str, PeftConfig] = {
     "qlora": QLoraConfig(r=2),
 }
 PAIRS = list(itertools.product(METHODS, repeat=2))
-METHODS |= {"ia3": IA3Config()}  # stands in threes alone, for time's sake
+METHODS |= {"ia3": IA3Config()}  # only in threes, to save time
 TRIPLES = [
     ("qlora", "adapter", "prefix"),
     ("qlora", "lora", "prompt"),
@@ -50,7 +50,7 @@ LABELS = {"gpt2": IDS, "llama": IDS, "bert": np.array([0, 2])}
 
 
 def refused(names: Sequence[str]) -> bool:
-    """4-bit weights are made of a layer's own, before another method wraps it."""
+    """Only plain layers are quantised, before another method wraps them."""
     touched = [i for i, name in enumerate(names) if name in MERGEABLE]
     return any(names[i] == "qlora" for i in touched[1:])
 
@@ -61,7 +61,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def trained(model: Transformer, names: Sequence[str], labels: IntArray) -> PeftModel:
-    """The composition after three steps on one batch."""
+    """Return the composition after three steps on one batch."""
     peft = get_peft_model(model, [METHODS[name] for name in names])
     optimizer = AdamW(peft.trainable_parameters(), lr=0.01)
     losses = []
@@ -76,7 +76,7 @@ def trained(model: Transformer, names: Sequence[str], labels: IntArray) -> PeftM
 
 
 @pytest.mark.parametrize("names", [*PAIRS, *TRIPLES], ids="+".join)
-def test_a_composition_lives_its_whole_life(
+def test_a_composition_is_applied_trained_saved_and_removed(
     names: Sequence[str], family: str, tmp_path: Path
 ) -> None:
     model = small(FAMILIES[family])

@@ -1,4 +1,4 @@
-"""Every method keeps its promises: the built-in ones as any other does."""
+"""Every built-in method passes the conformance suite."""
 
 from typing import ClassVar
 
@@ -94,7 +94,7 @@ class TestDora(Dora):
 
 class TestPissa(MethodConformance):
     config = LoraConfig(r=2, init_lora_weights="pissa")
-    starts_as_identity = False  # but for rounding
+    starts_as_identity = False  # up to rounding
 
 
 class TestOlora(Variant):
@@ -123,7 +123,7 @@ class TestDoraOnAnEmbedding(Dora, Variant):
 
 class TestLoraWithTrainedTokens(Variant):
     config = LoraConfig(trainable_token_indices=[3, 1, 7])
-    starts_as_identity = False  # but for rounding, where the output layer is tied
+    starts_as_identity = False  # up to rounding, where the output layer is tied
     composes_with_itself = False
 
 

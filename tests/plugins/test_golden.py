@@ -1,4 +1,4 @@
-"""Adapters that PEFT wrote, against what PEFT computed from them: every method, every family."""
+"""Adapters written by PEFT, against PEFT's outputs: every method on every family."""
 
 import json
 from pathlib import Path
@@ -45,12 +45,12 @@ def assert_logits(model: Transformer | PeftModel, folder: Path) -> None:
     with no_grad():
         found = model(wanted["input_ids"], mask).data
     apart = np.abs(found - wanted["logits"])
-    if apart.ndim == 3:  # a prompt's tokens, which stand in front, have logits of their own
+    if apart.ndim == 3:  # the logits of a prompt's tokens come first
         apart = apart[np.pad(mask != 0, ((0, 0), (apart.shape[1] - mask.shape[1], 0)), "edge")]
     assert apart.max() < 1e-4
 
 
-def test_every_method_is_there_on_every_family() -> None:
+def test_every_method_has_golden_files_for_every_family() -> None:
     there: dict[str, set[str]] = {}
     for folder in FOLDERS:
         families = there.setdefault(settings(folder)["peft_type"], set())
@@ -64,11 +64,11 @@ def test_the_golden_files_are_small() -> None:
     assert sum(file.stat().st_size for file in GOLDEN.rglob("*") if file.is_file()) < 1_000_000
 
 
-def test_the_logits_are_pefts(folder: Path) -> None:
+def test_logits_match_peft(folder: Path) -> None:
     assert_logits(PeftModel.from_pretrained(base(folder), folder), folder)
 
 
-def test_the_merged_models_logits_are_pefts(folder: Path) -> None:
+def test_merged_logits_match_peft(folder: Path) -> None:
     peft = PeftModel.from_pretrained(base(folder), folder)
     (config,) = peft.recipe
     if config.not_mergeable:
@@ -79,7 +79,7 @@ def test_the_merged_models_logits_are_pefts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_loss_and_the_gradients_are_pefts(folder: Path, dtype: type[np.floating]) -> None:
+def test_loss_and_gradients_match_peft(folder: Path, dtype: type[np.floating]) -> None:
     wanted = expected(folder)
     peft = PeftModel.from_pretrained(base(folder, dtype), folder, is_trainable=True)
     loss = peft.loss(wanted["input_ids"], wanted["labels"], wanted["attention_mask"])
@@ -93,7 +93,7 @@ def test_the_loss_and_the_gradients_are_pefts(folder: Path, dtype: type[np.float
         np.testing.assert_allclose(parameter.grad, wanted[name], atol=bound, rtol=0, err_msg=name)
 
 
-def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_was_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     peft = PeftModel.from_pretrained(base(folder), folder)
     peft.save_pretrained(tmp_path)
     (tmp_path / "recipe.json").unlink()
@@ -104,7 +104,7 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     if config.flattened() != config:
         assert written["r"] == 2 * values["r"]
         return
-    heads = ("classifier", "score")  # which PEFT names for every classifier, and for some twice
+    heads = ("classifier", "score")  # PEFT names these for every classifier, for some twice
     named = dict.fromkeys(values.get("modules_to_save") or ())
     saved = [name for name in named if name not in heads or name in str(peft.recipe)]
     assert config_from_dict(type(config), written) == config_from_dict(

@@ -61,7 +61,7 @@ def test_it_trains_all_norms_by_default_and_nothing_else(family: str) -> None:
     assert set(NORMS[family]) < set(paths)
 
 
-def test_names_and_exclusions_choose(family: str) -> None:
+def test_names_and_exclusions_select_norms(family: str) -> None:
     last = NORMS[family][1]
     peft = adapted(family, LNTuningConfig(target_modules=NORMS[family], exclude_modules=[last]))
     assert {r.seam.path for r in peft.record.rewrites} == {*NORMS[family]} - {last}
@@ -70,15 +70,15 @@ def test_names_and_exclusions_choose(family: str) -> None:
     assert len(second.record.rewrites) == 2
 
 
-def test_what_is_no_norm_is_refused_with_its_kind() -> None:
+def test_targets_other_than_norms_are_refused() -> None:
     why = refused(LLAMA, LNTuningConfig(target_modules=["norm", "q_proj", "mlp"]))
-    assert "model.layers.1.self_attn.q_proj is none (Linear)" in why
-    assert "model.layers.0.mlp is none (GatedFeedForward)" in why
-    assert "model.norm is none" not in why
+    assert "model.layers.1.self_attn.q_proj: ln_tuning expected a norm, got Linear" in why
+    assert "model.layers.0.mlp: ln_tuning expected a norm, got GatedFeedForward" in why
+    assert "model.norm:" not in why
 
 
-def test_a_norm_is_trained_by_one_step_alone() -> None:
-    assert "model.norm: an earlier step trains this norm already" in refused(
+def test_only_one_step_may_train_a_norm() -> None:
+    assert "model.norm: an earlier step already trains this norm" in refused(
         LLAMA,
         LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]),
         LNTuningConfig(target_modules=["norm"]),
@@ -104,7 +104,7 @@ def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
     host = Host.installed()
     host.register(plugin(ShiftConfig, adapt=wrap), "wrapping")
     recipe = [ShiftConfig(target_modules=["norm"]), LNTuningConfig(target_modules=["norm"])]
-    with pytest.raises(PeftError, match=r"model\.norm: an earlier step has put Wrapped in the"):
+    with pytest.raises(PeftError, match=r"model\.norm: expected a norm, got Wrapped"):
         get_peft_model(small(), recipe, host=host)
 
 
@@ -162,7 +162,7 @@ def test_generation_with_a_cache_uses_the_trained_norms(family: str) -> None:
         assert not np.array_equal(peft.generate(IDS, max_new_tokens=4), ids)
 
 
-def test_merged_it_is_the_base_with_other_norms(family: str) -> None:
+def test_a_merged_model_is_the_base_with_trained_norms(family: str) -> None:
     peft = adapted(family)
     shake(peft)
     expected, trained = logits(peft), [p.data for p in peft.trainable_parameters()]
@@ -188,8 +188,8 @@ def test_the_base_own_norms_count_beside_their_copies_as_in_peft(family: str) ->
     assert count_recipe(model, LNTuningConfig(), Host.installed()) == expected
 
 
-def test_targets_that_are_no_norms_cannot_be_counted() -> None:
-    with pytest.raises(PeftError, match="q_proj is none"):
+def test_targets_other_than_norms_are_not_counted() -> None:
+    with pytest.raises(PeftError, match="q_proj: ln_tuning expected a norm, got Linear"):
         count_recipe(LLAMA, LNTuningConfig(target_modules=["q_proj"]), Host.installed())
     with pytest.raises(TargetError, match="'nrom' matches no module"):
         count_recipe(LLAMA, LNTuningConfig(target_modules=["nrom"]), Host.installed())
@@ -204,14 +204,16 @@ def test_a_file_has_pefts_names(family: str, tmp_path: Path) -> None:
     assert inspect_path(tmp_path, Host.installed()).sound
 
 
-def test_inspect_says_what_names_and_shapes_tell() -> None:
+def test_inspect_checks_names_and_shapes() -> None:
     path = "transformer.ln_f.ln_tuning_layers"
     problems = LNTuningConfig().contradictions
     assert not problems({f"{path}.weight": (8,), f"{path}.bias": (8,), "score.weight": (3, 8)})
     assert problems({f"{path}.weight": (8, 8)}) == [
-        f"{path}.weight is (8, 8), and a norm's weight is a vector"
+        f"{path}.weight: expected a vector, got shape (8, 8)"
     ]
     assert problems({f"{path}.bias": (8,)}) == [
-        f"{path}.bias (8,) is there without {path}.weight of its size"
+        f"{path}.bias (8,): {path}.weight of the same shape is missing"
     ]
-    assert problems({f"{path}.scale": (8,)}) == [f"{path}.scale: a norm has no 'scale'"]
+    assert problems({f"{path}.scale": (8,)}) == [
+        f"{path}.scale: expected a weight or a bias, got 'scale'"
+    ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tinygrad_peft_lora.plugin
+from tests.plugins.doubled import Doubled
 from tinygrad_peft.arrays import Array, BoolArray
 from tinygrad_peft.errors import PeftError, ShapeError
 from tinygrad_peft.gradcheck import check_gradients
@@ -69,7 +70,7 @@ def apply_lora(model: TransformerConfig, config: LoraConfig) -> PeftModel:
 def layer(
     base: Affine | None = None, config: LoraConfig | None = None, path: str = "layer"
 ) -> LoraLinear:
-    """LoRA of rank 2 on a layer of 5 to 4, in float64, with B drawn at random."""
+    """Return LoRA of rank 2 on a layer of 5 to 4, in float64, with a random B."""
     init = Init(3, np.float64)
     base = Linear(5, 4, init=init) if base is None else base
     made = LoraLinear(base, config or LoraConfig(r=2, lora_alpha=3), path, init)
@@ -77,23 +78,12 @@ def layer(
     return made
 
 
-class Doubled(Module):
-    """An affine layer that is no Linear: 2 (W x + b)."""
-
-    def __init__(self, base: Linear) -> None:
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.base = base
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.base(x) * 2.0
-
-
 # ---------- the fused op ----------
 
 
 @dataclass
 class Case:
-    """The op's inputs, which of them are trained, and its formula written another way."""
+    """The op's inputs, the trained ones among them, and its formula written another way."""
 
     bias: bool
     dropped: bool
@@ -121,7 +111,7 @@ class Case:
         )
 
     def formula(self, x: Array, w: Array, bias: Array | None, a: Array, b: Array) -> Array:
-        """Row by row, with ΔW built as a matrix."""
+        """Compute each row, with ΔW built as a matrix."""
         keep = np.ones_like(x) if self.keep is None else self.keep / (1 - self.rate)
         delta = self.scaling * sum(np.outer(b[:, k], a[k]) for k in range(len(a)))
         y = np.empty((*x.shape[:-1], len(w)))
@@ -167,7 +157,7 @@ def test_the_fused_ops_gradients_are_its_differences(name: str) -> None:
     assert check_gradients(function, [t for t in inputs if t is not None]) < 1e-6
 
 
-def test_the_gradients_are_the_papers() -> None:
+def test_gradients_match_the_paper() -> None:
     case = CASES["as LoRA trains"]
     x, w, bias, a, b = case.inputs()
     assert x is not None
@@ -186,7 +176,7 @@ def test_the_gradients_are_the_papers() -> None:
     assert w.grad is None
 
 
-def test_the_fused_op_changes_none_of_its_inputs() -> None:
+def test_the_fused_op_leaves_its_inputs_unchanged() -> None:
     case = CASES["all trained"]
     inputs = [t for t in case.inputs() if t is not None]
     before = [t.data.copy() for t in inputs]
@@ -211,14 +201,14 @@ def test_arrays_need_not_be_contiguous() -> None:
 
 
 def closed_over(needs: tuple[bool, ...], x: Array, *weights: Array) -> list[Array]:
-    """The arrays that the pullback holds on to."""
+    """Return the arrays that the pullback keeps."""
     w, bias, a, b = weights
     _, pullback = lora_linear(needs, x, w, bias, a, b, scaling=1.0)
     cells = [cell.cell_contents for cell in pullback.__closure__ or ()]
     return [c for c in cells if isinstance(c, np.ndarray)]
 
 
-def test_a_frozen_weight_lets_nothing_be_kept_of_its_own_gradient() -> None:
+def test_nothing_is_kept_for_the_gradient_of_a_frozen_weight() -> None:
     x, *weights = (t.data for t in CASES["no dropout"].inputs() if t is not None)
     only_b = closed_over((False, False, False, False, True), x, *weights)
     assert not any(np.shares_memory(kept, x) for kept in only_b)
@@ -226,14 +216,14 @@ def test_a_frozen_weight_lets_nothing_be_kept_of_its_own_gradient() -> None:
     assert any(np.shares_memory(kept, x) for kept in with_a)
 
 
-def test_base_weights_get_no_gradient_and_none_is_computed() -> None:
+def test_gradients_of_base_weights_are_not_computed() -> None:
     x, w, bias, a, b = (t.data for t in CASES["no dropout"].inputs() if t is not None)
     y, pullback = lora_linear((True, False, False, True, True), x, w, bias, a, b, scaling=1.0)
     given = [gradient is not None for gradient in pullback(np.ones_like(y))]
     assert given == [True, False, False, True, True]
 
 
-def test_a_trained_step_leaves_the_base_without_gradient_arrays() -> None:
+def test_a_training_step_leaves_the_base_without_gradients() -> None:
     peft = apply_lora(BERT, LoraConfig(r=2, target_modules="all-linear"))
     for parameter in peft.trainable_parameters():
         parameter.data = parameter.data + 0.1
@@ -259,7 +249,7 @@ def test_a_layer_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_fused_path_and_the_one_for_any_affine_layer_agree(training: bool) -> None:
+def test_the_fused_and_the_general_path_agree(training: bool) -> None:
     config = LoraConfig(r=2, lora_alpha=3, lora_dropout=0.4)
     linear = Linear(5, 4, init=Init(7, np.float64))
     half = Linear.of(Parameter(linear.weight.data / 2), Parameter(np.zeros(4)))
@@ -287,7 +277,7 @@ def test_lora_stacks_on_lora() -> None:
     np.testing.assert_allclose(outer(x).data, inner(x).data + x.data @ outer.delta().T, rtol=1e-12)
 
 
-def test_dropout_falls_on_the_low_rank_path_alone_and_in_training_alone() -> None:
+def test_dropout_applies_to_the_low_rank_path_in_training_only() -> None:
     made = layer(config=LoraConfig(r=2, lora_alpha=3, lora_dropout=0.5))
     x = Tensor(np.ones((400, 5)))
     base = made.base_layer(x).data
@@ -302,7 +292,7 @@ def test_dropout_falls_on_the_low_rank_path_alone_and_in_training_alone() -> Non
     np.testing.assert_array_equal(made(x).data, base)
 
 
-def test_each_layer_drops_elements_of_its_own() -> None:
+def test_layers_drop_different_elements() -> None:
     peft = apply_lora(BERT, LoraConfig(lora_dropout=0.5, target_modules=["query", "value"]))
     peft.train()
     layers = [m for _, m in peft.named_modules() if isinstance(m, LoraLinear)]
@@ -312,7 +302,7 @@ def test_each_layer_drops_elements_of_its_own() -> None:
         assert not any(np.array_equal(mask, other) for other in masks[:i])
 
 
-def test_two_runs_with_one_seed_drop_the_same_elements() -> None:
+def test_one_seed_drops_the_same_elements() -> None:
     outputs = []
     for _ in range(2):
         peft = apply_lora(BERT, LoraConfig(lora_dropout=0.5, init_lora_weights=False))
@@ -335,7 +325,7 @@ def test_a_starts_kaiming_uniform_and_b_at_zero() -> None:
     assert not made.lora_B.weight.data.any()
 
 
-def test_a_gaussian_start_has_a_deviation_of_one_over_r() -> None:
+def test_gaussian_initialisation_has_a_deviation_of_one_over_r() -> None:
     made = LoraLinear(
         Linear(4000, 3), LoraConfig(r=20, init_lora_weights="gaussian"), "layer", Init(0)
     )
@@ -345,13 +335,13 @@ def test_a_gaussian_start_has_a_deviation_of_one_over_r() -> None:
     assert not made.lora_B.weight.data.any()
 
 
-def test_without_a_start_both_are_kaiming_uniform() -> None:
+def test_without_initialisation_both_are_kaiming_uniform() -> None:
     made = LoraLinear(Linear(30, 40), LoraConfig(r=16, init_lora_weights=False), "layer", Init(0))
     b = made.lora_B.weight.data
     assert 0.9 / math.sqrt(16) < np.abs(b).max() <= 1 / math.sqrt(16)
 
 
-def test_weights_take_the_dtype_of_the_place() -> None:
+def test_weights_have_the_dtype_of_the_model() -> None:
     for dtype in (np.float32, np.float64):
         peft = get_peft_model(
             Transformer(BERT, Init(0, dtype)),
@@ -376,7 +366,7 @@ def test_weights_take_the_dtype_of_the_place() -> None:
         ("model.layers.10.o_proj", 16, 6 / 16),
     ],
 )
-def test_the_first_pattern_that_matches_gives_the_rank_and_the_alpha(
+def test_the_first_matching_pattern_sets_rank_and_alpha(
     path: str, rank: int, scaling: float
 ) -> None:
     config = LoraConfig(
@@ -388,19 +378,19 @@ def test_the_first_pattern_that_matches_gives_the_rank_and_the_alpha(
     assert (config.rank(path), config.scaling(path)) == (rank, scaling)
 
 
-def test_the_order_of_patterns_decides() -> None:
+def test_the_order_of_patterns_matters() -> None:
     narrow_first = LoraConfig(rank_pattern={"q_proj": 2, ".*_proj": 4})
     wide_first = LoraConfig(rank_pattern={".*_proj": 4, "q_proj": 2})
     assert (narrow_first.rank("a.q_proj"), wide_first.rank("a.q_proj")) == (2, 4)
 
 
-def test_rslora_scales_by_the_root_of_the_rank_of_the_place() -> None:
+def test_rslora_scales_by_the_root_of_the_local_rank() -> None:
     config = LoraConfig(r=16, lora_alpha=6, use_rslora=True, rank_pattern={"v_proj": 4})
     assert config.scaling("q_proj") == 6 / 4
     assert config.scaling("v_proj") == 6 / 2
 
 
-def test_patterns_that_match_no_target_are_all_named() -> None:
+def test_every_pattern_without_a_target_is_named() -> None:
     config = LoraConfig(rank_pattern={"query": 2, "key": 3}, alpha_pattern={"key": 1, "out": 1.0})
     with pytest.raises(PeftError) as caught:
         apply_lora(BERT, config)
@@ -461,7 +451,7 @@ ALL_BIASES = {
 }
 
 
-def test_biases_are_trained_as_asked() -> None:
+def test_the_bias_setting_selects_the_trained_biases() -> None:
     query = LoraConfig(r=2, target_modules=["query"])
     assert trained(query) == set()
     only = LoraConfig(r=2, target_modules=["query"], bias="lora_only")
@@ -537,7 +527,7 @@ def test_merging_ignores_dropout() -> None:
         np.testing.assert_allclose(merged(x).data, made(x).data, rtol=1e-12)
 
 
-def test_lora_on_a_layer_that_is_not_plain_cannot_be_merged_alone() -> None:
+def test_only_a_plain_base_is_merged() -> None:
     assert layer(Doubled(Linear(5, 4))).merge() is None
 
 
@@ -558,7 +548,7 @@ def with_shift(base: Affine | None = None) -> LoraLinear:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_bias_of_b_is_scaled_as_b_is(plain: bool) -> None:
+def test_a_bias_of_b_is_scaled_like_b(plain: bool) -> None:
     base = Linear(5, 4, init=Init(3, np.float64))
     made = with_shift(base if plain else Doubled(base))
     x = Tensor(np.random.default_rng(0).normal(size=(3, 5)))
@@ -578,7 +568,7 @@ def test_the_gradient_of_a_bias_of_b_is_its_difference() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_bias_of_b_is_merged_with_its_scaling_into_a_bias_that_may_be_new(bias: bool) -> None:
+def test_a_bias_of_b_is_merged_into_an_old_or_a_new_bias(bias: bool) -> None:
     base = Linear(5, 4, bias=bias, init=Init(3, np.float64))
     made = with_shift(base)
     merged = made.merge()
@@ -588,7 +578,7 @@ def test_a_bias_of_b_is_merged_with_its_scaling_into_a_bias_that_may_be_new(bias
     assert (base.bias is not None) == bias
 
 
-def test_a_bias_of_b_starts_at_zero_unless_nothing_is_to_start_so() -> None:
+def test_a_bias_of_b_starts_at_zero_unless_b_is_kaiming_uniform() -> None:
     for start in (True, False):
         config = LoraConfig(r=4, lora_bias=True, init_lora_weights=start)
         shift = LoraLinear(Linear(5, 40), config, "layer", Init()).lora_B.bias

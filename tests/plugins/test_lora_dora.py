@@ -4,26 +4,16 @@ import numpy as np
 import pytest
 
 from tests.peft.small import FAMILIES, LLAMA, logits, lora_host, shake, small
+from tests.plugins.doubled import Doubled
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.gradcheck import check_gradients
-from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter
+from tinygrad_peft.nn import Affine, Init, Linear, Parameter
 from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_lora import DoraLinear, LoraConfig, LoraLinear
 
 CONFIG = LoraConfig(r=2, lora_alpha=3, use_dora=True)
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
-
-
-class Doubled(Module):
-    """An affine layer that is no Linear: 2 (W x + b)."""
-
-    def __init__(self, base: Linear) -> None:
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.base = base
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.base(x) * 2.0
 
 
 def frozen(*, bias: bool = True, half: bool = False) -> Linear:
@@ -35,7 +25,7 @@ def frozen(*, bias: bool = True, half: bool = False) -> Linear:
 
 
 def trained(base: Affine | None = None, config: LoraConfig = CONFIG) -> DoraLinear:
-    """DoRA on a layer of 5 to 4, in float64, with B and the magnitudes moved."""
+    """Return DoRA on a layer of 5 to 4, in float64, with B and the magnitudes moved."""
     made = DoraLinear(frozen() if base is None else base, config, "layer", Init(3, np.float64))
     rng = np.random.default_rng(2)
     made.lora_B.weight.data = rng.normal(size=(4, 2))
@@ -44,7 +34,7 @@ def trained(base: Affine | None = None, config: LoraConfig = CONFIG) -> DoraLine
 
 
 def adapted_weight(made: DoraLinear) -> Array:
-    """m ⊙ V / ‖V‖ row by row, with V = W + s B A built whole."""
+    """m ⊙ V / ‖V‖ per row, with V = W + s B A built whole."""
     direction = frozen().weight.data + 1.5 * (made.lora_B.weight.data @ made.lora_A.weight.data)
     norms = np.linalg.norm(direction, axis=1, keepdims=True)
     return np.asarray(made.lora_magnitude_vector.data[:, None] * direction / norms)
@@ -68,7 +58,7 @@ def test_the_layer_is_its_formula(base: Affine) -> None:
     )
 
 
-def test_a_layer_without_a_bias_gets_none() -> None:
+def test_a_layer_without_a_bias_stays_without() -> None:
     made = trained(frozen(bias=False))
     np.testing.assert_allclose(made(Tensor(X)).data, X @ adapted_weight(made).T)
 
@@ -91,7 +81,7 @@ def test_the_gradients_are_the_differences_with_the_norms_held_constant(
     assert check_gradients(function, inputs) < 1e-6
 
 
-def test_dropout_leaves_the_bases_own_part_alone() -> None:
+def test_dropout_spares_the_bases_own_part() -> None:
     made = trained(config=LoraConfig(r=2, lora_alpha=3, use_dora=True, lora_dropout=0.4))
     made.dropout.rng = np.random.default_rng(7)
     keep = made.dropout.keep(X.shape)
@@ -112,7 +102,7 @@ def test_training_begins_at_the_base() -> None:
     )
 
 
-def test_a_merged_layer_is_plain_and_gives_the_same() -> None:
+def test_a_merged_layer_is_plain_with_the_same_output() -> None:
     made = trained()
     merged = made.merge()
     assert isinstance(merged, Linear)
@@ -124,7 +114,7 @@ def test_a_merged_layer_is_plain_and_gives_the_same() -> None:
 # ---------- the norms ----------
 
 
-def test_the_norms_follow_what_an_optimiser_writes_into_a_and_b() -> None:
+def test_norms_follow_in_place_updates_of_a_and_b() -> None:
     made = trained()
     before = made.norms().copy()
     made.lora_A.weight.data[...] *= 2
@@ -134,7 +124,7 @@ def test_the_norms_follow_what_an_optimiser_writes_into_a_and_b() -> None:
     np.testing.assert_allclose(made(Tensor(X)).data, X @ adapted_weight(made).T + bias())
 
 
-def test_the_norms_follow_a_base_that_is_given_other_weights() -> None:
+def test_norms_follow_new_weights_of_the_base() -> None:
     base = frozen()
     made = trained(base)
     made.norms()
@@ -144,7 +134,7 @@ def test_the_norms_follow_a_base_that_is_given_other_weights() -> None:
     )
 
 
-def test_the_norms_follow_a_lora_that_is_trained_underneath() -> None:
+def test_norms_follow_a_lora_below() -> None:
     inner = LoraLinear(frozen(), LoraConfig(r=1, lora_dropout=0.5), "layer", Init(5, np.float64))
     made = trained(inner)
     inner.eval()
@@ -154,7 +144,7 @@ def test_the_norms_follow_a_lora_that_is_trained_underneath() -> None:
         np.testing.assert_allclose(made.norms(), np.linalg.norm(total, axis=1))
 
 
-def test_what_lies_underneath_drops_nothing_while_its_norms_are_taken() -> None:
+def test_norms_are_computed_without_dropout() -> None:
     inner = LoraLinear(frozen(), LoraConfig(r=1, lora_dropout=0.5), "layer", Init(5, np.float64))
     inner.lora_B.weight.data[...] = 1.0
     state = inner.dropout.rng.bit_generator.state

@@ -38,7 +38,7 @@ def moved(kind: type[LoraEmbedding], config: LoraConfig) -> LoraEmbedding:
 
 
 def weight(made: LoraEmbedding) -> Array:
-    """The table that the adapted layer looks up, built whole."""
+    """Build the adapted layer's whole table."""
     total = table().weight.data + 1.5 * (made.lora_embedding_B.data @ made.lora_embedding_A.data).T
     if not isinstance(made, DoraEmbedding):
         return np.asarray(total)
@@ -121,7 +121,7 @@ BASE = "base_model.model.model.embed_tokens.base_layer.weight"
 
 
 def with_base(folder: Path, weight: Array) -> Path:
-    """A folder as PEFT writes it, which holds the whole table as well."""
+    """Write a folder as PEFT does, with the base's whole table in it."""
     config = LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"])
     get_peft_model(small(), config, host=lora_host()).save_pretrained(folder)
     (folder / "recipe.json").unlink()
@@ -136,7 +136,7 @@ def own_table() -> Array:
     return embedding.weight.data
 
 
-def test_the_bases_own_table_is_passed_over(tmp_path: Path) -> None:
+def test_the_bases_own_table_in_a_file_is_ignored(tmp_path: Path) -> None:
     nearly = own_table() * np.float32(1 + 2e-7)
     PeftModel.from_pretrained(small(), with_base(tmp_path, nearly), host=lora_host())
 
@@ -161,23 +161,25 @@ def test_the_table_of_another_base_is_refused(change: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("shape", "name"), [(GPT2, "wte"), (GPT2, "lm_head")])
-def test_one_side_of_a_tie_is_refused(shape: TransformerConfig, name: str) -> None:
+def test_adapting_one_of_two_tied_modules_is_refused(shape: TransformerConfig, name: str) -> None:
     with pytest.raises(TargetError, match=r"shares its weight with .* would part them"):
         get_peft_model(small(shape), LoraConfig(target_modules=[name]), host=lora_host())
 
 
 @pytest.mark.parametrize(
-    ("config", "problem"),
+    ("config", "setting"),
     [
-        (LoraConfig(lora_bias=True), "there is no place for lora_bias"),
-        (LoraConfig(init_lora_weights="pissa"), "init_lora_weights='pissa' is of affine layers"),
-        (LoraConfig(init_lora_weights="olora"), "init_lora_weights='olora' is of affine layers"),
+        (LoraConfig(lora_bias=True), "lora_bias"),
+        (LoraConfig(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+        (LoraConfig(init_lora_weights="olora"), "init_lora_weights='olora'"),
     ],
 )
-def test_what_an_embedding_has_no_place_for_is_refused(config: LoraConfig, problem: str) -> None:
+def test_setting_of_affine_layers_is_refused_for_an_embedding(
+    config: LoraConfig, setting: str
+) -> None:
     values = {**vars(config), "target_modules": ["embed_tokens"]}
     model = small()
     before = Snapshot.of(model)
-    with pytest.raises(PeftError, match=rf"model\.embed_tokens is an embedding: {problem}"):
+    with pytest.raises(PeftError, match=rf"model\.embed_tokens: {setting} needs an affine layer"):
         get_peft_model(model, LoraConfig(**values), host=lora_host())
     before.assert_unchanged(model)

@@ -1,4 +1,4 @@
-"""LoRA's options on layers that store their weights otherwise: at 4 bits, or inside another."""
+"""LoRA's options on bases other than Linear: 4-bit layers, and other wrappers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def quantized(seed: int = 0) -> QuantizedLinear:
     return QuantizedLinear(quantize(weight), Parameter(np.ones(4, np.float32)))
 
 
-def test_a_4_bit_layer_gives_the_weight_that_its_codes_stand_for() -> None:
+def test_a_4_bit_layer_returns_its_dequantised_weight() -> None:
     base = quantized()
     assert isinstance(base, DenseWeight)
     np.testing.assert_array_equal(weight_of(base), base.dequantized().weight.data)
@@ -40,13 +40,13 @@ def test_a_4_bit_layer_gives_the_weight_that_its_codes_stand_for() -> None:
     np.testing.assert_allclose(times_weight(base, x), expected, atol=1e-5)
 
 
-def test_a_lora_around_a_4_bit_layer_has_the_weight_of_both() -> None:
+def test_a_lora_on_a_4_bit_layer_returns_the_sum_of_both_weights() -> None:
     base = quantized()
     made = LoraLinear(base, LoraConfig(r=2, init_lora_weights=False), "layer", Init())
     np.testing.assert_allclose(weight_of(made), weight_of(base) + made.delta(), atol=1e-5)
 
 
-def test_an_adapted_layer_has_the_weight_that_it_was_given() -> None:
+def test_an_adapted_layer_returns_its_updated_weight() -> None:
     made = LoraLinear(Linear(5, 4), LoraConfig(r=2, init_lora_weights=False), "layer", Init())
     merged = made.merge()
     assert merged is not None
@@ -54,7 +54,7 @@ def test_an_adapted_layer_has_the_weight_that_it_was_given() -> None:
     np.testing.assert_allclose(found, merged.weight.data, atol=1e-6)
 
 
-def test_norms_are_those_of_the_layer_that_stands_there_now() -> None:
+def test_norms_are_computed_for_the_current_base() -> None:
     config = LoraConfig(r=2, use_dora=True)
     made = DoraLinear(QuantizedLinear(quantized(0).weight), config, "layer", Init())
     for seed in (1, 2):
@@ -78,7 +78,7 @@ def test_every_option_works_on_a_4_bit_base(option: str, tmp_path: Path) -> None
     np.testing.assert_allclose(logits(peft.merge_and_unload()), expected, atol=1e-5)
 
 
-def test_doras_bias_is_that_of_what_it_stands_on() -> None:
+def test_dora_uses_the_bias_of_its_base() -> None:
     made = DoraLinear(quantized(), LoraConfig(r=2, use_dora=True), "layer", Init())
     zero = Tensor(np.zeros((2, 64), np.float32))
     np.testing.assert_allclose(made(zero).data, np.ones((2, 4)), atol=1e-6)

@@ -1,4 +1,4 @@
-"""What Hugging Face PEFT 0.21.2 does wrong, done right: the rows of the table in docs/files.md.
+"""Defects of Hugging Face PEFT 0.21.2, done right: the rows of the table in docs/files.md.
 
 tests/interop/test_peft_defects.py shows it in PEFT itself.
 """
@@ -84,7 +84,7 @@ def test_a_pissa_source_leaves_the_bases_weights_as_they_are() -> None:
         np.testing.assert_array_equal(logits(peft), base)
 
 
-def test_a_dora_source_of_weight_one_is_itself_and_no_other_weight_is_taken_for_a_sum() -> None:
+def test_a_dora_of_weight_one_is_unchanged_and_other_weights_are_refused() -> None:
     peft = trained(replace(LORA, use_dora=True))
     expected = logits(peft)
     peft.add_weighted_adapter(["a"], [1.0], "same")
@@ -94,7 +94,7 @@ def test_a_dora_source_of_weight_one_is_itself_and_no_other_weight_is_taken_for_
         peft.add_weighted_adapter(["a"], [0.5], "half")
 
 
-ORDERED = {"q_proj": 4, ".*_proj": 1}  # sorted, the wide one would come first
+ORDERED = {"q_proj": 4, ".*_proj": 1}  # sorted, the general pattern would come first
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_overlapping_patterns_mean_the_same_after_a_reload(
         replace(LORA, target_modules=["c_attn"], trainable_token_indices={"lm_head": [3]}),
     ],
 )
-def test_one_side_of_a_tie_is_not_adapted_alone(config: LoraConfig, tmp_path: Path) -> None:
+def test_adapting_one_of_two_tied_modules_is_refused(config: LoraConfig, tmp_path: Path) -> None:
     model = small(GPT2)
     before = Snapshot.of(model)
     with pytest.raises(PeftError, match=r"would part them|share one weight"):
@@ -176,7 +176,7 @@ def test_no_adapter_is_confused_with_a_module_of_its_name(tmp_path: Path) -> Non
         np.testing.assert_array_equal(logits(loaded), logits(peft))
 
 
-def test_a_setting_that_is_not_known_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     get_peft_model(small(), LORA, host=lora_host()).save_pretrained(tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(values | {"use_nothing": None, "use_other": True}))
@@ -184,7 +184,7 @@ def test_a_setting_that_is_not_known_is_refused(tmp_path: Path) -> None:
         PeftModel.from_pretrained(small(), tmp_path, host=lora_host())
 
 
-def test_a_prefix_that_was_read_is_trained_on(tmp_path: Path) -> None:
+def test_a_loaded_prefix_can_be_trained_further(tmp_path: Path) -> None:
     config = PrefixTuningConfig(num_virtual_tokens=2, prefix_projection=True)
     get_peft_model(small(), config).save_pretrained(tmp_path)
     for name in ("reparameterization.safetensors", "recipe.json"):  # as PEFT writes it
@@ -196,7 +196,7 @@ def test_a_prefix_that_was_read_is_trained_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["all keys", "one key more", "half of the modules"])
-def test_nothing_is_lost_in_silence_on_loading(wrong: str, tmp_path: Path) -> None:
+def test_loading_never_drops_tensors_silently(wrong: str, tmp_path: Path) -> None:
     get_peft_model(small(), LORA, host=lora_host()).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     if wrong == "all keys":
@@ -240,7 +240,7 @@ def test_a_bias_of_b_is_merged_with_its_scaling(family: str, on_4_bits: bool) ->
 
 
 @pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
-def test_unmerging_and_disabling_while_merged_give_back_the_exact_bits(
+def test_unmerging_and_disabling_while_merged_are_bit_exact(
     more: dict[str, bool | str],
 ) -> None:
     base = logits(small())
@@ -263,7 +263,7 @@ def test_olora_starts_on_a_fused_projection() -> None:
     np.testing.assert_allclose(logits(peft), base, atol=2e-6)
 
 
-def test_two_doras_act_in_the_order_in_which_they_are_named_and_merge_so() -> None:
+def test_two_doras_act_and_merge_in_the_named_order() -> None:
     dora = replace(LORA, use_dora=True)
     peft = another(trained(dora), dora)
     outputs = []
@@ -277,7 +277,7 @@ def test_two_doras_act_in_the_order_in_which_they_are_named_and_merge_so() -> No
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-5
 
 
-def test_the_config_that_was_given_is_never_changed(tmp_path: Path) -> None:
+def test_the_given_config_is_never_changed(tmp_path: Path) -> None:
     config = LoraConfig(r=2, init_lora_weights="olora")
     before = dict(vars(config))
     trained(config, GPT2).save_pretrained(tmp_path)

@@ -35,7 +35,7 @@ def trained(peft: PeftModel) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA, BERT_CLASSIFIER], ids=["gpt2", "llama", "bert"])
-def test_every_layer_attends_to_its_prefix_as_the_reference_does(
+def test_every_layer_attends_to_its_prefix_like_the_reference(
     config: TransformerConfig, rng: np.random.Generator
 ) -> None:
     layers, heads, size = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
@@ -62,7 +62,7 @@ def test_every_layer_attends_to_its_prefix_as_the_reference_does(
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_the_keys_and_values_of_a_text_are_that_text_as_a_prefix(config: TransformerConfig) -> None:
+def test_a_texts_keys_and_values_as_a_prefix_equal_the_text(config: TransformerConfig) -> None:
     model = small(config, np.float64)
     cache = [LayerCache(4) for _ in range(config.num_hidden_layers)]
     with no_grad():
@@ -77,7 +77,7 @@ def test_the_keys_and_values_of_a_text_are_that_text_as_a_prefix(config: Transfo
     np.testing.assert_allclose(logits(peft), together[:, 4:], rtol=1e-10, atol=1e-12)
 
 
-def test_the_projection_is_the_references(rng: np.random.Generator) -> None:
+def test_the_projection_matches_the_reference(rng: np.random.Generator) -> None:
     config = PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5)
     prefix = projected(config)
     reference = Reparameterization(3, [8, 5, 48], "tanh")
@@ -110,7 +110,7 @@ def test_the_projection_is_the_references(rng: np.random.Generator) -> None:
 # ---------- where it starts ----------
 
 
-def test_it_starts_small_and_unlike_itself() -> None:
+def test_virtual_tokens_start_small_and_different() -> None:
     peft = get_peft_model(small(LLAMA), PrefixTuningConfig(num_virtual_tokens=20))
     (matrix,) = (p.data for p in peft.trainable_parameters())
     assert matrix.shape == (20, 2 * 3 * 2 * 4)
@@ -119,7 +119,7 @@ def test_it_starts_small_and_unlike_itself() -> None:
 
 
 @pytest.mark.parametrize("projection", [False, True])
-def test_zero_is_zero(projection: bool) -> None:
+def test_zero_initialisation_is_zero(projection: bool) -> None:
     config = PrefixTuningConfig(
         num_virtual_tokens=4, prefix_projection=projection, init_weights="zero"
     )
@@ -132,7 +132,7 @@ def test_zero_is_zero(projection: bool) -> None:
 
 
 def step_down(peft: PeftModel) -> Array:
-    """The prefix after one step down the gradient: (P, 2·L·K·D)."""
+    """Return the prefix (P, 2·L·K·D) after one step of gradient descent."""
     peft.loss(IDS, IDS).backward()
     for parameter in peft.trainable_parameters():
         assert parameter.grad is not None
@@ -141,8 +141,7 @@ def step_down(peft: PeftModel) -> Array:
     return matrix.data
 
 
-def test_virtual_tokens_that_start_alike_stay_alike_unless_they_are_projected() -> None:
-    """What the config's docstring warns of."""
+def test_equal_virtual_tokens_stay_equal_without_a_projection() -> None:
     zero = PrefixTuningConfig(num_virtual_tokens=3, init_weights="zero")
     alike = step_down(get_peft_model(small(LLAMA), zero))
     assert alike.any()
@@ -154,7 +153,7 @@ def test_virtual_tokens_that_start_alike_stay_alike_unless_they_are_projected() 
 # ---------- flattened ----------
 
 
-def test_the_flattened_twin_is_the_same_prefix() -> None:
+def test_flattening_keeps_the_prefix() -> None:
     config = PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True)
     prefix = projected(config)
     twin = prefix.flattened()
@@ -163,7 +162,7 @@ def test_the_flattened_twin_is_the_same_prefix() -> None:
     for ours, theirs in zip(prefix().layers, twin().layers, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a.data, b.data)
-    twin.prompt_embeddings.data += 1  # and is a copy
+    twin.prompt_embeddings.data += 1  # a copy
     assert np.abs(prefix.matrix().data - twin.prompt_embeddings.data).min() > 0.5
 
 
@@ -183,7 +182,7 @@ def test_it_is_stored_under_pefts_name_without_a_path() -> None:
         ("llama-7b", {"num_virtual_tokens": 10}, 2_621_440),
     ],
 )
-def test_published_counts_come_out(shape: str, settings: dict[str, bool], count: int) -> None:
+def test_counts_match_published_ones(shape: str, settings: dict[str, bool], count: int) -> None:
     config = PrefixTuningConfig(**settings)  # type: ignore[arg-type]
     assert count_recipe(named_shape(shape), config, Host.installed())[0] == count
 
@@ -191,14 +190,14 @@ def test_published_counts_come_out(shape: str, settings: dict[str, bool], count:
 # ---------- settings ----------
 
 
-def test_the_command_line_says_it_shortly() -> None:
+def test_the_command_line_takes_its_settings() -> None:
     text = "prefix_tuning:num_virtual_tokens=5,prefix_projection=true,init_weights=zero"
     assert parse_method(text, Host.installed()) == PrefixTuningConfig(
         num_virtual_tokens=5, prefix_projection=True, init_weights="zero"
     )
 
 
-def test_what_cannot_be_is_refused_all_at_once() -> None:
+def test_one_error_lists_every_invalid_setting() -> None:
     with pytest.raises(ConfigError) as caught:
         PrefixTuningConfig(num_virtual_tokens=0, encoder_hidden_size=0, init_weights="one")  # type: ignore[arg-type]
     for said in (

@@ -41,7 +41,7 @@ WORDS = ("[UNK]", "[CLS]", "[SEP]", "is", "this", "film", "good")
 
 
 def prompt_of(peft: PeftModel) -> Array:
-    """The virtual tokens of a model: (N, D)."""
+    """Return the virtual tokens of a model (N, D)."""
     virtual = peft.base_model.prompt()
     assert virtual is not None
     return virtual.states.data
@@ -58,7 +58,7 @@ def table(model: Transformer) -> Array:
 @pytest.mark.parametrize(
     "config", [GPT2, LLAMA, BERT, BERT_CLASSIFIER], ids=["gpt2", "llama", "bert", "classifier"]
 )
-def test_the_embeddings_of_a_text_are_that_text_as_a_prompt(config: TransformerConfig) -> None:
+def test_a_texts_embeddings_as_a_prompt_equal_the_text(config: TransformerConfig) -> None:
     model = small(config, np.float64)
     with no_grad():
         together = model(np.concatenate([np.repeat(TEXT, 2, axis=0), IDS], axis=1)).data
@@ -68,7 +68,7 @@ def test_the_embeddings_of_a_text_are_that_text_as_a_prompt(config: TransformerC
     np.testing.assert_allclose(logits(peft), together, rtol=1e-10, atol=1e-12)
 
 
-def test_it_stands_before_every_text_as_the_references_does(rng: np.random.Generator) -> None:
+def test_the_prompt_is_prepended_like_the_references(rng: np.random.Generator) -> None:
     reference = PromptTuning(6, 3, rng=rng)
     prompt = SoftPrompt(NoPrompt(), reference.prompt)
     x, g = rng.normal(size=(2, 5, 6)), rng.normal(size=(2, 8, 6))
@@ -80,7 +80,7 @@ def test_it_stands_before_every_text_as_the_references_does(rng: np.random.Gener
     np.testing.assert_allclose(prompt.prompt_embeddings.grad, reference.prompt_grad, rtol=1e-12)
 
 
-def test_the_encoder_is_the_references(rng: np.random.Generator) -> None:
+def test_the_encoder_matches_the_reference(rng: np.random.Generator) -> None:
     config = PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=5)
     encoder = PromptEncoder(NoPrompt(), config, 6, Init(0, np.float64))
     reference = Reparameterization(3, [6, 5, 5, 6], "relu")
@@ -114,7 +114,7 @@ def test_the_last_virtual_token_predicts_the_first_of_the_text() -> None:
 # ---------- flattened ----------
 
 
-def test_the_flattened_twin_is_the_same_prompt() -> None:
+def test_flattening_keeps_the_prompt() -> None:
     config = PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=5)
     encoder = PromptEncoder(NoPrompt(), config, 6, Init(0, np.float64))
     twin = encoder.flattened()
@@ -123,7 +123,7 @@ def test_the_flattened_twin_is_the_same_prompt() -> None:
     np.testing.assert_array_equal(twin().states.data, encoder().states.data)
 
 
-def test_dropout_acts_in_training_and_never_on_what_is_stored() -> None:
+def test_dropout_applies_in_training_and_never_to_stored_prompts() -> None:
     peft = get_peft_model(
         small(LLAMA), PromptEncoderConfig(encoder_hidden_size=64, encoder_dropout=0.5)
     )
@@ -146,7 +146,7 @@ def test_it_is_stored_under_pefts_name_without_a_path(config: VirtualConfig) -> 
 
 
 def spread_out(config: TransformerConfig) -> Transformer:
-    """A model whose features have means and spreads of their own among the tokens."""
+    """Return a model whose embedding features have different means and deviations."""
     model = small(config)
     rng = np.random.default_rng(3)
     scale, shift = rng.uniform(0.05, 2, 16), rng.normal(0, 1, 16)
@@ -155,10 +155,10 @@ def spread_out(config: TransformerConfig) -> Transformer:
     return model
 
 
-def test_a_random_start_is_like_a_token() -> None:
+def test_random_initialisation_resembles_tokens() -> None:
     model = spread_out(LLAMA)
     tokens = table(model).copy()
-    # Many virtual tokens, so that their mean and spread say where they were drawn from.
+    # Many virtual tokens, so that their mean and deviation show the distribution.
     wide = Transformer(TransformerConfig(**{**vars(LLAMA), "max_position_embeddings": 5000}))
     wide.load_state_dict(model.state_dict())
     found = prompt_of(get_peft_model(wide, PromptTuningConfig(num_virtual_tokens=4000)))
@@ -167,7 +167,7 @@ def test_a_random_start_is_like_a_token() -> None:
     np.testing.assert_allclose(found.std(axis=0), spread, rtol=0.1)
 
 
-def test_a_sampled_start_has_each_token_once_while_there_are_any() -> None:
+def test_sampled_tokens_do_not_repeat_within_the_vocabulary() -> None:
     model = spread_out(LLAMA)
     config = PromptTuningConfig(num_virtual_tokens=20, prompt_tuning_init="SAMPLE_VOCAB")
     found = chosen(table(model), prompt_of(get_peft_model(model, config)))
@@ -176,7 +176,7 @@ def test_a_sampled_start_has_each_token_once_while_there_are_any() -> None:
     assert chosen(table(model), other) != found
 
 
-def test_a_sampled_start_longer_than_the_vocabulary_has_each_token_as_often() -> None:
+def test_a_prompt_longer_than_the_vocabulary_repeats_tokens_evenly() -> None:
     few = TransformerConfig(**{**vars(LLAMA), "vocab_size": 5})
     config = PromptTuningConfig(num_virtual_tokens=15, prompt_tuning_init="SAMPLE_VOCAB")
     model = spread_out(few)
@@ -185,14 +185,14 @@ def test_a_sampled_start_longer_than_the_vocabulary_has_each_token_as_often() ->
 
 
 def chosen(tokens: Array, states: Array) -> list[int]:
-    """The tokens whose embeddings the states are."""
+    """Find the tokens with these embeddings."""
     distances = np.abs(tokens[None] - states[:, None]).max(axis=-1)
     assert not distances.min(axis=1).any()
     return [int(i) for i in distances.argmin(axis=1)]
 
 
 class Doubled(Module):
-    """What another method may have made of an embedding, with no weight to look rows up in."""
+    """An embedding of another method, without a weight to look rows up in."""
 
     def __init__(self, base: TokenEmbedding) -> None:
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
@@ -203,7 +203,7 @@ class Doubled(Module):
 
 
 @pytest.mark.parametrize("init", ["RANDOM", "SAMPLE_VOCAB"])
-def test_the_embedding_is_asked_whatever_it_is_wrapped_in(init: str) -> None:
+def test_wrapped_embeddings_are_used_as_they_are(init: str) -> None:
     config = PromptTuningConfig(num_virtual_tokens=6, prompt_tuning_init=init)  # type: ignore[arg-type]
     plain, doubled = small(LLAMA), small(LLAMA)
     doubled.embed_tokens = Doubled(doubled.embed_tokens)
@@ -216,7 +216,7 @@ def test_the_embedding_is_asked_whatever_it_is_wrapped_in(init: str) -> None:
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """A folder with a tokenizer that puts [CLS] before and [SEP] behind a text."""
+    """Write a tokenizer that puts [CLS] before and [SEP] after a text."""
     tokenizers = pytest.importorskip("tokenizers", reason="needs the text extra")
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=WORDS[0]))
@@ -242,15 +242,13 @@ def from_text(tokenizer: Path, text: str, count: int) -> PromptTuningConfig:
     ("count", "expected"),
     [(6, [1, 3, 4, 5, 6, 2]), (3, [1, 3, 4]), (8, [1, 3, 4, 5, 6, 2, 1, 3])],
 )
-def test_a_text_is_cut_off_or_repeated(tokenizer: Path, count: int, expected: list[int]) -> None:
+def test_a_text_is_truncated_or_repeated(tokenizer: Path, count: int, expected: list[int]) -> None:
     model = spread_out(LLAMA)
     peft = get_peft_model(model, from_text(tokenizer, "is this film good", count))
     assert chosen(table(model), prompt_of(peft)) == expected
 
 
-def test_the_tokenizer_is_not_asked_again_for_a_stored_prompt(
-    tokenizer: Path, tmp_path: Path
-) -> None:
+def test_loading_a_stored_prompt_needs_no_tokenizer(tokenizer: Path, tmp_path: Path) -> None:
     config = from_text(tokenizer, "is this film good", 4)
     peft = get_peft_model(small(LLAMA), config)
     shake(peft)
@@ -263,21 +261,19 @@ def test_the_tokenizer_is_not_asked_again_for_a_stored_prompt(
         get_peft_model(small(LLAMA), config)
 
 
-def test_a_text_without_tokens_and_one_with_too_many_are_refused(tokenizer: Path) -> None:
+def test_a_text_without_tokens_or_with_unknown_ones_is_refused(tokenizer: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     bare = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     bare.post_processor = tokenizers.processors.TemplateProcessing(single="$A", special_tokens=[])
     bare.save(str(tokenizer / "tokenizer.json"))
-    with pytest.raises(ConfigError, match="prompt_tuning_init_text='  ' has no tokens"):
+    with pytest.raises(ConfigError, match="prompt_tuning_init_text='  ' must have tokens"):
         get_peft_model(small(LLAMA), from_text(tokenizer, "  ", 4))
     few = TransformerConfig(**{**vars(LLAMA), "vocab_size": 5})
     with pytest.raises(TokenError, match=r"token id 5 .* outside the vocabulary 0..4"):
         get_peft_model(small(few), from_text(tokenizer, "film", 4))
 
 
-def test_the_extra_that_reads_text_is_named(
-    tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tinygrad-peft\[text\]'"):
         get_peft_model(small(LLAMA), from_text(tokenizer, "film", 4))
@@ -293,24 +289,24 @@ NOT_TRAINED: dict[str, tuple[VirtualConfig, str]] = {
     "layers": (PromptEncoderConfig(encoder_num_layers=3), "encoder_num_layers=3: the MLP always"),
     "a text": (
         PromptTuningConfig(prompt_tuning_init_text="good"),
-        "prompt_tuning_init='RANDOM' reads no prompt_tuning_init_text: that is for 'TEXT'",
+        "prompt_tuning_init='RANDOM' ignores prompt_tuning_init_text: expected 'TEXT'",
     ),
 }
 
 
 @pytest.mark.parametrize("name", NOT_TRAINED)
-def test_what_is_not_trained_here_is_refused_by_name(name: str) -> None:
+def test_settings_that_cannot_be_trained_are_refused(name: str) -> None:
     config, said = NOT_TRAINED[name]
-    with pytest.raises(ConfigError, match=r"cannot start so") as caught:
+    with pytest.raises(ConfigError, match="cannot be trained") as caught:
         get_peft_model(small(LLAMA), config)
     assert said in str(caught.value)
-    with pytest.raises(ConfigError, match=r"cannot start so"):
+    with pytest.raises(ConfigError, match="cannot be trained"):
         count_recipe(LLAMA, config, Host.installed())
 
 
 @pytest.mark.parametrize("name", NOT_TRAINED)
-def test_and_read_all_the_same(name: str, tmp_path: Path) -> None:
-    """As PEFT stores a prompt: what computed it is not in the file."""
+def test_settings_that_cannot_be_trained_are_read(name: str, tmp_path: Path) -> None:
+    """PEFT stores a prompt without its network."""
     peft = get_peft_model(small(LLAMA), PromptTuningConfig())
     shake(peft)
     peft.save_pretrained(tmp_path)
@@ -335,14 +331,14 @@ def test_and_read_all_the_same(name: str, tmp_path: Path) -> None:
         ("llama-7b", PromptTuningConfig(), 81_920),
     ],
 )
-def test_published_counts_come_out(shape: str, config: VirtualConfig, count: int) -> None:
+def test_counts_match_published_ones(shape: str, config: VirtualConfig, count: int) -> None:
     assert count_recipe(named_shape(shape), config, Host.installed())[0] == count
 
 
 # ---------- settings ----------
 
 
-def test_the_command_line_says_it_shortly() -> None:
+def test_the_command_line_takes_its_settings() -> None:
     plugins = Host.installed()
     text = "prompt_tuning:num_virtual_tokens=5,prompt_tuning_init=SAMPLE_VOCAB"
     assert parse_method(text, plugins) == PromptTuningConfig(
@@ -353,7 +349,7 @@ def test_the_command_line_says_it_shortly() -> None:
     )
 
 
-def test_what_cannot_be_is_refused_all_at_once() -> None:
+def test_one_error_lists_every_invalid_setting() -> None:
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(num_virtual_tokens=0, prompt_tuning_init="WORDS")  # type: ignore[arg-type]
     assert "num_virtual_tokens=0 must be at least 1" in str(caught.value)

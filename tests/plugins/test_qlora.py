@@ -61,7 +61,7 @@ def rounded(
     config: TransformerConfig = LLAMA,
     dtype: type[np.floating] = np.float32,
 ) -> Transformer:
-    """The model with the weights of the targets rounded to what 4-bit codes stand for."""
+    """Return the model with the targets' weights rounded to their 4-bit values."""
     model = small(config, dtype)
     for seam in capture_seams(model):
         if isinstance(seam.module, Linear) and not seam.is_head:
@@ -104,7 +104,7 @@ def test_settings_go_through_json(config: PeftConfig) -> None:
 
 
 @pytest.mark.parametrize("kind", [QuantizeConfig, QLoraConfig])
-def test_impossible_settings_are_refused_together(
+def test_one_error_lists_every_invalid_setting(
     kind: type[QuantizeConfig] | type[QLoraConfig],
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -124,7 +124,7 @@ def test_impossible_settings_are_refused_together(
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_4_bit_base_gives_the_logits_of_the_rounded_weights(
+def test_a_4_bit_base_computes_with_the_rounded_weights(
     family: str, kind: str, dtype: type[np.floating]
 ) -> None:
     peft = adapted(KINDS[kind], FAMILIES[family], dtype)
@@ -149,7 +149,7 @@ def test_every_linear_layer_but_the_head_is_quantised_and_keeps_its_bias(family:
             assert seam.module.bias is layers[seam.path].bias
 
 
-def test_targets_and_exclusions_choose_what_is_quantised() -> None:
+def test_targets_and_exclusions_select_the_quantised_layers() -> None:
     config = QuantizeConfig(target_modules=["up_proj", "down_proj"], exclude_modules=["up_proj"])
     peft = adapted(config)
     assert packed_paths(peft.base_model) == {
@@ -165,7 +165,7 @@ def test_two_equal_calls_give_equal_bits() -> None:
     np.testing.assert_array_equal(logits(first), logits(second))
 
 
-def test_only_lora_is_trained_and_the_4_bit_base_stays_what_it_is() -> None:
+def test_only_lora_is_trained_and_the_4_bit_base_is_unchanged() -> None:
     peft = adapted(QLoraConfig(r=2))
     before = [m.weight.codes.copy() for m in quantized(peft)]
     shake(peft)
@@ -204,9 +204,7 @@ def test_qlora_is_lora_on_the_rounded_base() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(np.float32, 1e-5), (np.float64, 1e-10)])
-def test_lora_on_a_4_bit_layer_is_that_of_the_reference(
-    dtype: type[np.floating], off: float
-) -> None:
+def test_lora_on_a_4_bit_layer_matches_the_reference(dtype: type[np.floating], off: float) -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(8, 8)).astype(np.float32)
     plain = reference.QLoRALayer(*reference.quantize_to_4bit(weight), rank=2, alpha=3, rng=rng)
@@ -215,7 +213,7 @@ def test_lora_on_a_4_bit_layer_is_that_of_the_reference(
     layer = LoraLinear(base, LoraConfig(r=2, lora_alpha=3), "layer", Init(0, dtype))
     layer.lora_A.weight.data = plain.lora.A.astype(dtype)
     layer.lora_B.weight.data = plain.lora.B.astype(dtype)
-    # The reference's scale is in float64, and that of a 4-bit weight never is.
+    # The reference's scales are float64, a 4-bit weight's never are.
     plain.scale = float(np.asarray(base.weight.scales).item())
     x = Tensor(rng.normal(size=(2, 3, 8)).astype(dtype), requires_grad=True)
     y, g = layer(x), rng.normal(size=(2, 3, 8)).astype(dtype)
@@ -230,12 +228,12 @@ def test_lora_on_a_4_bit_layer_is_that_of_the_reference(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recipe", [QuantizeConfig(), QLoraConfig(r=2, quant_type="int4")])
-def test_the_closed_form_counts_what_is_there(family: str, recipe: PeftConfig) -> None:
+def test_the_closed_form_matches_the_count(family: str, recipe: PeftConfig) -> None:
     peft = adapted(recipe, FAMILIES[family])
     assert count_recipe(FAMILIES[family], recipe, host()) == peft.get_nb_trainable_parameters()
 
 
-def test_a_4_bit_weight_counts_as_one_weight_also_while_it_is_merged() -> None:
+def test_a_4_bit_weight_counts_as_one_even_while_merged() -> None:
     plain = sum(p.size for p in small().parameters())
     peft = adapted(QuantizeConfig())
     assert peft.get_nb_trainable_parameters() == (0, plain)
@@ -244,7 +242,7 @@ def test_a_4_bit_weight_counts_as_one_weight_also_while_it_is_merged() -> None:
 
 
 @pytest.mark.parametrize("recipe", [QuantizeConfig(), QLoraConfig(r=2)])
-def test_disabling_and_unloading_give_back_the_base_bit_for_bit(recipe: PeftConfig) -> None:
+def test_disabling_and_unloading_restore_the_base_bit_for_bit(recipe: PeftConfig) -> None:
     model = small()
     before, expected = Snapshot.of(model), logits(model)
     peft = get_peft_model(model, recipe, host=host())
@@ -329,7 +327,7 @@ def test_the_merged_model_can_be_saved_and_the_4_bit_one_cannot(tmp_path: Path) 
     save_model(peft.merge_and_unload(), tmp_path)
 
 
-def test_a_saved_qlora_is_two_folders_of_which_the_first_holds_no_tensor(tmp_path: Path) -> None:
+def test_a_saved_qlora_is_a_folder_without_tensors_and_one_with_the_lora(tmp_path: Path) -> None:
     peft = adapted(QLoraConfig(r=2, double_quant=True))
     peft.save_pretrained(tmp_path)
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
@@ -339,7 +337,7 @@ def test_a_saved_qlora_is_two_folders_of_which_the_first_holds_no_tensor(tmp_pat
     assert PeftModel.from_pretrained(small(), tmp_path, host=host()).recipe == peft.recipe
 
 
-def test_the_lora_of_a_qlora_opens_alone_on_the_float_base(tmp_path: Path) -> None:
+def test_the_lora_of_a_qlora_loads_alone_on_the_float_base(tmp_path: Path) -> None:
     peft = adapted(QLoraConfig(r=2))
     shake(peft)
     peft.save_pretrained(tmp_path)
@@ -378,21 +376,21 @@ def refused(recipe: Sequence[PeftConfig], model: Transformer, plugins: Host | No
     return str(caught.value)
 
 
-def test_to_quantise_what_another_step_has_taken_is_refused() -> None:
+def test_quantising_an_adapted_layer_is_refused() -> None:
     recipe = [LoraConfig(r=2, layers_to_transform=0), QuantizeConfig()]
     assert refused(recipe, small()) == (
         "the recipe is refused:\n"
-        "  - step 1: model.layers.0.self_attn.q_proj is already taken by step 0: quantize first\n"
-        "  - step 1: model.layers.0.self_attn.v_proj is already taken by step 0: quantize first"
+        "  - step 1: model.layers.0.self_attn.q_proj: step 0 already adapts it: quantize first\n"
+        "  - step 1: model.layers.0.self_attn.v_proj: step 0 already adapts it: quantize first"
     )
 
 
-def test_to_quantise_twice_is_refused() -> None:
+def test_quantising_twice_is_refused() -> None:
     told = refused([QuantizeConfig(target_modules=["o_proj"])] * 2, small())
-    assert told.count("is already taken by step 0: quantize first") == LLAMA.num_hidden_layers
+    assert told.count("step 0 already adapts it: quantize first") == LLAMA.num_hidden_layers
 
 
-def test_to_quantise_what_is_at_4_bits_otherwise_is_refused() -> None:
+def test_quantising_a_4_bit_layer_to_another_format_is_refused() -> None:
     model = small()
     for seam in capture_seams(model):
         if seam.path.endswith("1.self_attn.o_proj"):
@@ -400,8 +398,8 @@ def test_to_quantise_what_is_at_4_bits_otherwise_is_refused() -> None:
             seam.put(QuantizedLinear(quantize(seam.module.weight.data)))
     told = refused([QuantizeConfig(target_modules=["o_proj"], block_size=32)], model)
     assert told == (
-        "the recipe is refused:\n  - step 0: model.layers.1.self_attn.o_proj is at 4 bits already, "
-        "as nf4 in blocks of 64 and not as nf4 in blocks of 32"
+        "the recipe is refused:\n  - step 0: model.layers.1.self_attn.o_proj: "
+        "expected nf4 in blocks of 32, got nf4 in blocks of 64 already"
     )
 
 
@@ -426,17 +424,17 @@ def test_adapters_of_one_4_bit_base_share_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["1.mlp", "up_proj", "model.layers.0.mlp.up_proj"])
-def test_to_quantise_what_an_earlier_step_trains_whole_is_refused(name: str) -> None:
+def test_quantising_a_module_trained_whole_is_refused(name: str) -> None:
     told = refused([LoraConfig(r=2, modules_to_save=[name]), QuantizeConfig()], small())
-    assert "mlp.up_proj is trained by step 0, by modules_to_save: leave it out here" in told
+    assert "mlp.up_proj: step 0 trains it by modules_to_save: leave it out here" in told
 
 
-def test_to_train_whole_what_is_quantised_is_refused() -> None:
+def test_training_a_quantised_module_whole_is_refused() -> None:
     told = refused([QuantizeConfig(), LoraConfig(r=2, modules_to_save=["up_proj"])], small())
     assert "modules_to_save: model.layers.0.mlp.up_proj is already taken by step 0" in told
 
 
-def test_to_quantise_what_an_earlier_step_took_without_naming_it_is_refused() -> None:
+def test_quantising_a_module_of_a_step_without_targets_is_refused() -> None:
     def wrap(config: PeftConfig, site: Site) -> Module | None:
         if isinstance(config, ShiftConfig) and site.slot in ("o_proj", "up_proj"):
             assert isinstance(site.module, Linear)
@@ -447,27 +445,27 @@ def test_to_quantise_what_an_earlier_step_took_without_naming_it_is_refused() ->
     plugins.register(plugin(ShiftConfig, adapt=wrap), "shift")
     recipe = [ShiftConfig(target_modules=["o_proj"]), QuantizeConfig(target_modules=["up_proj"])]
     assert refused(recipe, small(), plugins) == (
-        "model.layers.0.mlp.up_proj is a ShiftLinear already: quantize first"
+        "model.layers.0.mlp.up_proj: expected a Linear, got ShiftLinear: quantize first"
     )
 
 
-def test_weights_that_are_no_numbers_are_refused_by_name() -> None:
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     model = small()
     for seam in capture_seams(model):
         if seam.path.endswith(("0.mlp.up_proj", "2.self_attn.k_proj")):
             assert isinstance(seam.module, Linear)
             seam.module.weight.data[1, 2] = np.nan
-    why = "holds NaN, infinity or more than float32 holds: it has no 4-bit codes"
+    why = "expected finite float32 values, to quantise them"
     with pytest.raises(PeftError) as caught:
         get_peft_model(model, QuantizeConfig(), host=host())
     assert str(caught.value) == (
         "the recipe is refused:\n"
-        f"  - step 0: model.layers.0.mlp.up_proj.weight {why}\n"
-        f"  - step 0: model.layers.2.self_attn.k_proj.weight {why}"
+        f"  - step 0: model.layers.0.mlp.up_proj.weight: {why}\n"
+        f"  - step 0: model.layers.2.self_attn.k_proj.weight: {why}"
     )
 
 
-def test_what_is_no_linear_layer_is_refused() -> None:
+def test_targets_other_than_linear_layers_are_refused() -> None:
     with pytest.raises(TargetError, match=r"names 3 modules \(RMSNorm\) that it cannot adapt"):
         adapted(QuantizeConfig(target_modules=["input_layernorm"]))
 

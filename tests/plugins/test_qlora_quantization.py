@@ -40,7 +40,7 @@ def drawn(*shape: int, seed: int = 0) -> Array:
 
 
 def codes_of(packed: QuantizedWeight) -> AnyArray:
-    """One code each: (size,)."""
+    """Unpack the codes (size,)."""
     both = np.stack([packed.codes >> 4, packed.codes & 15], axis=1)
     return both.reshape(-1)[: packed.size]
 
@@ -49,13 +49,13 @@ def codes_of(packed: QuantizedWeight) -> AnyArray:
 
 
 @pytest.mark.parametrize("case", range(len(SIZES)))
-def test_nf4s_bytes_are_those_of_bitsandbytes(case: int) -> None:
+def test_nf4_bytes_match_bitsandbytes(case: int) -> None:
     packed = quantize(ARRAYS[f"{case}.weight"], block_size=SIZES[case])
     np.testing.assert_array_equal(packed.codes, ARRAYS[f"{case}.codes"])
     np.testing.assert_array_equal(packed.scales, ARRAYS[f"{case}.absmax"])
 
 
-def test_the_8_bit_map_and_codes_are_those_of_bitsandbytes() -> None:
+def test_the_8_bit_map_and_codes_match_bitsandbytes() -> None:
     np.testing.assert_array_equal(DYNAMIC_MAP, ARRAYS["scales.map"])
     packed = double_quantize(ARRAYS["scales"])
     np.testing.assert_array_equal(packed.codes, ARRAYS["scales.codes"])
@@ -66,7 +66,7 @@ def test_the_8_bit_map_and_codes_are_those_of_bitsandbytes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 64), (9, 33), (1, 5)])
-def test_nf4_is_that_of_the_reference(shape: tuple[int, int]) -> None:
+def test_nf4_matches_the_reference(shape: tuple[int, int]) -> None:
     weight = drawn(*shape)
     codes, absmax = reference.quantize_nf4(weight)
     packed = quantize(weight)
@@ -76,7 +76,7 @@ def test_nf4_is_that_of_the_reference(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(dequantize(packed), expected)
 
 
-def test_int4_of_one_block_is_that_of_the_reference() -> None:
+def test_int4_of_one_block_matches_the_reference() -> None:
     weight = drawn(8, 8)
     codes, scale, zero_point = reference.quantize_to_4bit(weight)
     packed = quantize(weight, quant_type="int4")
@@ -98,7 +98,7 @@ def test_nf4_is_the_nearest_of_16_values_times_the_largest_of_a_block(block_size
         np.testing.assert_allclose(distance[np.arange(len(block)), chosen], nearest, atol=1e-6)
 
 
-def test_unpacked_nf4_is_value_times_scale_to_the_bit() -> None:
+def test_unpacked_nf4_is_value_times_scale_bit_for_bit() -> None:
     packed = quantize(drawn(7, 33))
     assert isinstance(packed.scales, np.ndarray)
     scales = packed.scales.repeat(64)[: packed.size]
@@ -141,7 +141,7 @@ SHAPES: dict[str, Callable[[Array], Array]] = {
 
 
 def of_size(size: float, shape: str, count: int, dtype: type[np.floating]) -> Array:
-    """Weights of which the largest is about `size`, in blocks of 64 and a short one."""
+    """Draw weights up to about `size`, in blocks of 64 and a short one."""
     drawn_from = np.random.default_rng(count).uniform(-1, 1, (1, count))
     drawn_from[0, :2] = -1, 1
     weight = size * SHAPES[shape](drawn_from)
@@ -185,7 +185,7 @@ def test_int4_of_blocks_of_any_size_is_off_by_half_a_step_at_most(
         at = slice(start, start + 64)
         block = weight[0, at].astype(np.float64)
         step = (max(block.max(), 0) - min(block.min(), 0)) / 15
-        if 8 * step > LARGEST:  # which leaves the steps from -7 to 7
+        if 8 * step > LARGEST:  # leaving the steps from -7 to 7
             step = np.abs(block).max() / 7.5
         if step < np.finfo(np.float32).tiny:  # a multiple of the smallest number
             step = SMALLEST * np.ceil(step / SMALLEST)
@@ -260,7 +260,7 @@ def test_no_weight_is_further_off_than_half_the_widest_gap_of_its_block(
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int4"])
-def test_what_was_unpacked_packs_to_the_same_again(kind: QuantType) -> None:
+def test_unpacked_weights_pack_to_the_same_codes(kind: QuantType) -> None:
     unpacked = dequantize(quantize(drawn(30, 70), quant_type=kind))
     again = dequantize(quantize(unpacked, quant_type=kind))
     np.testing.assert_allclose(again, unpacked, rtol=1e-6)
@@ -289,9 +289,7 @@ def test_double_quantised_scales_are_near_the_scales() -> None:
         ({"block_size": 128}, 4.25),
     ],
 )
-def test_a_real_sized_layer_takes_so_many_bits_a_weight(
-    settings: dict[str, object], bits: float
-) -> None:
+def test_bits_per_weight_of_a_real_sized_layer(settings: dict[str, object], bits: float) -> None:
     packed = quantize(drawn(1536, 576), **settings)  # type: ignore[arg-type]
     held = packed.codes.nbytes + (0 if packed.zero_points is None else packed.zero_points.nbytes)
     assert packed.nbytes == held + packed.scales.nbytes
@@ -355,7 +353,7 @@ def test_an_empty_weight_stays_empty(shape: tuple[int, int], *, double_quant: bo
     assert packed.bits_per_weight == 0
 
 
-def test_more_weights_than_are_quantised_at_a_time_make_no_seam() -> None:
+def test_chunks_of_quantisation_leave_no_trace() -> None:
     weight = drawn(700, 101)  # more than 65,536, in blocks that run over the ends of rows
     packed = quantize(weight)
     last = 65_536 // 64
@@ -366,7 +364,7 @@ def test_more_weights_than_are_quantised_at_a_time_make_no_seam() -> None:
     assert packed.scales[last] == np.abs(parts[1][:64]).max()
 
 
-def test_quantising_leaves_the_weight_alone() -> None:
+def test_quantising_leaves_the_weight_unchanged() -> None:
     weight = drawn(20, 30)
     weight.flags.writeable = False
     before = weight.copy()
@@ -389,29 +387,29 @@ def test_a_copy_is_independent() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
-def test_what_is_no_number_is_refused(value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     weight = drawn(2, 64).astype(np.float64)
     weight[1, 3] = value
     assert not fits_in_float32(weight)
-    with pytest.raises(PeftError, match="NaN, infinity or more than float32 holds"):
+    with pytest.raises(PeftError, match="expected finite float32 values"):
         quantize(weight)
 
 
-def test_a_weight_that_is_one_zero_seen_many_times_is_looked_at_once() -> None:
+def test_a_broadcast_zero_is_checked_once() -> None:
     hollow = np.broadcast_to(np.zeros((), np.float32), (10**6, 10**6))
     assert fits_in_float32(hollow)
 
 
-def test_what_is_no_matrix_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"a weight of shape \(4,\) is no matrix \(out, in\)"):
+def test_an_array_other_than_a_matrix_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"expected a matrix \(out, in\), got shape \(4,\)"):
         quantize(np.zeros(4, np.float32))
 
 
-def test_impossible_settings_are_refused_together() -> None:
+def test_one_error_lists_every_invalid_setting() -> None:
     with pytest.raises(ConfigError) as caught:
         quantize(drawn(2, 2), quant_type="int4", block_size=48, double_quant=True)
     assert str(caught.value) == (
-        "a weight cannot be quantised with:\n"
+        "invalid settings for quantising:\n"
         "  - block_size=48 must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096\n"
         "  - double_quant=True is for quant_type='nf4': int4's scales stay at 32 bits"
     )

@@ -34,7 +34,7 @@ WIDE = TransformerConfig(
 
 
 def learnt(share: float, config: QLoraConfig, model: Transformer) -> PeftModel:
-    """QLoRA whose updates are so large a share of the weights."""
+    """Return a QLoRA with updates of a given size relative to the weights."""
     peft = get_peft_model(model, config, host=host())
     rng = np.random.default_rng(0)
     for rewrite in peft.record.rewrites:
@@ -58,7 +58,7 @@ def requantized(share: float, **settings: object) -> RequantizeReport:
 @pytest.mark.parametrize(
     ("share", "low", "high"), [(0.02, 0, 0.2), (0.08, 0.5, 0.8), (0.5, 0.95, 1)]
 )
-def test_what_is_left_of_an_update_depends_on_its_size(
+def test_the_surviving_part_of_an_update_depends_on_its_size(
     share: float, low: float, high: float
 ) -> None:
     report = requantized(share)
@@ -104,7 +104,7 @@ def test_the_report_measures_the_weights_that_are_there_now(*, double_quant: boo
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_where_nothing_was_learnt_the_codes_stay_as_they_are(*, double_quant: bool) -> None:
+def test_codes_without_an_update_are_unchanged(*, double_quant: bool) -> None:
     peft = adapted(QLoraConfig(r=2, double_quant=double_quant))
     expected, paths = logits(peft), packed_paths(adapted(QuantizeConfig()).base_model)
     model, report = merge_requantized(peft)
@@ -115,7 +115,7 @@ def test_where_nothing_was_learnt_the_codes_stay_as_they_are(*, double_quant: bo
     np.testing.assert_array_equal(logits(model), logits(twin))
 
 
-def test_the_4_bit_model_is_trained_on_with_another_lora() -> None:
+def test_the_4_bit_model_can_be_trained_with_another_lora() -> None:
     model, _ = merge_requantized(learnt(0.5, QLoraConfig(r=4), small()))
     lora = LoraConfig(r=2, target_modules=["down_proj"])
     peft = get_peft_model(model, lora, host=host())
@@ -124,7 +124,7 @@ def test_the_4_bit_model_is_trained_on_with_another_lora() -> None:
     assert all(p.grad is not None for p in peft.trainable_parameters())
 
 
-def test_a_large_update_is_nearly_what_the_float_merge_gives() -> None:
+def test_a_large_update_is_near_the_float_merge() -> None:
     config = QLoraConfig(r=8, target_modules=["q_proj"], block_size=32)
     kept, exact = (learnt(2.0, config, Transformer(WIDE)) for _ in range(2))
     before = logits(exact.base_model)
@@ -141,7 +141,7 @@ def test_a_warning_says_how_many_layers_lost_their_update() -> None:
         merge_requantized(peft)
     (warning,) = caught
     assert str(warning.message) == (
-        "7 of 7 layers have lost more than half of their update in being quantised again: "
+        "7 of 7 layers lost more than half of their update to quantisation: "
         "merge to float instead, with merge_and_unload()"
     )
     assert warning.filename == __file__
@@ -163,16 +163,16 @@ def test_the_report_is_printed_as_a_table() -> None:
 
 
 @pytest.mark.parametrize("config", [LoraConfig(r=2), QLoraConfig(r=2)])
-def test_without_a_4_bit_layer_there_is_nothing_to_quantise_again(config: LoraConfig) -> None:
+def test_a_model_without_4_bit_layers_is_refused(config: LoraConfig) -> None:
     peft = adapted(config)
     peft.merge_adapter()
     before = logits(peft)
-    with pytest.raises(PeftError, match="no layer is at 4 bits, or they are merged already"):
+    with pytest.raises(PeftError, match="expected 4-bit layers that are not merged yet, got none"):
         merge_requantized(peft)
     np.testing.assert_array_equal(logits(peft), before)
 
 
-def test_a_released_base_is_quantised_again_as_one_that_is_held() -> None:
+def test_a_released_base_is_quantised_again_like_a_held_one() -> None:
     config = QLoraConfig(r=4, target_modules=["q_proj"])
     held, released = (learnt(0.4, config, small()) for _ in range(2))
     released.release_base()
@@ -182,7 +182,7 @@ def test_a_released_base_is_quantised_again_as_one_that_is_held() -> None:
     assert packed_paths(model) == packed_paths(other)
 
 
-def test_what_cannot_be_merged_is_refused_and_nothing_changes() -> None:
+def test_a_refused_merge_changes_nothing() -> None:
     peft = learnt(0.1, QLoraConfig(r=2), small(LLAMA))
     for parameter in peft.trainable_parameters()[:2]:
         parameter.data[:] = np.nan
@@ -196,7 +196,7 @@ def test_a_weight_too_large_for_float32_leaves_the_adapter_unmerged() -> None:
     peft = get_peft_model(small(LLAMA, np.float64), QLoraConfig(r=2), host=host())
     for parameter in peft.trainable_parameters():
         parameter.data = parameter.data + 1e25
-    with pytest.raises(PeftError, match="more than float32 holds"):
+    with pytest.raises(PeftError, match="expected finite float32 values"):
         merge_requantized(peft)
     assert any(isinstance(m, LoraLinear) for _, m in peft.named_modules())
     peft.merge_adapter()

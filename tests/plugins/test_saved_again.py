@@ -1,4 +1,4 @@
-"""An adapter that is saved, loaded and saved again is the same files, byte for byte."""
+"""Saving, loading and saving an adapter again gives the same files, byte for byte."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_what_was_loaded_is_saved_as_the_same_bytes(config: PeftConfig, tmp_path: Path) -> None:
+def test_a_loaded_adapter_is_saved_as_the_same_bytes(config: PeftConfig, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     get_peft_model(small(BERT_CLASSIFIER), config).save_pretrained(first)
     loaded = PeftModel.from_pretrained(small(BERT_CLASSIFIER), first)

@@ -52,7 +52,7 @@ def present(array: Array | None) -> Array:
 
 # ---------- the random matrices ----------
 
-# What torch.empty(2, 3).uniform_ and then (3, 2) give in PEFT, as the bits of float32, by the key.
+# PEFT's torch.empty(2, 3).uniform_, then (3, 2), as the bits of float32, by key.
 DRAWN = {
     0: (
         [3157096738, 1061303964, 3214212273, 3213178909, 3205198038, 1052912299],
@@ -66,7 +66,7 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("key", [*DRAWN, 2**32 - 1, 2**40])
-def test_the_matrices_are_pefts_bit_for_bit(key: int) -> None:
+def test_matrices_match_peft_bit_for_bit(key: int) -> None:
     config = VeraConfig(r=2, projection_prng_key=key)
     drawn = DrawnProjection(config, 3, 3, Init(0)).matrices
     expected = DRAWN[{2**32 - 1: -1, 2**40: 0}.get(key, key)]
@@ -95,10 +95,10 @@ def test_in_float64_they_have_the_same_values() -> None:
 
 
 @pytest.mark.parametrize("save", [True, False])
-def test_all_targets_share_them_and_take_their_part_as_a_view(save: bool) -> None:
+def test_all_targets_share_views_of_the_matrices(save: bool) -> None:
     peft = adapted(VeraConfig(r=4, target_modules="all-linear", save_projection=save))
     a, b = matrices(peft)
-    assert (a.shape, b.shape) == ((4, 24), (24, 4))  # the most inputs, and the most outputs
+    assert (a.shape, b.shape) == ((4, 24), (24, 4))  # the largest in_features and out_features
     assert len(layers(peft)) == 3 * 7
     for layer in layers(peft):
         assert layer.projection is layers(peft)[0].projection
@@ -108,7 +108,7 @@ def test_all_targets_share_them_and_take_their_part_as_a_view(save: bool) -> Non
         assert np.shares_memory(own_b, b)
 
 
-def test_each_step_and_each_adapter_has_its_own() -> None:
+def test_each_step_and_adapter_has_its_own_matrices() -> None:
     keys = [VeraConfig(r=2 + key, projection_prng_key=key) for key in range(3)]
     peft = get_peft_model(small(), keys[:2])
     peft.add_adapter("other", keys[2])
@@ -120,7 +120,7 @@ def test_each_step_and_each_adapter_has_its_own() -> None:
     assert matrices(peft)[0].shape == (4, 16)
 
 
-def test_they_are_not_trained_and_copies_are_apart() -> None:
+def test_matrices_are_frozen_and_copies_are_independent() -> None:
     peft = adapted(ALL)
     names = {n.rpartition(".")[2] for n, p in peft.named_parameters() if p.requires_grad}
     assert names == {"vera_lambda_b", "vera_lambda_d"}
@@ -134,7 +134,7 @@ def test_they_are_not_trained_and_copies_are_apart() -> None:
 
 @dataclass
 class Case:
-    """The op's inputs, which of them are trained, and its formula written another way."""
+    """The op's inputs, the trained ones among them, and its formula written another way."""
 
     dropped: bool
     trained: tuple[bool, bool, bool] = (True, True, True)
@@ -164,7 +164,7 @@ class Case:
         return apply_fused(vera_update, *inputs, **self.constants, rate=self.rate)
 
     def formula(self, x: Array, lambda_d: Array, lambda_b: Array) -> Array:
-        """With ΔW built as a matrix."""
+        """Compute the update with ΔW built as a matrix."""
         dropped = x if self.keep is None else x * self.keep / (1 - self.rate)
         a, b = self.constants["a"], self.constants["b"]
         found: Array = dropped @ (np.diag(lambda_b) @ b @ np.diag(lambda_d) @ a).T
@@ -192,7 +192,7 @@ def test_the_op_is_its_formula_and_its_gradients_are_its_differences(name: str) 
     assert check_gradients(case.op, inputs) < 1e-6
 
 
-def test_the_gradients_are_the_papers() -> None:
+def test_gradients_match_the_paper() -> None:
     case = CASES["no dropout"]
     x, lambda_d, lambda_b = case.inputs()
     a, b = case.constants["a"], case.constants["b"]
@@ -215,7 +215,7 @@ def test_an_input_of_another_width_is_refused() -> None:
 # ---------- the layer ----------
 
 
-def test_a_layer_starts_as_its_base_and_is_its_formula() -> None:
+def test_a_layer_starts_as_its_base_and_follows_the_formula() -> None:
     init = Init(3, np.float64)
     base = Linear(5, 4, init=init)
     config = VeraConfig(r=2, d_initial=0.3)
@@ -243,7 +243,7 @@ def test_it_merges_over_lora_and_over_a_4_bit_base(model: TransformerConfig) -> 
         np.testing.assert_allclose(logits(peft.merge_and_unload()), expected, atol=2e-5)
 
 
-def test_rows_of_a_batch_go_through_adapters_of_their_own() -> None:
+def test_rows_may_have_different_adapters() -> None:
     peft = adapted(ALL)
     peft.add_adapter("other", VeraConfig(r=3, projection_prng_key=1, save_projection=False))
     peft.set_adapter("other")
@@ -256,7 +256,7 @@ def test_rows_of_a_batch_go_through_adapters_of_their_own() -> None:
     np.testing.assert_allclose(mixed, [alone[1][0], alone[0][1]], atol=1e-6)
 
 
-def test_peft_has_no_weighted_sum_of_veras_and_neither_is_there_one_here() -> None:
+def test_veras_cannot_be_combined() -> None:
     peft = adapted(ALL)
     peft.add_adapter("other", ALL)
     with pytest.raises(PeftError, match="vera"):
@@ -283,7 +283,7 @@ def test_peft_has_no_weighted_sum_of_veras_and_neither_is_there_one_here() -> No
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], why: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         VeraConfig(**settings)
 
@@ -315,7 +315,7 @@ def test_the_count_is_the_formula(bias: Any, save: bool) -> None:  # noqa: ANN40
 # ---------- files ----------
 
 
-def test_the_matrices_are_in_the_file_once_if_they_are_saved(tmp_path: Path) -> None:
+def test_saved_matrices_are_in_the_file_once(tmp_path: Path) -> None:
     for save in (True, False):
         config = VeraConfig(r=4, save_projection=save, layers_to_transform=0)
         adapted(config).save_pretrained(tmp_path / str(save))
@@ -336,7 +336,7 @@ def test_matrices_that_are_not_saved_are_drawn_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits(loaded), logits(peft))
 
 
-def test_saved_matrices_are_used_whatever_the_key(tmp_path: Path) -> None:
+def test_saved_matrices_are_used_with_any_key(tmp_path: Path) -> None:
     peft = adapted(VeraConfig(r=4))
     peft.save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
@@ -346,7 +346,7 @@ def test_saved_matrices_are_used_whatever_the_key(tmp_path: Path) -> None:
     assert isinstance(layers(loaded)[0].projection, StoredProjection)
 
 
-def test_matrices_that_are_there_or_not_against_the_settings_are_refused(tmp_path: Path) -> None:
+def test_matrices_that_contradict_the_settings_are_refused(tmp_path: Path) -> None:
     adapted(VeraConfig(r=4)).save_pretrained(tmp_path)
     stored = load_file(tmp_path / WEIGHTS)
     save_file({n: t for n, t in stored.items() if n != "base_model.vera_A"}, tmp_path / WEIGHTS)
@@ -360,9 +360,7 @@ def test_matrices_that_are_there_or_not_against_the_settings_are_refused(tmp_pat
 
 
 @pytest.mark.parametrize("save", [True, False])
-def test_a_rank_that_no_memory_could_hold_is_refused_by_the_shapes(
-    save: bool, tmp_path: Path
-) -> None:
+def test_a_rank_beyond_memory_is_refused_by_the_shapes(save: bool, tmp_path: Path) -> None:
     adapted(VeraConfig(r=4, save_projection=save)).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**15}))
@@ -370,7 +368,7 @@ def test_a_rank_that_no_memory_could_hold_is_refused_by_the_shapes(
         PeftModel.from_pretrained(small(), tmp_path)
 
 
-def test_inspect_tells_what_is_in_a_folder_and_what_is_wrong(tmp_path: Path) -> None:
+def test_inspect_reports_contents_and_problems_of_a_folder(tmp_path: Path) -> None:
     adapted(VeraConfig(r=4, projection_prng_key=3)).save_pretrained(tmp_path)
     report = inspect_path(tmp_path, Host.installed())
     assert report.sound, report.problems
@@ -381,10 +379,10 @@ def test_inspect_tells_what_is_in_a_folder_and_what_is_wrong(tmp_path: Path) -> 
     del stored["base_model.vera_B"]
     save_file(stored, tmp_path / WEIGHTS)
     report = inspect_path(tmp_path, Host.installed())
-    assert list(report.problems) == ["base_model.vera_B is missing, with save_projection=True"]
+    assert list(report.problems) == ["missing: base_model.vera_B (save_projection=True)"]
 
 
-def test_inspect_says_what_names_and_shapes_tell() -> None:
+def test_inspect_checks_names_and_shapes() -> None:
     path = "layers.0.q_proj.vera_lambda"
     good = {
         "base_model.vera_A": (2, 8),
@@ -395,15 +393,15 @@ def test_inspect_says_what_names_and_shapes_tell() -> None:
     problems = VeraConfig(r=2).contradictions
     assert not problems({**good, "score.weight": (3, 8)})
     assert problems({**good, f"{path}_b": (7,)}) == [
-        f"{path}_b (7,) is longer than base_model.vera_B has rows"
+        f"{path}_b: expected at most the rows of base_model.vera_B, got shape (7,)"
     ]
     assert problems({**good, f"{path}_d": (3,), "base_model.vera_A": (3, 8)}) == [
-        "base_model.vera_A is (3, 8), and with r=2 (2, 8) is expected",
-        f"{path}_d is (3,), and with r=2 (2,) is expected",
+        "base_model.vera_A: expected shape (2, 8) (r=2), got (3, 8)",
+        f"{path}_d: expected shape (2,) (r=2), got (3,)",
     ]
     without = {name: shape for name, shape in good.items() if name != f"{path}_d"}
-    assert problems(without) == [f"{path}_b is there without {path}_d"]
+    assert problems(without) == [f"{path}_b: {path}_d is missing"]
     odd = problems({**good, "base_model.vera_B": (), f"{path}_d": ()})
-    assert odd[0] == "base_model.vera_B is (), and with r=2 (1, 2) is expected"
+    assert odd[0] == "base_model.vera_B: expected shape (1, 2) (r=2), got ()"
     drawn = VeraConfig(r=2, save_projection=False).contradictions
-    assert drawn(good)[0] == "base_model.vera_A is there, with save_projection=False"
+    assert drawn(good)[0] == "unexpected: base_model.vera_A (save_projection=False)"

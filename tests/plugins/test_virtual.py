@@ -1,4 +1,4 @@
-"""What prefix tuning, prompt tuning and P-tuning have in common."""
+"""The common behaviour of prefix tuning, prompt tuning and P-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -77,7 +77,7 @@ def adapted(
     recipe: PeftConfig | Sequence[PeftConfig],
     dtype: type[np.floating] = np.float32,
 ) -> PeftModel:
-    """A small model with a recipe, whose weights are no longer where they started."""
+    """Return a small model with a recipe and moved weights."""
     peft = get_peft_model(small(family, dtype), recipe)
     shake(peft)
     return peft
@@ -95,7 +95,7 @@ def test_each_method_names_the_seam_that_it_stands_in(config: VirtualConfig) -> 
 # ---------- the numbers ----------
 
 
-def test_the_gradients_are_the_losss_differences(
+def test_gradients_match_differences_of_the_loss(
     family: TransformerConfig, config: VirtualConfig
 ) -> None:
     peft = adapted(family, config, np.float64)
@@ -108,7 +108,7 @@ def test_the_gradients_are_the_losss_differences(
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_the_gradients_of_a_stack_are_the_losss_differences(
+def test_gradients_of_a_stack_match_differences_of_the_loss(
     family: TransformerConfig, name: str
 ) -> None:
     peft = adapted(family, STACKS[name], np.float64)
@@ -146,7 +146,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(
     before.assert_unchanged(peft.unload())
 
 
-def test_equal_seeds_give_equal_weights_whatever_comes_after(
+def test_equal_seeds_give_equal_weights_with_any_later_steps(
     family: TransformerConfig, config: VirtualConfig
 ) -> None:
     def start(seed: int, *later: PeftConfig) -> list[np.ndarray]:
@@ -210,7 +210,7 @@ def test_steps_at_different_places_commute(family: TransformerConfig, other: Pef
             for parameter in peft.record.named_parameters(step).values():
                 parameter.data = rng.normal(0, 0.2, parameter.shape).astype(np.float32)
         outputs.append(logits(peft))
-    if other is P_TUNING:  # a prompt as well: their order is the recipe's
+    if other is P_TUNING:  # also a prompt: the order of the recipe matters
         assert np.abs(outputs[0] - outputs[1]).max() > 1e-5
     else:
         np.testing.assert_array_equal(outputs[0], outputs[1])
@@ -235,7 +235,7 @@ def test_a_bare_encoder_gives_hidden_states_of_prompt_and_text(config: VirtualCo
 
 
 @pytest.mark.parametrize("family", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_cached_generation_is_what_reading_everything_anew_gives(
+def test_generation_is_the_same_with_and_without_a_cache(
     family: TransformerConfig, config: VirtualConfig
 ) -> None:
     peft = adapted(family, config)
@@ -247,7 +247,7 @@ def test_cached_generation_is_what_reading_everything_anew_gives(
 
 
 @pytest.mark.parametrize("family", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_texts_padded_on_the_left_are_continued_as_they_are_alone(
+def test_texts_padded_on_the_left_continue_as_they_do_alone(
     family: TransformerConfig, config: VirtualConfig
 ) -> None:
     peft = adapted(family, config)
@@ -256,7 +256,7 @@ def test_texts_padded_on_the_left_are_continued_as_they_are_alone(
     np.testing.assert_array_equal(both[1, 2:], peft.generate(IDS[1:, 2:], max_new_tokens=5)[0])
 
 
-def test_a_text_of_one_token_and_a_batch_of_one_will_do(
+def test_a_text_of_one_token_and_a_batch_of_one_work(
     family: TransformerConfig, config: VirtualConfig
 ) -> None:
     peft = adapted(family, config)
@@ -269,7 +269,7 @@ def test_a_text_of_one_token_and_a_batch_of_one_will_do(
 
 
 @pytest.mark.parametrize("config", [*CONFIGS.values(), *USUAL_WIDTHS.values()])
-def test_the_closed_form_is_the_real_count(
+def test_the_closed_form_matches_the_count(
     family: TransformerConfig, config: VirtualConfig
 ) -> None:
     real = get_peft_model(small(family), config).get_nb_trainable_parameters()
@@ -291,7 +291,7 @@ def test_a_head_that_is_trained_beside_it_is_counted(config: VirtualConfig) -> N
 # ---------- on disk ----------
 
 
-def test_what_is_saved_is_loaded(
+def test_a_saved_adapter_is_loaded(
     family: TransformerConfig, config: VirtualConfig, tmp_path: Path
 ) -> None:
     peft = adapted(family, config)
@@ -314,7 +314,7 @@ def test_a_stack_is_saved_and_loaded_in_its_order(
 
 @pytest.mark.parametrize("name", USUAL_WIDTHS)
 @pytest.mark.parametrize("whole", [True, False])
-def test_it_is_stored_flattened_and_goes_on_as_it_was_where_it_is_stored_whole(
+def test_it_is_stored_flattened_or_whole_for_further_training(
     family: TransformerConfig, name: str, tmp_path: Path, *, whole: bool
 ) -> None:
     peft = adapted(family, USUAL_WIDTHS[name])
@@ -336,7 +336,7 @@ def step(peft: PeftModel) -> None:
     AdamW(peft.trainable_parameters(), lr=0.01).step()
 
 
-def test_rows_may_have_prompts_and_prefixes_of_their_own(family: TransformerConfig) -> None:
+def test_rows_may_have_different_prompts_and_prefixes(family: TransformerConfig) -> None:
     peft = adapted(family, [PREFIX, P_TUNING])
     recipes = {"short": [PROMPT], "long": [CONFIGS["projected prefix"], PROMPT, PROMPT]}
     for name, recipe in recipes.items():
@@ -356,7 +356,7 @@ def test_rows_may_have_prompts_and_prefixes_of_their_own(family: TransformerConf
 
 
 @pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
-def test_a_length_of_nothing_is_refused(kind: type[VirtualConfig]) -> None:
+def test_a_length_of_zero_is_refused(kind: type[VirtualConfig]) -> None:
     for count in (0, -3):
         with pytest.raises(ConfigError, match=f"num_virtual_tokens={count} must be at least 1"):
             kind(num_virtual_tokens=count)
@@ -365,7 +365,7 @@ def test_a_length_of_nothing_is_refused(kind: type[VirtualConfig]) -> None:
 @pytest.mark.parametrize(
     "lengths", [[PREFIX, 24], [PROMPT, 30], [PROMPT, 4, PREFIX, 20], [PREFIX, 22, P_TUNING, 2]]
 )
-def test_virtual_tokens_that_leave_no_room_are_refused_before_anything_is_touched(
+def test_virtual_tokens_without_room_for_a_text_are_refused_before_anything_changes(
     family: TransformerConfig, lengths: list[object]
 ) -> None:
     recipe = []
@@ -413,7 +413,7 @@ def test_an_adapter_of_another_model_is_refused_with_every_mismatch(
     get_peft_model(model, replace(config, **fitting))  # type: ignore[arg-type]
 
 
-def test_it_cannot_be_merged_and_says_so(config: VirtualConfig) -> None:
+def test_merging_is_refused(config: VirtualConfig) -> None:
     peft = adapted(LLAMA, [LORA, config])
     before = logits(peft)
     with pytest.raises(PeftError, match=r"model\.(prompt|prefix): p\w+ cannot be merged: v"):

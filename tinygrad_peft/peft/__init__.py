@@ -36,6 +36,7 @@ from tinygrad_peft.peft.memory import Memory, estimate_full_memory, estimate_mem
 from tinygrad_peft.peft.methods import methods_of
 from tinygrad_peft.peft.model import PeftModel, get_peft_model
 from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
+from tinygrad_peft.peft.saved_modules import is_saved_whole
 from tinygrad_peft.peft.settings import (
     config_from_dict,
     config_to_dict,
@@ -100,6 +101,7 @@ __all__ = [
     "hookimpl",
     "hookspecs",
     "inspect_path",
+    "is_saved_whole",
     "matches",
     "methods_of",
     "parse_method",

@@ -263,9 +263,9 @@ def test_without_its_base_names_and_ranks_are_checked(tmp_path: Path) -> None:
     found = problems(folder)
     assert found[0] == "target_modules: no tensor belongs to 'v_porj'; did you mean 'v_proj'?"
     half = PLACE.format(2, "v_proj.lora_A.weight")
-    assert f"{half} is there without {half.replace('lora_A', 'lora_B')}" in found
+    assert f"{half}: {half.replace('lora_A', 'lora_B')} is missing" in found
     name = PLACE.format(0, "q_proj.lora_B.weight")
-    assert f"{name} is (16, 2), and the settings give it the rank 4" in found
+    assert f"{name}: expected rank 4, got shape (16, 2)" in found
 
 
 def test_a_model_that_is_named_takes_the_place_of_the_base(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""mlx-lm's LoRA: what it wrote and computed, and what is written for it."""
+"""LoRAs written by mlx-lm, its outputs for them, and files written for it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +10,32 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.peft.small import BERT, FAMILIES, LLAMA, Snapshot, logits, shake, small
-from tinygrad_peft.errors import ConfigError, TinygradPeftError
+from tests.peft.small import BERT, FAMILIES, LLAMA, logits, shake, small
+from tests.plugins.foreign_folders import (
+    CONFIG,
+    GOLDEN,
+    adapt,
+    inspect,
+    read,
+    refused,
+    settings,
+)
+from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.models import load_model
-from tinygrad_peft.models.inspection import Report
-from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import PeftConfig, PeftModel
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(GOLDEN.glob("mlx-*"))
-CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+WEIGHTS = "adapters.safetensors"
 LORA = LoraConfig(r=2, lora_alpha=3)
-
-
-@cache
-def host() -> Host:
-    """What is installed; asking for it takes longer than most of the tests."""
-    return Host.installed()
-
-
-def read(model: Transformer, folder: Path) -> PeftModel:
-    return PeftModel.from_pretrained(model, folder, host=host())
-
-
-def adapt(model: Transformer, recipe: PeftConfig | Sequence[PeftConfig]) -> PeftModel:
-    return get_peft_model(model, recipe, host=host())
-
-
-def inspect(path: Path, base: TransformerConfig | None = None) -> Report:
-    return inspect_path(path, host(), base=base)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: str(folder.name))
 def folder(request: pytest.FixtureRequest) -> Path:
     return Path(request.param)
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    return values
 
 
 def base(folder: Path) -> Transformer:
@@ -73,7 +55,7 @@ def saved(folder: Path, config: LoraConfig = LORA, family: str = "llama") -> Pef
 
 
 def edit(folder: Path, parameters: Mapping[str, object] | None = None, **values: object) -> None:
-    """Change what the settings hold; None takes a key out."""
+    """Change settings; None removes a key."""
     whole = {**settings(folder), **values}
     whole["lora_parameters"] = {**whole["lora_parameters"], **(parameters or {})}
     for part in (whole, whole["lora_parameters"]):
@@ -82,29 +64,17 @@ def edit(folder: Path, parameters: Mapping[str, object] | None = None, **values:
     (folder / CONFIG).write_text(json.dumps(whole))
 
 
-def refused(folder: Path, *parts: str, model: Transformer | None = None) -> str:
-    """Loading raises one error with all parts, and the model is what it was."""
-    model = small() if model is None else model
-    before = Snapshot.of(model)
-    with pytest.raises(TinygradPeftError) as caught:
-        read(model, folder)
-    before.assert_unchanged(model)
-    for part in parts:
-        assert part in str(caught.value)
-    return str(caught.value)
-
-
 # ---------- what mlx-lm wrote ----------
 
 
-def test_the_logits_are_those_of_mlx_lm(folder: Path) -> None:
+def test_logits_match_mlx_lm(folder: Path) -> None:
     peft = read(base(folder), folder)
     assert not peft.trainable_parameters()
     assert_logits(peft, folder)
     assert_logits(peft.merge_and_unload(), folder)
 
 
-def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_was_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     peft = read(base(folder), folder)
     peft.save_pretrained(tmp_path, layout="mlx-lm")
     written, before = load_file(tmp_path / WEIGHTS), load_file(folder / WEIGHTS)
@@ -120,12 +90,12 @@ def test_what_is_read_is_written_again(folder: Path, tmp_path: Path) -> None:
     assert_logits(read(base(folder), tmp_path), folder)
 
 
-def test_in_hugging_face_pefts_manner_it_is_the_same_adapter(folder: Path, tmp_path: Path) -> None:
+def test_the_peft_layout_holds_the_same_adapter(folder: Path, tmp_path: Path) -> None:
     read(base(folder), folder).save_pretrained(tmp_path)
     assert_logits(read(base(folder), tmp_path), folder)
 
 
-def test_inspect_tells_of_it_with_its_model_and_without(folder: Path) -> None:
+def test_inspect_reports_the_adapter_with_and_without_its_base(folder: Path) -> None:
     alone = inspect(folder)
     assert (alone.sound, alone.facts["format"], alone.facts["method"]) == (True, "mlx-lm", "lora")
     held = inspect(folder, base=base(folder).config)
@@ -149,7 +119,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_written_is_read_again(name: str, family: str, tmp_path: Path) -> None:
+def test_a_written_folder_is_read_back(name: str, family: str, tmp_path: Path) -> None:
     peft = saved(tmp_path, CONFIGS[name], family)
     again = read(small(FAMILIES[family]), tmp_path)
     if name == "taken out":
@@ -163,7 +133,7 @@ def test_what_is_written_is_read_again(name: str, family: str, tmp_path: Path) -
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_its_matrices_are_transposed_and_its_scale_is_the_whole_factor(tmp_path: Path) -> None:
+def test_matrices_are_transposed_and_the_scale_is_not_divided_by_the_rank(tmp_path: Path) -> None:
     peft = saved(tmp_path, replace(LORA, lora_alpha=7, target_modules=["k_proj"]))
     tensors, name = load_file(tmp_path / WEIGHTS), "model.layers.2.self_attn.k_proj"
     values = settings(tmp_path)
@@ -184,7 +154,7 @@ def test_its_matrices_are_transposed_and_its_scale_is_the_whole_factor(tmp_path:
     np.testing.assert_allclose(x @ delta.T, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_layers_that_are_not_the_last_are_named_by_their_whole_paths(tmp_path: Path) -> None:
+def test_layers_other_than_the_last_are_named_by_their_whole_paths(tmp_path: Path) -> None:
     saved(tmp_path, replace(LORA, layers_to_transform=[0, 2], target_modules=["q_proj"]))
     assert settings(tmp_path)["num_layers"] == 3
     assert settings(tmp_path)["lora_parameters"]["keys"] == [
@@ -199,26 +169,26 @@ def test_layers_that_are_not_the_last_are_named_by_their_whole_paths(tmp_path: P
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (replace(LORA, bias="lora_only", target_modules=["c_attn"]), "bias='lora_only': it trains"),
-        (replace(LORA, lora_bias=True), "lora_bias: it has no biases"),
+        (replace(LORA, bias="lora_only", target_modules=["c_attn"]), "trains no biases"),
+        (replace(LORA, lora_bias=True), "lora_bias: mlx-lm's B has no bias"),
         (
             replace(LORA, trainable_token_indices=[3]),
-            "trainable_token_indices: it trains no tokens",
+            "trainable_token_indices: mlx-lm trains no single tokens",
         ),
-        (replace(LORA, modules_to_save=["ln_f"]), "modules_to_save: it trains no modules whole"),
+        (replace(LORA, modules_to_save=["ln_f"]), "mlx-lm trains no whole modules"),
         (
             replace(LORA, rank_pattern={r"h\.0\..*": 4}, alpha_pattern={r"h\.0\..*": 6}),
-            "ranks [2, 4]: it has one rank",
+            "ranks [2, 4]: mlx-lm has one rank",
         ),
-        (replace(LORA, alpha_pattern={r"h\.0\..*": 4}), "scalings [1.5, 2.0]: it has one scale"),
+        (replace(LORA, alpha_pattern={r"h\.0\..*": 4}), "mlx-lm has one scale for all"),
         (
             replace(LORA, target_modules=["wpe"], use_dora=True),
-            "use_dora on an embedding: its magnitudes are others there",
+            "use_dora on an embedding: mlx-lm's magnitudes differ there",
         ),
         (BottleneckAdapterConfig(), "no installed plugin writes adapter in it"),
     ],
 )
-def test_what_it_cannot_hold_is_refused_and_nothing_written(
+def test_unsupported_settings_are_refused_and_nothing_is_written(
     config: PeftConfig, reason: str, tmp_path: Path
 ) -> None:
     peft = adapt(small(FAMILIES["gpt2"]), config)
@@ -229,21 +199,21 @@ def test_what_it_cannot_hold_is_refused_and_nothing_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_its_models_have_no_classifier_and_gpt2_no_head_of_its_own(tmp_path: Path) -> None:
+def test_classifiers_and_gpt2s_head_are_refused(tmp_path: Path) -> None:
     headed = replace(LLAMA, head="classification", num_labels=3)
     untied = replace(FAMILIES["gpt2"], tie_word_embeddings=False)
     for config, target in ((headed, "score"), (untied, "lm_head")):
         peft = adapt(small(config), replace(LORA, target_modules=[target]))
-        with pytest.raises(ConfigError, match=f"{target}: its model has no such place"):
+        with pytest.raises(ConfigError, match=f"{target}: mlx-lm's model has no such module"):
             peft.save_pretrained(tmp_path, layout="mlx-lm")
 
 
-def test_it_has_no_bert(tmp_path: Path) -> None:
+def test_a_bert_is_refused(tmp_path: Path) -> None:
     peft = adapt(small(FAMILIES["bert"]), LORA)
-    with pytest.raises(ConfigError, match="mlx-lm has no bert: gpt2, llama"):
+    with pytest.raises(ConfigError, match="expected one of gpt2, llama, got bert"):
         peft.save_pretrained(tmp_path, layout="mlx-lm")
     saved(tmp_path)
-    refused(tmp_path, "mlx-lm has no bert: gpt2, llama", model=small(BERT))
+    refused(tmp_path, "expected one of gpt2, llama, got bert", model=small(BERT))
 
 
 # ---------- strictness ----------
@@ -252,9 +222,9 @@ def test_it_has_no_bert(tmp_path: Path) -> None:
 WRONG: Mapping[str, tuple[dict[str, Any], str]] = {
     "full": (
         {"fine_tune_type": "full"},
-        "fine_tune_type 'full' is all of a model's weights, and no adapter",
+        "fine_tune_type 'full': expected an adapter, got all of a model's weights",
     ),
-    "kind": ({"fine_tune_type": "lroa"}, "fine_tune_type 'lroa' is none of lora, dora, full"),
+    "kind": ({"fine_tune_type": "lroa"}, "expected 'lora' or 'dora', got 'lroa'"),
     "unknown": (
         {"parameters": {"alpha": 16}},
         "lora_parameters has the unknown alpha = 16",
@@ -270,39 +240,39 @@ WRONG: Mapping[str, tuple[dict[str, Any], str]] = {
     "rank": ({"parameters": {"rank": 0}}, "the rank r=0 must be at least 1"),
     "embedding": (
         {"fine_tune_type": "dora", "parameters": {"keys": ["model.embed_tokens"]}},
-        "fine_tune_type 'dora' on an embedding: its magnitudes are others here",
+        "fine_tune_type 'dora' on an embedding: its magnitudes differ here",
     ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_setting_without_an_equal_is_refused(case: str, tmp_path: Path) -> None:
+def test_an_unsupported_setting_in_a_file_is_refused(case: str, tmp_path: Path) -> None:
     saved(tmp_path)
     values, reason = WRONG[case]
     edit(tmp_path, **values)
     refused(tmp_path, f"{tmp_path / CONFIG}, which is mlx-lm's:", reason)
 
 
-def test_all_that_is_wrong_with_the_settings_is_one_error(tmp_path: Path) -> None:
+def test_one_error_lists_every_invalid_setting(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, {"alpha": 16, "keys": []}, fine_tune_type="qlora")
     assert refused(tmp_path).count("\n  - ") == 3
 
 
-def test_what_tells_of_the_training_run_is_passed_over(tmp_path: Path) -> None:
+def test_settings_of_the_training_run_are_ignored(tmp_path: Path) -> None:
     peft = saved(tmp_path)
     edit(tmp_path, {"later": False}, optimizer="adam", iters=1000, whatever=[1])
     np.testing.assert_array_equal(logits(read(small(), tmp_path)), logits(peft))
 
 
 @pytest.mark.parametrize("layers", [0, -1, 3, 16])
-def test_all_layers_are_the_last_ones_too(layers: int, tmp_path: Path) -> None:
+def test_num_layers_may_cover_all_layers(layers: int, tmp_path: Path) -> None:
     peft = saved(tmp_path)
     edit(tmp_path, num_layers=layers)
     np.testing.assert_array_equal(logits(read(small(), tmp_path)), logits(peft))
 
 
-def test_layers_without_their_tensors_and_tensors_of_other_layers_are_told(tmp_path: Path) -> None:
+def test_missing_and_unexpected_layers_are_reported(tmp_path: Path) -> None:
     saved(tmp_path, replace(LORA, layers_to_transform=[1, 2], target_modules=["q_proj"]))
     name = "model.layers.{}.self_attn.q_proj.lora_a (16, 2)"
     edit(tmp_path, num_layers=3)
@@ -336,33 +306,35 @@ ALONE: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "another rank": (
         {},
         {Q.format(0) + ".lora_b": np.ones((3, 16), np.float32)},
-        [f"{Q.format(0)}.lora_b is (3, 16), and the settings give it the rank 2"],
+        [f"{Q.format(0)}.lora_b: expected rank 2, got shape (3, 16)"],
     ),
     "a key without tensors": (
         {"parameters": {"keys": ["self_attn.q_proj", "mlp.gate"]}},
         {},
-        ["lora_parameters.keys: no tensor is of 'mlp.gate'"],
+        ["lora_parameters.keys: 'mlp.gate' has no tensors"],
     ),
     "tensors without a key": (
         {"parameters": {"keys": [Q.format(0), Q.format(2)]}},
         {},
-        [f"{Q.format(1)} has weights, and none of lora_parameters.keys names it"],
+        [f"{Q.format(1)}: has tensors, but is not in lora_parameters.keys"],
     ),
     "more layers": (
         {"num_layers": 2},
         {},
-        ["self_attn.q_proj has weights in the layers 0, 1, 2, and num_layers=2 asks for 1 to 2"],
+        ["self_attn.q_proj: expected tensors in layers 1 to 2 (num_layers=2), got 0, 1, 2"],
     ),
     "a layer is missing": (
         {},
         {Q.format(1) + ".lora_a": None, Q.format(1) + ".lora_b": None},
-        ["self_attn.q_proj has weights in the layers 0, 2, and num_layers=3 asks for 0 to 2"],
+        ["self_attn.q_proj: expected tensors in layers 0 to 2 (num_layers=3), got 0, 2"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", ALONE)
-def test_what_contradicts_the_settings_is_told_without_the_model(case: str, tmp_path: Path) -> None:
+def test_contradictions_to_the_settings_are_reported_without_the_base(
+    case: str, tmp_path: Path
+) -> None:
     saved(tmp_path, replace(LORA, target_modules=["q_proj"]))
     values, tensors, told = ALONE[case]
     edit(tmp_path, **values)
@@ -374,7 +346,7 @@ def test_what_contradicts_the_settings_is_told_without_the_model(case: str, tmp_
     assert not inspect(tmp_path, base=LLAMA).sound
 
 
-def test_shapes_are_told_as_they_are_in_the_file(tmp_path: Path) -> None:
+def test_shapes_are_reported_as_in_the_file(tmp_path: Path) -> None:
     saved(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     name = "model.layers.0.self_attn.q_proj.lora_a"
@@ -382,24 +354,24 @@ def test_shapes_are_told_as_they_are_in_the_file(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / WEIGHTS)
     refused(tmp_path, f"wrong shape: {name} is (2, 16), expected (16, 2)")
     (told,) = inspect(tmp_path).problems
-    assert told.endswith(f"{name} is (2, 16), and the settings give it the rank 2")
+    assert told.endswith(f"{name}: expected rank 2, got shape (2, 16)")
 
 
-def test_hugging_face_pefts_names_in_its_file_are_told(tmp_path: Path) -> None:
+def test_pefts_names_in_mlx_lms_file_are_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / WEIGHTS)
     refused(tmp_path, "the tensors have the names of an adapter of Hugging Face PEFT", "missing: ")
 
 
-def test_its_names_in_hugging_face_pefts_file_are_told(tmp_path: Path) -> None:
+def test_mlx_lms_names_in_pefts_file_are_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / WEIGHTS).rename(tmp_path / "peft" / "adapter_model.safetensors")
     refused(tmp_path / "peft", "the tensors have the names of an adapter of mlx-lm", "missing: ")
 
 
-def test_weights_in_numpys_format_are_told(tmp_path: Path) -> None:
+def test_weights_in_numpys_format_are_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapters.npz")
     refused(tmp_path, "adapters.npz is not read: save it as safetensors, with a current mlx-lm")

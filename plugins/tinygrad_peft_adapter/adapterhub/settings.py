@@ -7,19 +7,14 @@ import msgspec
 
 from tinygrad_peft.errors import ConfigError, failures
 from tinygrad_peft.peft import unknown_settings
+from tinygrad_peft_adapter.adapterhub.layout import STARTS
 
-__all__ = ["STARTS", "BnConfig", "read_bn_config"]
-
-STARTS: Mapping[str, str] = {
-    "mam_adapter": "identity",
-    "houlsby": "near_identity",
-    "bert": "near_identity",
-}
+__all__ = ["BnConfig", "read_bn_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BnConfig:
-    """Its settings with its defaults; those of what is off do not count."""
+    """AdapterHub's settings and defaults; the settings of features that are off do not count."""
 
     mh_adapter: bool
     output_adapter: bool
@@ -55,26 +50,26 @@ class BnConfig:
     phm_bias: bool | None = True
     stochastic_depth: float | None = 0.0
 
-    def unequalled(self) -> list[str]:
-        """What of it there is no equal of here."""
+    def unsupported(self) -> list[str]:
+        """List the settings that are not supported here."""
         rules = {
-            "output_adapter=False: an adapter at each feed-forward layer is expected": (
+            "output_adapter=False: adapters after attention alone are not supported": (
                 not self.output_adapter
             ),
-            "is_parallel with mh_adapter: none beside attention is supported": (
+            "is_parallel with mh_adapter: adapters beside attention are not supported": (
                 self.is_parallel and self.mh_adapter
             ),
-            "original_ln_after=False: no output without the base's own sum is supported": (
+            "original_ln_after=False: outputs without the base's own sum are not supported": (
                 not self.original_ln_after
             ),
-            f"residual_before_ln={self.residual_before_ln!r}: true alone is supported": (
+            f"residual_before_ln={self.residual_before_ln!r}: only true is supported": (
                 not self.is_parallel
                 and (self.original_ln_before or self.residual_before_ln == "post_add")
                 and self.residual_before_ln is not True
             ),
-            "ln_before: its own library cannot write that as safetensors": self.ln_before,
+            "ln_before: AdapterHub cannot write it as safetensors": self.ln_before,
             "ln_after: norms behind adapters are not supported": self.ln_after,
-            f"scaling={self.scaling!r}: a number is expected, and nothing learnt": (
+            f"scaling={self.scaling!r}: learnt factors are not supported": (
                 isinstance(self.scaling, str)
             ),
             "use_gating: gates are not supported": self.use_gating,
@@ -86,7 +81,7 @@ class BnConfig:
             f"stochastic_depth={self.stochastic_depth}: dropping layers is not supported": (
                 bool(self.stochastic_depth)
             ),
-            f"init_weights={self.init_weights!r} is none of {', '.join(STARTS)}": (
+            f"init_weights: expected one of {', '.join(STARTS)}, got {self.init_weights!r}": (
                 self.init_weights not in STARTS
             ),
         }
@@ -94,7 +89,7 @@ class BnConfig:
 
 
 def read_bn_config(values: Mapping[str, object]) -> BnConfig:
-    """Its settings. Raises ConfigError: unknown keys that ask for something, values of no sense."""
+    """Read the settings. Raises ConfigError for unknown keys that are set, and invalid values."""
     known = [field.name for field in fields(BnConfig)]
     unknown = unknown_settings(values, [*known, "architecture"])
     problems = [f"config has the unknown {setting}" for setting in unknown]

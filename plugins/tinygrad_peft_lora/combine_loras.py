@@ -1,7 +1,7 @@
-"""One LoRA out of several: ΔW = Σ wᵢ sᵢ Bᵢ Aᵢ (see `sums`).
+"""One LoRA from several: ΔW = Σ wᵢ sᵢ Bᵢ Aᵢ (see `weighted_sums`).
 
-A bias of B is an update sᵢ βᵢ of its own. So is what a bias or a token's vector that is trained in
-the base's place has more than the base's: b = b₀ + Σ wᵢ (bᵢ - b₀).
+A bias of B is an update sᵢ βᵢ of its own. Biases and token vectors that are trained in place of the
+base's are updates by their difference: b = b₀ + Σ wᵢ (bᵢ - b₀).
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, listed
 from tinygrad_peft.peft import Combination, Combined
 from tinygrad_peft_lora.config import INPUT, LoraConfig
-from tinygrad_peft_lora.sums import combined_factors, summed
 from tinygrad_peft_lora.tokens import trained_ids
+from tinygrad_peft_lora.weighted_sums import combined_factors, summed
 
 __all__ = ["combine_loras"]
 
@@ -27,7 +27,7 @@ TOKENS = "trainable_tokens_delta"
 
 @dataclass(frozen=True)
 class _Part:
-    """What one adapter trained at a path, and what stood there before."""
+    """One adapter's trained arrays at a path, and the base's."""
 
     weight: float
     scaling: float
@@ -37,10 +37,10 @@ class _Part:
 
 
 def combine_loras(combination: Combination, configs: Sequence[LoraConfig]) -> Combined:
-    """One LoRA in the place of several, whose configs are `configs`.
+    """Combine several LoRAs, with these configs, into one.
 
-    Raises PeftError for what is no sum: DoRA's magnitudes; and where tokens of other modules are
-    trained in one than in another.
+    Raises PeftError for DoRA, whose magnitudes cannot be summed, and for LoRAs that train tokens of
+    different modules.
     """
     sources = combination.sources
     whole = combination.combination_type == "linear" and combination.rank is None
@@ -68,16 +68,16 @@ def combine_loras(combination: Combination, configs: Sequence[LoraConfig]) -> Co
 
 
 def _refuse(configs: Sequence[LoraConfig]) -> None:
-    """Raise PeftError for settings that cannot be summed."""
+    """Raise PeftError for settings that cannot be combined."""
     problems = []
     if any(config.use_dora for config in configs):
-        problems.append("use_dora: magnitudes times directions are no sum of updates")
+        problems.append("use_dora: magnitudes times directions cannot be summed")
     named = {tuple(sorted(config.token_ids())) for config in configs} - {()}
     if len(named) > 1:
-        modules = " and of ".join(", ".join(names) for names in sorted(named))
-        problems.append(f"trainable_token_indices of {modules}")
+        modules = " and ".join(", ".join(names) for names in sorted(named))
+        problems.append(f"trainable_token_indices: expected the same modules, got {modules}")
     if problems:
-        raise PeftError(f"LoRAs that cannot be combined:\n{listed(problems)}")
+        raise PeftError(f"cannot combine these LoRAs:\n{listed(problems)}")
 
 
 def _parts(combination: Combination, configs: Sequence[LoraConfig], path: str) -> list[_Part]:
@@ -97,7 +97,7 @@ def _parts(combination: Combination, configs: Sequence[LoraConfig], path: str) -
 def _factors(
     how: Combination, parts: Sequence[_Part], place: int
 ) -> tuple[dict[str, Array], float]:
-    """The combined A and B, and the share of the update that the rank left out."""
+    """Return the combined A and B, and the share of the update that the rank drops."""
     for a, b in FACTORS:
         pairs = [(p.weight, p.scaling * p.own[b], p.own[a]) for p in parts if a in p.own]
         if pairs:
@@ -113,7 +113,7 @@ def _shift(
     factors: Mapping[str, Array],
     place: int,
 ) -> dict[str, Array]:
-    """B's bias, which all have if one has it."""
+    """Return B's bias at every path if any of the LoRAs has one."""
     if not settings.lora_bias or B not in factors:
         return {}
     shifts = [(p.weight, p.scaling * p.own[SHIFT]) for p in parts if SHIFT in p.own]
@@ -128,7 +128,7 @@ def _bias(
     *,
     wrapped: bool,
 ) -> dict[str, Array]:
-    """The bias that is trained in the place of the base's, if there is one."""
+    """Return the bias that is trained in place of the base's, if any."""
     base = next((p.base["bias"] for p in parts if "bias" in p.base), None)
     if settings.bias == "none" or base is None:
         return {}
@@ -141,7 +141,7 @@ def _bias(
 def _tokens(
     how: Combination, ids: Sequence[int], parts: Sequence[_Part], place: int
 ) -> dict[str, Array]:
-    """The vectors of all tokens that any of them trained."""
+    """Return the vectors of all tokens that any of the LoRAs trained."""
     trained = [part for part in parts if TOKENS in part.own]
     if not trained:
         return {}
@@ -155,7 +155,7 @@ def _tokens(
 
 
 def _options(configs: Sequence[LoraConfig]) -> LoraConfig:
-    """The settings of what is trained beside A and B: all that any of them trains."""
+    """Return settings that train everything that any of the LoRAs trains."""
     biases = [config.bias for config in configs]
     with_tokens = [config for config in configs if config.token_ids()]
     tokens = {
@@ -176,7 +176,7 @@ def _options(configs: Sequence[LoraConfig]) -> LoraConfig:
 def _with_ranks(
     settings: LoraConfig, configs: Sequence[LoraConfig], ranks: Mapping[str, int]
 ) -> LoraConfig:
-    """The settings with which B A is the update itself: α = r at every path."""
+    """Return settings with scaling 1, α = r, at every path."""
     rank = max(set(ranks.values()), key=lambda r: (list(ranks.values()).count(r), r))
     other = {re.escape(path): r for path, r in ranks.items() if r != rank}
     wheres = {

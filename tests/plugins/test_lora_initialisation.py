@@ -24,10 +24,10 @@ from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import Init, Linear, Parameter, Skeleton, Transformer
 from tinygrad_peft.peft import PeftModel, count_recipe, get_peft_model, inspect_path
 from tinygrad_peft.tensor import Tensor
-from tinygrad_peft_lora import LoraConfig, LoraLinear, TakenOutLora
+from tinygrad_peft_lora import LoraConfig, LoraLinear, ResidualLora
 from tinygrad_peft_lora.norms import Norms
 
-TAKEN_OUT = ["pissa", "olora"]
+LEAVING_RESIDUAL = ["pissa", "olora"]
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -38,13 +38,13 @@ def frozen() -> Linear:
     return Linear.of(weight, Parameter(rng.normal(size=6), requires_grad=False))
 
 
-def taken_out(start: str, **settings: float) -> TakenOutLora:
+def residual(start: str, **settings: float) -> ResidualLora:
     config = LoraConfig(r=2, lora_alpha=3, init_lora_weights=start, **settings)  # type: ignore[arg-type]
-    return TakenOutLora(frozen(), config, "layer", Init(3, np.float64))
+    return ResidualLora(frozen(), config, "layer", Init(3, np.float64))
 
 
-def moved(start: str, **settings: float) -> TakenOutLora:
-    made = taken_out(start, **settings)
+def moved(start: str, **settings: float) -> ResidualLora:
+    made = residual(start, **settings)
     rng = np.random.default_rng(2)
     for parameter in (made.lora_A.weight, made.lora_B.weight):
         parameter.data = parameter.data + rng.normal(size=parameter.shape)
@@ -60,24 +60,24 @@ def product(a: Parameter, b: Parameter) -> Array:
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4"])
 def test_pissa_starts_at_the_largest_singular_values(start: str) -> None:
-    made = taken_out(start)
+    made = residual(start)
     u, s, vt = np.linalg.svd(frozen().weight.data)
     part = product(made.lora_A.weight, made.lora_B.weight)
     np.testing.assert_allclose(part, (u[:, :2] * s[:2]) @ vt[:2], rtol=1e-10)
-    np.testing.assert_allclose(  # both factors have their half of the singular values
+    np.testing.assert_allclose(  # each factor has the root of the singular values
         np.linalg.norm(made.lora_A.weight.data, axis=1),
         np.linalg.norm(made.lora_B.weight.data, axis=0),
     )
 
 
 def test_olora_starts_at_the_first_columns_of_q() -> None:
-    made = taken_out("olora")
+    made = residual("olora")
     q, r = np.linalg.qr(frozen().weight.data)
     np.testing.assert_array_equal(made.lora_A.weight.data, r[:2])
     np.testing.assert_array_equal(made.lora_B.weight.data, q[:, :2])
 
 
-def test_an_orthogonal_start_changes_nothing_with_factors_that_are_not_zero() -> None:
+def test_orthogonal_initialisation_has_a_zero_update_of_nonzero_factors() -> None:
     config = LoraConfig(r=6, init_lora_weights="orthogonal")
     made = LoraLinear(Linear(400, 300), config, "layer", Init(3, np.float64))
     assert np.abs(made.delta()).max() < 1e-15
@@ -86,11 +86,11 @@ def test_an_orthogonal_start_changes_nothing_with_factors_that_are_not_zero() ->
         assert factor.std() == pytest.approx(0.1 / np.sqrt(2), rel=0.1)
 
 
-def test_a_rank_that_the_weight_does_not_have_is_refused() -> None:
+def test_a_rank_above_the_weights_is_refused() -> None:
     config = LoraConfig(r=20, init_lora_weights="pissa", target_modules=["c_attn"])
     model = small(GPT2)
     before = Snapshot.of(model)
-    with pytest.raises(PeftError, match=r"pissa of rank 20: a weight of \(48, 16\) has 16 at most"):
+    with pytest.raises(PeftError, match=r"at most 16 for a weight \(48, 16\), got 20"):
         get_peft_model(model, config, host=lora_host())
     before.assert_unchanged(model)
 
@@ -98,7 +98,7 @@ def test_a_rank_that_the_weight_does_not_have_is_refused() -> None:
 # ---------- the layer ----------
 
 
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_the_layer_is_its_formula(start: str) -> None:
     made = moved(start)
     change = product(made.lora_A.weight, made.lora_B.weight)
@@ -113,7 +113,7 @@ def test_the_layer_is_its_formula(start: str) -> None:
     np.testing.assert_allclose(merged(Tensor(X)).data, expected)
 
 
-def test_what_was_taken_out_is_no_part_of_what_is_dropped() -> None:
+def test_dropout_spares_the_subtracted_part() -> None:
     made = moved("pissa", lora_dropout=0.4)
     made.dropout.rng = np.random.default_rng(7)
     keep = made.dropout.keep(X.shape)
@@ -146,7 +146,7 @@ def test_the_gradients_are_the_differences_and_the_start_has_none(dropout: float
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_the_base_is_never_touched(family: str, start: str) -> None:
     model = small(FAMILIES[family])
     before, output = Snapshot.of(model), logits(model)
@@ -195,7 +195,7 @@ def load(folder: Path, *, is_trainable: bool = False) -> PeftModel:
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("flatten", [False, True])
-def test_what_is_saved_is_a_plain_lora_of_twice_the_rank(
+def test_a_plain_lora_of_twice_the_rank_is_saved(
     option: str, flatten: bool, tmp_path: Path
 ) -> None:
     peft = trained(option)
@@ -207,13 +207,13 @@ def test_what_is_saved_is_a_plain_lora_of_twice_the_rank(
     (config,) = plain.recipe
     assert isinstance(config, LoraConfig)
     assert config.init_lora_weights is True
-    targets = config.target_modules  # which are written by name
+    targets = config.target_modules  # written by name
     assert config == replace(OPTIONS[option].flattened(), target_modules=targets)
     np.testing.assert_array_equal(logits(plain), logits(peft))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_training_goes_on_from_what_is_saved(option: str, tmp_path: Path) -> None:
+def test_training_continues_from_a_saved_adapter(option: str, tmp_path: Path) -> None:
     peft = trained(option)
     peft.save_pretrained(tmp_path)
     again = load(tmp_path, is_trainable=True)
@@ -232,7 +232,7 @@ def test_the_scaling_is_the_same_at_every_path() -> None:
         assert plain.flattened() is plain
 
 
-def test_saving_another_adapter_over_it_leaves_nothing_of_it(tmp_path: Path) -> None:
+def test_saving_over_it_leaves_no_residual_files(tmp_path: Path) -> None:
     trained("plain").save_pretrained(tmp_path)
     assert (tmp_path / "reparameterization.json").exists()
     trained("plain").save_pretrained(tmp_path, flatten=True)
@@ -250,7 +250,7 @@ def test_the_metadata_alone_asks_for_nothing(tmp_path: Path) -> None:
 
 
 def unconverted(folder: Path, start: str) -> PeftModel:
-    """A folder with A and B as they are trained, beside the settings that start them."""
+    """Write a folder with the trained A and B, and the settings of their initialisation."""
     config = LoraConfig(r=2, lora_alpha=3, init_lora_weights=start)
     peft = get_peft_model(small(LLAMA), config, host=lora_host())
     shake(peft)
@@ -264,7 +264,7 @@ def unconverted(folder: Path, start: str) -> PeftModel:
     return peft
 
 
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_an_unconverted_folder_is_read_with_the_start_of_this_base(
     start: str, tmp_path: Path
 ) -> None:
@@ -276,7 +276,7 @@ def test_an_unconverted_folder_is_read_with_the_start_of_this_base(
     assert loaded.recipe == (replace(config, target_modules=["q_proj", "v_proj"]),)
 
 
-def test_every_tensor_that_an_unconverted_folder_lacks_or_has_too_many_is_named(
+def test_missing_and_unexpected_tensors_of_an_unconverted_folder_are_named(
     tmp_path: Path,
 ) -> None:
     unconverted(tmp_path, "pissa")
@@ -303,7 +303,7 @@ def test_the_settings_on_disk_are_the_plain_ones(tmp_path: Path) -> None:
 
 @pytest.fixture
 def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the matrices that SVD and QR are asked to decompose."""
+    """Record the shapes of the matrices that SVD and QR decompose."""
     shapes: list[tuple[int, ...]] = []
 
     def counted(decompose: Callable[..., object]) -> Callable[..., object]:
@@ -318,7 +318,7 @@ def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize("start", LEAVING_RESIDUAL)
 def test_nothing_is_decomposed_where_the_base_has_no_weights(
     start: str, tmp_path: Path, decompositions: list[tuple[int, ...]]
 ) -> None:
@@ -329,7 +329,7 @@ def test_nothing_is_decomposed_where_the_base_has_no_weights(
     config = LoraConfig(r=2, init_lora_weights=start, target_modules=["q_proj"])
     skeleton = get_peft_model(Transformer(LLAMA, Skeleton()), config, host=lora_host())
     assert not any(p.data.any() for p in skeleton.trainable_parameters())
-    with pytest.raises(PeftError, match=f"{start} of rank 99"):
+    with pytest.raises(PeftError, match=f"{start}: expected a rank of at most 16"):
         get_peft_model(Transformer(LLAMA, Skeleton()), replace(config, r=99), host=lora_host())
     assert decompositions == []
 

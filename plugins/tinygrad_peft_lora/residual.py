@@ -1,17 +1,17 @@
-"""LoRA that starts as a part of the weight, which is taken out of it: see `starts`."""
+"""LoRA that starts as a part of W₀, on the residual W₀ - s B₀ A₀ (see `initialisation`)."""
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.nn import Affine, Init, Linear, Parameter, weight_of
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_lora.config import LoraConfig
+from tinygrad_peft_lora.initialisation import leading_part, require_rank
 from tinygrad_peft_lora.layer import LoraLinear, lora_affine
-from tinygrad_peft_lora.starts import leading_part, require_rank
 
-__all__ = ["TakenOutLora"]
+__all__ = ["ResidualLora"]
 
 
-class TakenOutLora(LoraLinear):
+class ResidualLora(LoraLinear):
     """base(x) - s B₀ A₀ x + s B A dropout(x): (..., in_features) -> (..., out_features).
 
     Without `from_base`, all four start at zero and W₀ is not read.
@@ -37,13 +37,13 @@ class TakenOutLora(LoraLinear):
         keep = self.dropout.keep(x.shape)
         if keep is None:
             return lora_affine(self.base_layer, x, *self.factors(), self.scaling)
-        # What was taken out is a part of the base, of whose input nothing is dropped.
+        # B₀ A₀ belongs to the base, whose input has no dropout.
         rest = lora_affine(self.base_layer, x, self.start_A, -self.start_B, self.scaling)
         dropped = F.dropout(x, keep, self.dropout.rate)
         return rest + self.lora_B(self.lora_A(dropped)) * self.scaling
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """[A; A₀] (2 r, in) and [B, -B₀] (out, 2 r)."""
+        """Return [A; A₀] (2 r, in) and [B, -B₀] (out, 2 r)."""
         a = F.concatenate([self.lora_A.weight, self.start_A])
         return a, F.concatenate([self.lora_B.weight, -self.start_B], axis=1)
 
@@ -54,7 +54,7 @@ class TakenOutLora(LoraLinear):
         return self.scaling * (b.data @ a.data)
 
     def flattened(self) -> LoraLinear:
-        """The plain LoRA of twice the rank with the same output."""
+        """Return the plain LoRA of twice the rank with the same output."""
         with no_grad():
             a, b = self.factors()
         plain = LoraLinear.__new__(LoraLinear)

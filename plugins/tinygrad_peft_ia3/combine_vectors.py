@@ -1,10 +1,10 @@
-"""One (IA)³ out of several: the weighted sum of what they change.
+"""One (IA)³ from several: the weighted sum of their changes to the weight.
 
-A vector l changes the weight by (l - 1) ⊙ W, so the sum of several changes is that of
+A vector l changes the weight by (l - 1) ⊙ W, so the sum of several changes has the vector
 
     l = 1 + Σ wᵢ (lᵢ - 1)
 
-which is Σ wᵢ lᵢ where the weights sum to one and all adapt the layer, and only then.
+It equals Σ wᵢ lᵢ only where the weights sum to one and all of them adapt the layer.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ VECTOR = "ia3_l"
 
 
 def combine_vectors(how: Combination, configs: Sequence[IA3Config]) -> Combined:
-    """One (IA)³ in the place of several, whose configs are `configs`.
+    """Combine several (IA)³, with these configs, into one.
 
-    Raises PeftError for a layer whose input one multiplies and whose output another, and where
-    anything but the whole weighted sum is asked for.
+    Raises PeftError for combinations other than the whole weighted sum, and for a layer whose input
+    one adapter multiplies and whose output another.
     """
     _refuse_parts(how)
     paths = dict.fromkeys(path for source in how.sources for path in source.tensors)
@@ -44,23 +44,23 @@ def combine_vectors(how: Combination, configs: Sequence[IA3Config]) -> Combined:
 def _refuse_parts(how: Combination) -> None:
     problems = []
     if how.combination_type != "linear":
-        problems.append(f"combination_type={how.combination_type!r}: only 'linear' is known")
+        problems.append(f"combination_type: expected 'linear', got {how.combination_type!r}")
     if how.rank is not None:
-        problems.append(f"rank={how.rank}: a vector has no rank to be cut down to")
+        problems.append(f"rank: expected None, since vectors have no rank, got {how.rank}")
     if problems:
-        raise PeftError(f"(IA)³ is combined as a whole weighted sum:\n{listed(problems)}")
+        raise PeftError(f"cannot combine (IA)³ this way:\n{listed(problems)}")
 
 
 def _refuse_both_sides(vectors: Mapping[str, Sequence[tuple[float, Array]]]) -> None:
     mixed = [path for path, parts in vectors.items() if len({v.shape for _, v in parts}) > 1]
     if mixed:
-        why = "one adapter multiplies its input, and another its output"
+        why = "one adapter multiplies its input, another its output"
         found = listed(f"{path}: {why}" for path in mixed)
-        raise PeftError(f"vectors that cannot be combined:\n{found}")
+        raise PeftError(f"cannot combine these vectors:\n{found}")
 
 
 def _sum_of_changes(parts: Sequence[tuple[float, Array]]) -> Array:
-    """1 + Σ wᵢ (lᵢ - 1), written so that the ones cancel exactly where the weights sum to one."""
+    """1 + Σ wᵢ (lᵢ - 1), with the ones cancelling exactly where the weights sum to one."""
     left = 1 - math.fsum(weight for weight, _ in parts)
     total = np.full_like(parts[0][1], left)
     for weight, vector in parts:
@@ -69,7 +69,7 @@ def _sum_of_changes(parts: Sequence[tuple[float, Array]]) -> Array:
 
 
 def _settings(configs: Sequence[IA3Config], vectors: Mapping[str, Array]) -> IA3Config:
-    """The settings that name all of the paths, and those where it is the input."""
+    """Return settings that name all paths, and those with vectors on the input."""
     if len({(c.target_modules, c.exclude_modules, c.feedforward_modules) for c in configs}) == 1:
         return configs[0]
     return dataclasses.replace(

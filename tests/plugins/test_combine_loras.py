@@ -1,4 +1,4 @@
-"""Weighted sums of LoRAs that train more than A and B (tests/peft has those of plain ones)."""
+"""Weighted sums of LoRAs that train more than A and B (tests/peft has the plain ones)."""
 
 import tracemalloc
 from collections.abc import Mapping, Sequence
@@ -8,48 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.peft.small import BERT_CLASSIFIER, GPT2, LLAMA, logits, lora_host, shake, small
-from tinygrad_peft.arrays import Array
+from tests.peft.small import BERT_CLASSIFIER, GPT2, LLAMA, logits, lora_host
+from tests.plugins.several_adapters import merged_weights, several
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import PeftModel, get_peft_model
+from tinygrad_peft.peft import PeftModel
 from tinygrad_peft_lora import LoraConfig
 
 WEIGHTS = (0.7, -0.4)
 
 
-def made(shape: TransformerConfig, **configs: LoraConfig) -> PeftModel:
-    peft: PeftModel | None = None
-    for seed, (name, config) in enumerate(configs.items()):
-        if peft is None:
-            base = small(shape, np.float64)
-            peft = get_peft_model(base, config, adapter_name=name, host=lora_host())
-        else:
-            peft.add_adapter(name, config)
-            peft.set_adapter(name)
-        shake(peft, seed)
-    assert peft is not None
-    return peft
-
-
-def merged_weights(peft: PeftModel, name: str) -> dict[str, Array]:
-    """All weights of the model with one adapter merged."""
-    peft.set_adapter(name)
-    peft.merge_adapter()
-    found = {path: p.data.copy() for path, p in peft.base_model.named_parameters()}
-    peft.unmerge_adapter()
-    return found
-
-
 def assert_exact(peft: PeftModel, weights: Sequence[float] = WEIGHTS) -> None:
-    """Every weight of the sum is the base's and the weighted sum of what each has more."""
+    """Assert that each weight is the base's plus the weighted sum of the updates."""
     names = list(peft.adapters)
     assert peft.add_weighted_adapter(names, weights, "sum") == {}
     with peft.disable_adapter():
         base = {path: p.data for path, p in peft.base_model.named_parameters()}
     each = [merged_weights(peft, name) for name in names]
     for path, found in merged_weights(peft, "sum").items():
-        start = base.get(path, np.zeros_like(found))  # a bias that merging has made
+        start = base.get(path, np.zeros_like(found))  # a bias that merging created
         parts = [own.get(path, start) for own in each]
         expected = start + sum(w * (own - start) for w, own in zip(weights, parts, strict=True))
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=path)
@@ -102,7 +79,7 @@ PAIRS: Mapping[str, tuple[TransformerConfig, LoraConfig, LoraConfig]] = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_sum_is_exact(name: str) -> None:
     shape, one, other = PAIRS[name]
-    assert_exact(made(shape, one=one, other=other))
+    assert_exact(several(shape, lora_host(), one=one, other=other))
 
 
 @pytest.mark.parametrize(
@@ -118,19 +95,19 @@ def test_the_sum_is_exact(name: str) -> None:
     ],
     ids=str,
 )
-def test_one_of_weight_one_is_itself(config: LoraConfig) -> None:
-    peft = made(BERT_CLASSIFIER, one=config)
+def test_one_adapter_of_weight_one_is_unchanged(config: LoraConfig) -> None:
+    peft = several(BERT_CLASSIFIER, lora_host(), one=config)
     expected = logits(peft)
     peft.add_weighted_adapter(["one"], [1.0], "same")
     peft.set_adapter("same")
-    # A plain LoRA's α/√r in the place of PiSSA's may be another float64 in the last place.
+    # A plain LoRA's α/√r and PiSSA's may differ in the last digit of float64.
     np.testing.assert_allclose(logits(peft), expected, rtol=1e-14, atol=1e-14)
     assert peft.recipe == (config.flattened(),)
 
 
-def test_ties_and_dare_reach_the_biases_as_well() -> None:
+def test_ties_and_dare_apply_to_biases() -> None:
     for how in ("ties", "dare_linear", "dare_ties"):
-        peft = made(LLAMA, one=lora(lora_bias=True), other=lora(lora_bias=True))
+        peft = several(LLAMA, lora_host(), one=lora(lora_bias=True), other=lora(lora_bias=True))
         peft.add_weighted_adapter(
             ["one", "other"], WEIGHTS, "sum", combination_type=how, density=0.25
         )
@@ -141,22 +118,23 @@ def test_ties_and_dare_reach_the_biases_as_well() -> None:
                 assert 0 < np.count_nonzero(parameter.data) < parameter.size
 
 
-def test_magnitudes_are_no_sum() -> None:
-    peft = made(LLAMA, one=lora(use_dora=True), other=lora())
-    with pytest.raises(PeftError, match="cannot be combined:\n  - use_dora: magnitudes times"):
+def test_doras_cannot_be_combined() -> None:
+    peft = several(LLAMA, lora_host(), one=lora(use_dora=True), other=lora())
+    with pytest.raises(PeftError, match="cannot combine these LoRAs:\n  - use_dora: magnitudes"):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
     with pytest.raises(PeftError, match="use_dora"):
         peft.add_weighted_adapter(["one"], [0.5], "half")
     assert list(peft.adapters) == ["one", "other"]
 
 
-def test_tokens_of_other_modules_are_no_sum() -> None:
-    peft = made(
+def test_tokens_of_different_modules_cannot_be_combined() -> None:
+    peft = several(
         LLAMA,
+        lora_host(),
         one=lora(trainable_token_indices={"lm_head": [1]}),
         other=lora(trainable_token_indices={"embed_tokens": [1]}),
     )
-    message = "trainable_token_indices of embed_tokens and of lm_head"
+    message = "expected the same modules, got embed_tokens and lm_head"
     with pytest.raises(PeftError, match=message):
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum")
 
@@ -164,7 +142,7 @@ def test_tokens_of_other_modules_are_no_sum() -> None:
 def test_a_large_table_is_combined_by_its_narrow_side() -> None:
     shape = replace(LLAMA, vocab_size=3000)
     table = lora(target_modules=["embed_tokens"])
-    peft = made(shape, one=table, other=table)
+    peft = several(shape, lora_host(), one=table, other=table)
     tracemalloc.start()
     try:
         peft.add_weighted_adapter(["one", "other"], WEIGHTS, "sum", combination_type="ties")

@@ -1,4 +1,4 @@
-"""Where A and B start, beside Kaiming-uniform and zero.
+"""Initialisation of A and B, other than Kaiming-uniform and zero.
 
     PiSSA       W₀ = U S Vᵀ    B₀ = U_r √(S_r/s)    A₀ = √(S_r/s) V_rᵀ
     OLoRA       W₀ = Q R       B₀ = Q_r             A₀ = R_r
@@ -10,12 +10,12 @@ PiSSA and OLoRA start B A at a part of the weight itself, and train the update f
 
     y = (W₀ - s B₀ A₀) x + s B A x
 
-PEFT takes the part out of the base's weight. Here the base is never touched: B₀ and A₀ are kept
-beside A and B, frozen, and the update is that of a plain LoRA of twice the rank,
+PEFT subtracts the part from the base's weight. Here the base stays untouched: B₀ and A₀ are kept
+beside A and B, frozen, and the update equals a plain LoRA of twice the rank,
 
     ΔW = s [B, -B₀] [A; A₀]
 
-which is what is saved: it opens on the base as it is, here and in PEFT.
+This LoRA is saved, and loads on the original base, here and in PEFT.
 """
 
 import numpy as np
@@ -28,10 +28,9 @@ __all__ = ["leading_part", "orthogonal", "require_rank"]
 
 
 def leading_part(weight: Array, rank: int, scaling: float, start: str) -> tuple[Array, Array]:
-    """A₀ (r, in) and B₀ (out, r) of PiSSA or OLoRA, for W (out, in).
+    """Return A₀ (r, in) and B₀ (out, r) of PiSSA or OLoRA, for W (out, in).
 
-    PiSSA's singular vectors are exact, also where a number of iterations was asked for: that many
-    would only come near to them.
+    PiSSA's singular vectors are exact, even where `pissa_niter_N` asks for an approximation.
     """
     if start == "olora":
         q, r = np.linalg.qr(weight)
@@ -42,16 +41,18 @@ def leading_part(weight: Array, rank: int, scaling: float, start: str) -> tuple[
 
 
 def require_rank(shape: Shape, rank: int, start: str) -> None:
-    """Raise PeftError for a rank that a weight of that shape does not have."""
+    """Raise PeftError for a rank above the largest that a weight of this shape has."""
     most = min(shape)
     if rank > most:
-        raise PeftError(f"{start} of rank {rank}: a weight of {shape} has {most} at most")
+        raise PeftError(
+            f"{start}: expected a rank of at most {most} for a weight {shape}, got {rank}"
+        )
 
 
 def orthogonal(inputs: int, outputs: int, rank: int, init: Init) -> tuple[Array, Array]:
-    """A (r, in) and B (out, r) that are not zero, with B A = 0 up to rounding.
+    """Draw nonzero A (r, in) and B (out, r) with B A = 0 up to rounding.
 
-    Their r-vectors are drawn from two halves of one orthonormal basis.
+    Their r-vectors lie in the two halves of one orthonormal basis.
     """
     q, _ = np.linalg.qr(init.normal(rank, rank, std=1))
     a = (init.normal(inputs, rank // 2, std=0.1) @ q[0::2]).T  # (r, in)

@@ -1,4 +1,4 @@
-"""Where the virtual tokens of a new prompt start."""
+"""Initialisation of a new prompt's virtual tokens."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from tinygrad_peft_prompt.config import PromptTuningConfig
 
 __all__ = ["first_states"]
 
-# Enough to know each feature's mean and spread to two digits, and little memory.
+# Enough for two digits of each feature's mean and standard deviation, in little memory.
 SAMPLE = 4096
 
 
 def first_states(config: PromptTuningConfig, embed: TokenEmbedding, init: Init) -> Array:
-    """The vectors (N, D) that a prompt starts with.
+    """Initialise the vectors (N, D) of a prompt.
 
     Raises:
-        CheckpointError: no tokenizer where the config says that one is.
-        MissingExtraError: a tokenizer is needed, and the `text` extra is not installed.
+        CheckpointError: the config's path has no tokenizer.
+        MissingExtraError: a tokenizer is needed without the `text` extra.
         ConfigError: a text without tokens.
         TokenError: a text with tokens that the model does not have.
     """
@@ -36,11 +36,11 @@ def first_states(config: PromptTuningConfig, embed: TokenEmbedding, init: Init) 
 
 
 def _like(embeddings: Array, count: int, init: Init) -> Array:
-    """N(μ, σ²) with the mean and the spread of each feature: (V, D) -> (count, D).
+    """Draw N(μ, σ²) with each feature's mean and deviation: (V, D) -> (count, D).
 
-    N(0, 1), as Hugging Face PEFT draws, is several times longer than any token of a usual model:
-    what attention adds to such a vector hardly turns it, and neither does a step of training. A
-    vector of the tokens' own size is processed and moved as a token is.
+    Hugging Face PEFT draws N(0, 1): vectors several times longer than any token of a usual model,
+    which neither attention nor a step of training turns by much. Vectors of the tokens' own size
+    behave like tokens.
     """
     noise = init.normal(count, embeddings.shape[1], std=1.0)
     states: Array = embeddings.mean(axis=0) + embeddings.std(axis=0) * noise
@@ -48,18 +48,18 @@ def _like(embeddings: Array, count: int, init: Init) -> Array:
 
 
 def _text_ids(config: PromptTuningConfig) -> IntArray:
-    """The tokens of the text, with those that the tokenizer puts around every text."""
+    """Tokenise the text, with the special tokens around it."""
     source = Path(str(config.tokenizer_name_or_path))
     ids = load_tokenizer(source).encode(str(config.prompt_tuning_init_text))
     if not ids:
         raise ConfigError(
-            f"prompt_tuning_init_text={config.prompt_tuning_init_text!r} has no tokens"
+            f"prompt_tuning_init_text={config.prompt_tuning_init_text!r} must have tokens"
         )
     return np.array(ids)
 
 
 def _embedded(embed: TokenEmbedding, ids: IntArray, init: Init) -> Array:
-    """What the model makes of tokens, by whatever method its embedding is wrapped: (N, D)."""
+    """Embed tokens as the model does, through any wrappers: (N, D)."""
     with no_grad():
         states: Array = embed(ids[None]).data[0].astype(init.dtype)
     return states

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a LoRA folder, by the rules of its convert_lora_to_gguf.
+"""LoRA folders in llama.cpp, by the rules of its convert_lora_to_gguf.
 
 The rules are written down here by themselves: which tensors it takes, at which it stops, how it
 calls them, and how they are scaled when they are used.
@@ -50,7 +50,7 @@ def saved(folder: Path, shape: TransformerConfig, config: LoraConfig) -> PeftMod
 
 
 def converted(folder: Path) -> dict[str, AnyArray]:
-    """Each base weight's update as llama.cpp computes it; SystemExit where the converter stops."""
+    """Return each base weight's update as in llama.cpp; SystemExit where the converter stops."""
     alpha = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]
     pairs: dict[str, dict[str, AnyArray]] = {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
@@ -79,7 +79,7 @@ def updates(peft: PeftModel) -> dict[str, AnyArray]:
 
 
 @pytest.mark.parametrize("option", CONVERTED)
-def test_it_converts_to_the_same_update(option: str, tmp_path: Path) -> None:
+def test_the_converted_update_is_the_same(option: str, tmp_path: Path) -> None:
     peft = saved(tmp_path, *CONVERTED[option])
     found, expected = converted(tmp_path), updates(peft)
     assert expected.keys() == {name for name in found if "embed_tokens" not in name}
@@ -89,18 +89,18 @@ def test_it_converts_to_the_same_update(option: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", CONVERTED)
-def test_its_weights_have_names_there(option: str, tmp_path: Path) -> None:
+def test_converted_tensors_have_names(option: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     shape, config = CONVERTED[option]
     saved(tmp_path, shape, config)
     kind = {"llama": gguf.MODEL_ARCH.LLAMA, "bert": gguf.MODEL_ARCH.BERT}[shape.model_type]
     names = gguf.get_tensor_name_map(kind, shape.num_hidden_layers)
-    for base in converted(tmp_path):  # the converter of BERT takes its prefix off
+    for base in converted(tmp_path):  # the converter of BERT removes its prefix
         assert names.get_name(base.removeprefix("bert."), try_suffixes=(".weight",)) is not None
 
 
 @pytest.mark.parametrize("option", STOPPED)
-def test_what_it_stops_at_is_told(option: str, tmp_path: Path) -> None:
+def test_refused_tensors_are_reported(option: str, tmp_path: Path) -> None:
     saved(tmp_path, LLAMA, STOPPED[option])
     with pytest.raises(SystemExit) as stop:
         converted(tmp_path)
@@ -110,7 +110,7 @@ def test_what_it_stops_at_is_told(option: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", SCALED)
-def test_what_it_scales_otherwise_is_told(option: str, tmp_path: Path) -> None:
+def test_ignored_scalings_are_reported(option: str, tmp_path: Path) -> None:
     peft = saved(tmp_path, LLAMA, SCALED[option])
     found, expected = converted(tmp_path), updates(peft)
     assert any(np.abs(found[path] - update).max() > 1e-3 for path, update in expected.items())
@@ -118,19 +118,19 @@ def test_what_it_scales_otherwise_is_told(option: str, tmp_path: Path) -> None:
     assert setting in str(told(tmp_path))
 
 
-def test_an_update_of_gpt2_is_turned_around_there(tmp_path: Path) -> None:
+def test_transposed_updates_of_gpt2_are_reported(tmp_path: Path) -> None:
     saved(tmp_path, GPT2, LoraConfig(r=2))
-    # As it does with the base's weights, which are (in, out); updates are (out, in) already.
+    # It transposes the base's weights, which are (in, out); but updates are (out, in) already.
     turned = converted(tmp_path)["transformer.h.0.attn.c_attn.weight"].T
     assert turned.shape == (16, 48)
-    assert "turns GPT-2's updates around" in str(told(tmp_path))
+    assert "transposes GPT-2's updates" in str(told(tmp_path))
 
 
-def test_what_targets_do_not_name_is_told_without_the_base(tmp_path: Path) -> None:
+def test_tensors_outside_the_targets_are_reported_without_the_base(tmp_path: Path) -> None:
     saved(tmp_path, LLAMA, LORA)
     (tmp_path / "recipe.json").unlink()
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     values["target_modules"] = ["down_proj"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
     problems = inspect_path(tmp_path, lora_host()).problems
-    assert problems == ["3 modules 'q_proj' have weights, and are no targets"]
+    assert problems == ["3 modules 'q_proj' have tensors, but are not in target_modules"]

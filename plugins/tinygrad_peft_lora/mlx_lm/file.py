@@ -1,4 +1,4 @@
-"""What names and shapes alone show to be wrong with mlx-lm's file, without the model."""
+"""Check mlx-lm's file by names and shapes alone, without the model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def contradictions(
     keys: Sequence[str] | None,
     num_layers: int,
 ) -> list[str]:
-    """What contradicts the settings in a file in which each place has tensors of these `names`."""
+    """List contradictions to the settings; each adapted module has tensors of these `names`."""
     split = {name: name.rpartition(".") for name in shapes}
     places = list(dict.fromkeys(path for path, _, last in split.values() if last in names))
     return [
@@ -29,7 +29,7 @@ def contradictions(
 
 
 def within(path: str) -> tuple[int | None, str]:
-    """The number of the layer that a path is in, and the path from there."""
+    """Split a path into the number of its layer and the path within it."""
     parts = path.split(".")
     place = next((i for i, part in enumerate(parts) if re.fullmatch(r"\d{1,9}", part)), None)
     return (None, "") if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
@@ -37,7 +37,7 @@ def within(path: str) -> tuple[int | None, str]:
 
 def _rank_problems(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
     return [
-        f"{name} is {shape}, and the settings give it the rank {rank}"
+        f"{name}: expected rank {rank}, got shape {shape}"
         for name, shape in shapes.items()
         for half, axis in ((".lora_a", -1), (".lora_b", 0))
         if name.endswith(half) and shape and shape[axis] != rank
@@ -45,18 +45,18 @@ def _rank_problems(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str
 
 
 def _key_problems(places: Sequence[str], keys: Sequence[str] | None) -> list[str]:
-    """Keys without a place, and places without a key."""
+    """List keys without tensors, and modules without a key."""
     if keys is None:
         return []
     called = {name for path in places for name in (path, within(path)[1]) if name}
     return [
         *(
-            f"lora_parameters.keys: no tensor is of {key!r}{nearest(key, called, 1)}"
+            f"lora_parameters.keys: {key!r} has no tensors{nearest(key, called, 1)}"
             for key in keys
             if key not in called
         ),
         *(
-            f"{path} has weights, and none of lora_parameters.keys names it"
+            f"{path}: has tensors, but is not in lora_parameters.keys"
             for path in places
             if path not in keys and within(path)[1] not in keys
         ),
@@ -64,7 +64,7 @@ def _key_problems(places: Sequence[str], keys: Sequence[str] | None) -> list[str
 
 
 def _layer_problems(paths: Sequence[str], num_layers: int) -> list[str]:
-    """Places whose layers are not the last ones, of which the model's last is in the file."""
+    """List modules outside the last `num_layers`; the file's last layer counts as the model's."""
     layers: dict[str, set[int]] = {}
     for path in paths:
         layer, place = within(path)
@@ -73,8 +73,8 @@ def _layer_problems(paths: Sequence[str], num_layers: int) -> list[str]:
     last = max((max(found) for found in layers.values()), default=0)
     first = max(0, last + 1 - num_layers) if num_layers > 0 else 0
     return [
-        f"{place} has weights in the layers {', '.join(map(str, sorted(found)))}, "
-        f"and num_layers={num_layers} asks for {first} to {last}"
+        f"{place}: expected tensors in layers {first} to {last} (num_layers={num_layers}), "
+        f"got {', '.join(map(str, sorted(found)))}"
         for place, found in layers.items()
         if min(found) != first or len(found) != last + 1 - first
     ]
