@@ -35,7 +35,7 @@ from tinygrad_peft.nn import Linear, Transformer, TransformerConfig
 from tinygrad_peft.nn.attention import PackedAttention
 from tinygrad_peft.nn.block import FeedForward
 from tinygrad_peft.peft import AdapterFolder, Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.base_model import Head
 from tinygrad_peft.peft.storage.examination import Examination
 from tinygrad_peft_lora import LoraConfig

@@ -9,7 +9,7 @@ from tinygrad_peft.errors import PeftError, listed
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.record import Rewrite, stacked
+from tinygrad_peft.peft.recipes.record import Rewrite, stacked
 from tinygrad_peft.peft.sites import Seam
 
 __all__ = ["merged_modules"]
@@ -22,14 +22,14 @@ def merged_modules(
     *,
     partial: bool = False,
 ) -> dict[Seam, Module]:
-    """For each seam that was rewritten, one plain module with the same output.
+    """Return a plain module with the same output for each rewritten seam.
 
-    `base` holds what stands there without adapters; where that is no plain layer itself, such as
-    one of 4-bit weights, it is made one. With `partial`, what cannot be merged stands around what
-    can. Nothing is changed: the caller puts the modules in place.
+    `base` holds the modules without adapters; those that are not plain layers themselves, such as
+    layers of 4-bit weights, are made plain. With `partial`, rewrites that cannot be merged wrap the
+    merged ones. Changes nothing: the caller installs the modules.
 
     Raises:
-        PeftError: some cannot be merged, or would not be finite: all of them are listed.
+        PeftError: every module that cannot be merged, or would not be finite.
     """
     merged, problems = {}, []
     for seam, inner in base.items():
@@ -39,14 +39,14 @@ def merged_modules(
             continue
         module, left = _folded(inner if plain is None else plain, stack, host)
         if left and not partial:
-            why = left[0].config.not_mergeable or "not into what it wraps"
+            why = left[0].config.not_mergeable or "the wrapped module cannot hold the update"
             problems.append(f"{seam.path}: {left[0].method} cannot be merged: {why}")
             continue
         problems += _not_finite(seam, inner, module)
         module.freeze()
         merged[seam] = stacked(module, left)
     if problems:
-        raise PeftError(f"the adapter cannot be merged, and nothing was:\n{listed(problems)}")
+        raise PeftError(f"the adapter cannot be merged (nothing was changed):\n{listed(problems)}")
     _tie(base, merged)
     return merged
 
@@ -54,7 +54,7 @@ def merged_modules(
 def _folded(
     module: Module, stack: Sequence[Rewrite], host: Host
 ) -> tuple[Module, Sequence[Rewrite]]:
-    """As much of a stack as can be folded, the innermost first, onto `module`; and the rest."""
+    """Fold a stack into `module`, the innermost first; return it and the rewrites left over."""
     for done, rewrite in enumerate(stack):
         folded = _fold(rewrite, module, host)
         if folded is None:
@@ -64,17 +64,17 @@ def _folded(
 
 
 def _fold(rewrite: Rewrite, inner: Module, host: Host) -> Module | None:
-    """One rewrite folded onto `inner`, which stands for what it was wrapped around."""
+    """Fold one rewrite into `inner`, which replaces the module that it wrapped."""
     if rewrite.plain:
         frozen = {id(p): p for p in rewrite.after.parameters() if not p.requires_grad}
-        twin = copy.deepcopy(rewrite.after, dict[int, object](frozen))  # which share those
+        twin = copy.deepcopy(rewrite.after, dict[int, object](frozen))  # shared, not copied
         return host.one(hookspecs.merge_module, twin) or twin
-    after = rewrite.around(inner) if rewrite.wraps else rewrite.after
+    after = rewrite.rewrapped(inner) if rewrite.wraps else rewrite.after
     return host.one(hookspecs.merge_module, after)
 
 
 def _tie(base: Mapping[Seam, Module], merged: Mapping[Seam, Module]) -> None:
-    """Let what shared a weight share it again, if both sides were merged into the same values."""
+    """Tie weights again that were tied before, if merging gave both sides the same values."""
     first: dict[int, Parameter] = {}
     for seam, module in merged.items():
         after = dict(module.own_parameters())

@@ -1,4 +1,4 @@
-"""Each row of a batch through a module of its own, in one pass."""
+"""One pass over a batch whose rows use different modules."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,20 +14,20 @@ from tinygrad_peft.nn.seams import Context, Norm
 from tinygrad_peft.peft.sites import Seam
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Batch", "by_row"]
+__all__ = ["Batch", "choose_per_row"]
 
 Run: TypeAlias = Callable[..., object]  # a module, called with what its seam passes
 
 
 class Batch:
-    """Which rows of a batch are being run now: all of them, or one module's within another's."""
+    """The rows of a batch that run now: all of them, or one module's within another's."""
 
     def __init__(self, size: int) -> None:
         self.rows: IntArray = np.arange(size)
 
     @contextmanager
     def narrowed(self, rows: IntArray) -> Iterator[None]:
-        """Within the block these rows alone are run."""
+        """Run these rows only, within the block."""
         before, self.rows = self.rows, rows
         try:
             yield
@@ -35,18 +35,18 @@ class Batch:
             self.rows = before
 
 
-def by_row(seam: Seam, modules: Sequence[Module], batch: Batch) -> Module:
-    """One module for the seam that gives each row of a batch what `modules` has for it."""
+def choose_per_row(seam: Seam, modules: Sequence[Module], batch: Batch) -> Module:
+    """Return one module for a seam that runs each row of a batch through its own of `modules`."""
     distinct = list({id(module): module for module in modules}.values())
     if len(distinct) == 1:
         return distinct[0]
-    kind = {"prompt": PromptByRow, "prefix": PrefixByRow}.get(seam.name, ByRow)
+    kind = {"prompt": PromptPerRow, "prefix": PrefixPerRow}.get(seam.name, LayerPerRow)
     group = np.array([next(i for i, m in enumerate(distinct) if m is own) for own in modules])
     return kind(seam.path, distinct, group, batch)
 
 
-class _ByRow(Module):
-    """`group` (B,) says which of the modules is each row's."""
+class _PerRow(Module):
+    """Modules, and for each row (B,) in `group` the number of its module."""
 
     def __init__(self, path: str, modules: Sequence[Module], group: IntArray, batch: Batch) -> None:
         self.path = path
@@ -58,18 +58,20 @@ class _ByRow(Module):
         return [module for module in self.modules if callable(module)]
 
 
-class ByRow(_ByRow):
-    """Any layer: its inputs and its output have the rows as their first axis."""
+class LayerPerRow(_PerRow):
+    """Any layer whose inputs and output have the rows as their first axis."""
 
     def __call__(self, x: Tensor | IntArray, *more: Tensor | Context | Norm | None) -> Tensor:
         now = self.batch.rows
         if not isinstance(x, Tensor) and (x.ndim == 1 or len(x) == 1):  # positions and types
             x = np.broadcast_to(x, (len(now), x.shape[-1]))  # that all rows share
         if x.shape[0] != len(now):
-            raise PeftError(f"{self.path} is not run row by row: its input is {x.shape}")
+            raise PeftError(
+                f"{self.path}: expected an input of {len(now)} rows, got shape {x.shape}"
+            )
         group = self.group[now]
         rows = [np.flatnonzero(group == i) for i in range(len(self.modules))]
-        # All contexts before the first run, which would move on the cache that they share.
+        # All contexts before the first run, since each run advances the cache that they share.
         arguments = [[_of(each, own, len(now)) for each in more] for own in rows]
         parts = []
         for run, own, others in zip(self._runs(), rows, arguments, strict=True):
@@ -83,14 +85,14 @@ class ByRow(_ByRow):
 
 
 def _of(argument: object, rows: IntArray, batch: int) -> object:
-    """What an argument is for some rows of the batch."""
+    """Narrow an argument to some rows of the batch."""
     if isinstance(argument, Context):
         return argument.of(rows, batch)
     return argument[rows] if isinstance(argument, Tensor) else argument
 
 
-class PromptByRow(_ByRow):
-    """Each row's own prompt, the shorter ones filled up at the left."""
+class PromptPerRow(_PerRow):
+    """Each row's own prompt, padded at the left to the longest."""
 
     def __call__(self) -> VirtualTokens | None:
         found = [run() for run in self._runs()]
@@ -102,8 +104,8 @@ class PromptByRow(_ByRow):
         return VirtualTokens(states, _present(lengths[self.group]))
 
 
-class PrefixByRow(_ByRow):
-    """Each row's own prefix, the shorter ones filled up at the left."""
+class PrefixPerRow(_PerRow):
+    """Each row's own prefix, padded at the left to the longest."""
 
     def __call__(self) -> VirtualKeys | None:
         prefixes = [run() for run in self._runs()]
@@ -124,7 +126,7 @@ class PrefixByRow(_ByRow):
 
 
 def _filled(own: Sequence[Tensor | None], lengths: IntArray) -> Tensor:
-    """The groups' tensors (n, ...) with zeros before the shorter ones: (groups, longest, ...)."""
+    """Pad the groups' tensors (n, ...) with zeros at the left: (groups, longest, ...)."""
     like = next(t for t in own if t is not None)
     longest = int(lengths.max())
     parts = []
@@ -135,6 +137,6 @@ def _filled(own: Sequence[Tensor | None], lengths: IntArray) -> Tensor:
 
 
 def _present(lengths: IntArray) -> BoolArray:
-    """Which virtual tokens the rows have, the last ones: (B, longest)."""
+    """Mask the virtual tokens that each row has, the last ones: (B, longest)."""
     longest = int(lengths.max())
     return np.asarray(np.arange(longest) >= longest - lengths[:, None])

@@ -1,4 +1,4 @@
-"""How many parameters a recipe trains, from sizes alone."""
+"""Parameters that a recipe trains, counted from sizes alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,36 +17,37 @@ from tinygrad_peft.nn import (
 )
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.composition import checked_targets
-from tinygrad_peft.peft.config import PeftConfig, steps_of
-from tinygrad_peft.peft.events import (
+from tinygrad_peft.peft.configs.base import PeftConfig, steps_of
+from tinygrad_peft.peft.hook_types import (
     AffineShape,
     EmbeddingShape,
     ModelShape,
     NormShape,
     ParameterCount,
 )
+from tinygrad_peft.peft.recipes.apply import checked_targets
+from tinygrad_peft.peft.recipes.targets import Targets
 from tinygrad_peft.peft.sites import Seam, capture_seams
-from tinygrad_peft.peft.targets import Targets
 
 __all__ = ["count_model", "count_recipe"]
 
 
 def count_model(model: TransformerConfig) -> int:
-    """All parameters of a model of that shape; shared ones count once."""
+    """Count all parameters of a model of that shape; shared ones count once."""
     return count_elements(Transformer(model, Skeleton()).parameters())
 
 
 def count_recipe(
     model: TransformerConfig, recipe: PeftConfig | Sequence[PeftConfig], host: Host
 ) -> tuple[int, int]:
-    """(trainable, all) of a recipe on a model of that shape, as `get_nb_trainable_parameters`.
+    """Count (trainable, all) of a recipe on a model of that shape.
 
-    No weights are needed: each method's plugin counts in closed form.
+    Equals `PeftModel.get_nb_trainable_parameters`. Needs no weights: each method's plugin counts in
+    closed form.
 
     Raises:
         TargetError: targets that the model does not have.
-        PeftError: plugins object to the recipe, or do not count.
+        PeftError: plugins object to the recipe, or do not count its method.
     """
     steps = steps_of(recipe)
     skeleton = Transformer(model, Skeleton())
@@ -63,7 +64,7 @@ def count_recipe(
 def _count(
     config: PeftConfig, targets: Targets, seams: Sequence[Seam], bare: ModelShape, host: Host
 ) -> ParameterCount:
-    """What the method's plugin counts, and what `modules_to_save` adds to it."""
+    """Add the parameters of `modules_to_save` to the plugin's count."""
     affine = {s: _affine_shape(s.path, s.module) for s in seams if isinstance(s.module, Affine)}
     shape = dataclasses.replace(
         bare,

@@ -1,4 +1,4 @@
-"""How the files of a method look: what Hugging Face PEFT calls its tensors, and how it is read."""
+"""FileFormat: the names and rules of a method's files in Hugging Face PEFT's layout."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,21 +24,22 @@ def _no_problems(_config: object, _shapes: Shapes) -> Sequence[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class FileFormat(Generic[C_contra]):
-    """How the files of a method look. A config class names one as `file_format`.
+    """The names and rules of a method's files. A config class sets one as `file_format`.
 
     Attributes:
-        prefix: what comes before the paths of the model's modules.
-        ignored_settings: what PEFT writes for features that no model here has, where that is
-            neither null nor false nor empty.
-        exclusions: whether PEFT knows `exclude_modules` for the method. Where it does not, the
-            remaining targets are written by their paths.
-        tensor_key: the name in the file for a parameter, from the path of its module and its name
+        prefix: the prefix of the paths of the model's modules.
+        ignored_settings: the values, other than null, false and empty ones, that PEFT writes for
+            features that no model here has.
+        exclusions: True if PEFT has `exclude_modules` for the method. If False, the remaining
+            targets are written by their paths.
+        tensor_key: returns a parameter's name in the file, for the path of its module and its name
             there. By default, `prefix`, path and name.
-        repairs: the settings of a file as they are meant, where PEFT writes what it cannot read.
-        checks: the contradictions between the settings and the shapes in a file. The shapes are by
-            name, without "base_model.model.".
-        ranks: the rank at a path, for `inspect`.
-        llama_cpp: the reasons why llama.cpp cannot convert tensors of these names, for `inspect`.
+        repairs: repairs settings that PEFT writes but cannot read back.
+        checks: lists contradictions between the settings and the shapes in a file. The shapes are
+            keyed by name, without "base_model.model.".
+        ranks: returns the rank at a path, for `inspect`.
+        llama_cpp: lists the reasons why llama.cpp cannot convert tensors of these names, for
+            `inspect`.
     """
 
     prefix: str = PREFIX

@@ -1,7 +1,7 @@
-"""The record of what applying a recipe did.
+"""The record of applying a recipe.
 
 Trainable lists, saving, merging, removing and counting read the record, never a name. Undoing puts
-back what stood there: bit-exact, no subtraction, no division.
+the former modules back: bit-exact, no subtraction, no division.
 """
 
 import copy
@@ -12,28 +12,28 @@ from typing import Protocol, runtime_checkable
 from tinygrad_peft.errors import PeftError, PluginError
 from tinygrad_peft.nn import Module, Parameter
 from tinygrad_peft.nn.module import count_elements
-from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.recipes.targets import Targets
 from tinygrad_peft.peft.sites import Seam
-from tinygrad_peft.peft.targets import Targets
 
 __all__ = ["Record", "Reparameterized", "Rewrite", "new_parameters", "stacked"]
 
 
 @runtime_checkable
 class Reparameterized(Protocol):
-    """A module whose weights come out of others while it is trained, such as an MLP's."""
+    """A module whose weights are computed from others in training, such as by an MLP."""
 
     def flattened(self) -> Module:
-        """The same with the weights themselves: what is used, and what a file holds."""
+        """Return a module with the computed weights themselves, as used and as stored in files."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Rewrite:
-    """One module that a step of a recipe put in the place of another.
+    """A module that a step of a recipe replaced by another.
 
-    `saved` says that `modules_to_save` asked for it. `added` holds the parameters of `after` that
-    neither `before` has nor an earlier rewrite added, by their names in `after`.
+    `saved`: it is a copy for `modules_to_save`. `added` holds the parameters of `after` that are
+    neither in `before` nor added by an earlier rewrite, by their names in `after`.
     """
 
     step: int
@@ -51,23 +51,23 @@ class Rewrite:
 
     @property
     def wraps(self) -> bool:
-        """Whether `after` has `before` within it."""
+        """True if `after` contains `before`."""
         return any(module is self.before for _, module in self.after.named_modules())
 
     @property
     def plain(self) -> bool:
-        """Whether `after` is of the same kind as `before` with other weights, and no wrapper."""
+        """True if `after` is of the class of `before`, with other weights, and does not wrap it."""
         return type(self.after) is type(self.before) and not self.wraps
 
     @property
     def is_copy(self) -> bool:
-        """Whether `after` is `before` with other weights, all of them its own."""
+        """True if `after` is `before` with other weights, none of them shared."""
         old = {id(p) for p in self.before.parameters()}
         return self.plain and not any(id(p) in old for p in self.after.parameters())
 
     @property
-    def grown(self) -> int:
-        """How many elements there are more, with what was copied whole kept beside its copy."""
+    def extra_elements(self) -> int:
+        """The number of elements added to the base's; a copied module counts beside its copy."""
         if self.saved or self.is_copy:
             return count_elements(self.added.values())
         own = {id(p) for p in self.added.values()}
@@ -75,10 +75,10 @@ class Rewrite:
         elsewhere = count_elements(p for p in new if id(p) not in own)
         return self.after.count() - self.before.count() - elsewhere
 
-    def around(self, inner: Module) -> Module:
-        """`after` with `inner` in the place of `before`, sharing all its own weights.
+    def rewrapped(self, inner: Module) -> Module:
+        """Return `after` with `inner` in place of `before`, sharing its own weights.
 
-        Raises PeftError if it wraps nothing, and so leaves no place for another module.
+        Raises PeftError if `after` does not wrap `before`.
         """
         if inner is self.before:
             return self.after
@@ -86,7 +86,7 @@ class Rewrite:
         if not fields:
             kind = type(self.after).__name__
             raise PeftError(
-                f"{self.seam.path}: {kind} takes the place of what stands there, and wraps nothing"
+                f"{self.seam.path}: {kind} replaces the module there instead of wrapping it"
             )
         twin = copy.copy(self.after)
         for name in fields:
@@ -94,7 +94,7 @@ class Rewrite:
         return twin
 
     def flattened(self) -> "Rewrite":
-        """The same with its weights themselves, if they come out of others."""
+        """Return the rewrite with its computed weights, if it is reparameterised."""
         if not isinstance(self.after, Reparameterized):
             return self
         after = self.after.flattened()
@@ -103,41 +103,43 @@ class Rewrite:
 
 @dataclass(eq=False)
 class Record:
-    """All that applying a recipe did, in the order in which it was done."""
+    """The rewrites of a recipe that was applied, in order."""
 
     recipe: tuple[PeftConfig, ...]
     targets: tuple[Targets, ...]  # of each step
     rewrites: list[Rewrite] = field(default_factory=list)
-    unfrozen: list[Parameter] = field(default_factory=list)  # base weights that were trained before
+    unfrozen: list[Parameter] = field(
+        default_factory=list
+    )  # base weights that were trainable before
 
     def undo(self) -> None:
-        """Put back what stood there, the last first; the base's weights are trained as before."""
-        self.take_off()
-        self.thaw()
+        """Uninstall the rewrites, and make the base's weights trainable as before."""
+        self.uninstall()
+        self.unfreeze_base()
 
-    def take_off(self) -> None:
-        """Put back what stood there, the last first."""
+    def uninstall(self) -> None:
+        """Put the former modules back, the last first."""
         for rewrite in reversed(self.rewrites):
             rewrite.seam.owner.set_child(rewrite.seam.name, rewrite.before)
 
-    def thaw(self) -> None:
-        """Let the base's weights be trained as before."""
+    def unfreeze_base(self) -> None:
+        """Make the base's weights trainable as before."""
         for parameter in self.unfrozen:
             parameter.requires_grad = True
 
     def recipe_as_trained(self) -> tuple[PeftConfig, ...]:
-        """Return the recipe with the sizes that training left (`PeftConfig.as_trained`)."""
+        """Return the recipe with the trained sizes (`PeftConfig.as_trained`)."""
         return tuple(
             config.as_trained({r.seam.path: r.after for r in self._own(step) if not r.saved})
             for step, config in enumerate(self.recipe)
         )
 
     def parameters(self) -> list[Parameter]:
-        """All that the steps added."""
+        """List the parameters that the steps added."""
         return [p for rewrite in self.rewrites for p in rewrite.added.values()]
 
     def named_parameters(self, step: int) -> dict[str, Parameter]:
-        """What one step added, by path in the checkpoint's names."""
+        """Return one step's parameters, by path in the checkpoint's names."""
         return {
             f"{rewrite.seam.path}.{name}": parameter
             for rewrite in self.rewrites
@@ -145,8 +147,8 @@ class Record:
             for name, parameter in rewrite.added.items()
         }
 
-    def placed_parameters(self, step: int) -> list[tuple[str, str, Parameter]]:
-        """What a file holds of one step: each weight's place, and its name in what stands there."""
+    def parameters_by_path(self, step: int) -> list[tuple[str, str, Parameter]]:
+        """List one step's stored parameters: (path, name in the module, parameter)."""
         return [
             (rewrite.seam.path, name, parameter)
             for rewrite in (r.flattened() for r in self._own(step))
@@ -154,25 +156,25 @@ class Record:
         ]
 
     def stored_parameters(self, step: int) -> dict[str, Parameter]:
-        """What a file holds of one step, by the names there."""
+        """Return one step's stored parameters, by their names in the file."""
         return self._stored([r.flattened() for r in self._own(step)])
 
     def trained_parameters(self, step: int) -> dict[str, Parameter]:
-        """What one step trains, by its names in a file; never more than it added."""
+        """Return the trained ones of one step's parameters, by their names in a file."""
         return {n: p for n, p in self._stored(self._own(step)).items() if p.requires_grad}
 
     def reparameterization(self, step: int) -> dict[str, Parameter]:
-        """The weights that those of one step come out of, by their names in a file."""
+        """Return the weights that one step's are computed from, by their names in a file."""
         return self._stored([r for r in self._own(step) if isinstance(r.after, Reparameterized)])
 
-    def stored_beside(self, step: int) -> dict[str, Parameter]:
-        """What a file holds of one step beside the weights that come out of others."""
+    def stored_plainly(self, step: int) -> dict[str, Parameter]:
+        """Return one step's parameters that are not reparameterised, by their names in the file."""
         return self._stored(
             [r for r in self._own(step) if not isinstance(r.after, Reparameterized)]
         )
 
     def transposed(self, step: int) -> frozenset[str]:
-        """What of one step a file holds transposed: whole weights that a checkpoint keeps so."""
+        """Return the names of one step's weights that files store transposed, as checkpoints do."""
         return frozenset(
             rewrite.config.file_format.plain_key(rewrite.seam.path, "weight")
             for rewrite in self._own(step)
@@ -180,7 +182,7 @@ class Record:
         )
 
     def flatten(self, step: int) -> None:
-        """Let one step have its weights themselves, and not what they come out of."""
+        """Replace one step's reparameterised weights by the computed ones."""
         self.rewrites = [r.flattened() if r.step == step else r for r in self.rewrites]
 
     def _own(self, step: int) -> list[Rewrite]:
@@ -191,26 +193,28 @@ class Record:
         for rewrite in rewrites:
             form, path = rewrite.config.file_format, rewrite.seam.path
             for name, parameter in rewrite.added.items():
-                # What is saved whole has the checkpoint's names, whatever the method's are.
+                # Modules saved whole have the checkpoint's names, whatever the method's names are.
                 key = form.plain_key(path, name) if rewrite.saved else form.key(path, name)
                 if key in named:
-                    raise PluginError(f"{rewrite.method} calls two weights {key!r} in a file")
+                    raise PluginError(
+                        f"{rewrite.method}: expected one weight named {key!r} in a file, got two"
+                    )
                 named[key] = parameter
         return named
 
 
 def new_parameters(after: Module, before: Module) -> dict[str, Parameter]:
-    """The parameters of `after` that `before` does not have, by their names in `after`."""
+    """Return the parameters of `after` that `before` does not have, by their names in `after`."""
     old = {id(p) for p in before.parameters()}
     return {name: p for name, p in after.named_parameters() if id(p) not in old}
 
 
 def stacked(base: Module, rewrites: Iterable[Rewrite]) -> Module:
-    """The rewrites one around another, the first around `base`.
+    """Wrap `base` in the first rewrite, and each rewrite in the next.
 
-    Raises PeftError where one of them would replace what another has put there.
+    Raises PeftError where one of them would replace another instead of wrapping it.
     """
     module = base
     for rewrite in rewrites:
-        module = rewrite.around(module)
+        module = rewrite.rewrapped(module)
     return module

@@ -1,4 +1,4 @@
-"""The memory that weights and training take, from sizes alone.
+"""Memory of weights and training, estimated from sizes alone.
 
 Each trained parameter takes 16 bytes in float32, 4 for itself, 4 for its gradient and 2 x 4 for
 AdamW's moments, however the frozen weights are stored.
@@ -37,12 +37,12 @@ class Memory:
 def estimate_memory(
     model: TransformerConfig, trainable: int, total: int, host: Host | None = None
 ) -> Mapping[str, Memory]:
-    """Estimate the memory of a model of that shape, by how the frozen weights are stored.
+    """Estimate the memory of a model of that shape, for each way to store the frozen weights.
 
-    In "float32", in "float16", and in each format F of the hook `weight_formats`, which takes the
-    matrices of all affine layers but the head: F has the rest in float32, and F_float16 has it in
-    float16. The plugins of `host` are asked, by default all that are installed. The parameters are
-    those that `count_recipe` counts; the trained ones are float32, and not among the matrices.
+    The keys are "float32", "float16", and two for each format F of the hook `weight_formats`, which
+    stores the matrices of all affine layers except the head: F keeps the other weights in float32,
+    F_float16 in float16. `host` defaults to all installed plugins. `trainable` and `total` are the
+    counts of `count_recipe`; trained parameters are float32, and not among the matrices.
     """
     frozen = total - trainable
     packable = _packable(model)
@@ -61,9 +61,9 @@ def estimate_memory(
 def estimate_full_memory(total: int) -> Mapping[str, Memory]:
     """Estimate the memory of training all parameters, all in "float32" or all in "float16".
 
-    float16 is the least that it can take: moments and updates are too small for it. With float32
-    copies of the weights and float32 moments beside float16 weights and gradients, a parameter
-    takes 16 bytes, as in float32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1).
+    float16 is a lower bound: moments and updates underflow in it. With float32 copies of the
+    weights and float32 moments beside float16 weights and gradients, a parameter takes 16 bytes, as
+    in float32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1).
     """
     return {
         name: Memory(size * total, gradients=size * total, optimizer=2 * size * total)
@@ -72,7 +72,7 @@ def estimate_full_memory(total: int) -> Mapping[str, Memory]:
 
 
 def _packable(model: TransformerConfig) -> int:
-    """Return the sizes of the matrices of all affine layers but the head, together."""
+    """Count the elements of the matrices of all affine layers except the head."""
     seams = capture_seams(Transformer(model, Skeleton()))
     layers = [s.module for s in seams if isinstance(s.module, Affine) and not s.is_head]
     return sum(layer.in_features * layer.out_features for layer in layers)

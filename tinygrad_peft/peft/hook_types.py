@@ -1,4 +1,4 @@
-"""What hooks are told: frozen, so that a hook grows by a field and never by a parameter."""
+"""Arguments and answers of the hooks: frozen, so that hooks grow by fields, not by parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, TypeVar
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Module, TransformerConfig
-from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.configs.base import PeftConfig
 
 __all__ = [
     "AffineShape",
@@ -35,7 +35,7 @@ CombinationType: TypeAlias = Literal["linear", "ties", "dare_linear", "dare_ties
 
 @dataclass(frozen=True)
 class AffineShape:
-    """An affine layer by its sizes."""
+    """The sizes of an affine layer."""
 
     path: str
     in_features: int
@@ -45,9 +45,10 @@ class AffineShape:
 
 @dataclass(frozen=True)
 class EmbeddingShape:
-    """An embedding by its sizes; `slot` is the field of its owner, "embed_tokens" for the tokens'.
+    """The sizes of an embedding.
 
-    `tied` says that the output layer has the same weight.
+    `slot` is the field of its owner, such as "embed_tokens". `tied`: the output layer has the same
+    weight.
     """
 
     path: str
@@ -60,7 +61,7 @@ class EmbeddingShape:
 
 @dataclass(frozen=True)
 class NormShape:
-    """A layer norm or an RMS norm by its size."""
+    """The size of a layer norm or an RMS norm."""
 
     path: str
     size: int
@@ -69,16 +70,16 @@ class NormShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model by its sizes, for one config.
+    """The sizes of a model, for one config.
 
     Attributes:
         config: the transformer's settings.
-        total: how many parameters the base has, shared ones once.
-        targets: the affine layers that the config names.
-        biases: how many elements all biases have, but for those that `modules_to_save` trains.
-        embeddings: all embeddings that the model has.
-        head: the model's output layer, if it has one.
-        norms: the norms that the config names.
+        total: the number of parameters of the base, shared ones once.
+        targets: the affine layers that the config targets.
+        biases: the number of elements of all biases, without those that `modules_to_save` trains.
+        embeddings: all embeddings.
+        head: the output layer, if there is one.
+        norms: the norms that the config targets.
     """
 
     config: TransformerConfig
@@ -92,7 +93,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many parameters a method trains, and how many of them come on top of the base's."""
+    """The numbers of parameters that a method trains, and that it adds to the base's."""
 
     trainable: int
     added: int
@@ -108,12 +109,12 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe that is about to be applied.
+    """A recipe before it is applied.
 
     Attributes:
-        model: the model, untouched.
+        model: the model, unchanged.
         recipe: all steps, the innermost first.
-        targets: for each step, the paths that its config names.
+        targets: for each step, the paths that its config targets.
     """
 
     model: Module = field(repr=False)
@@ -121,18 +122,18 @@ class Draft:
     targets: tuple[frozenset[str], ...]
 
     def steps(self, kind: type[C]) -> list[tuple[int, C]]:
-        """Return the steps with a config of this kind, each with its number."""
+        """List the steps with a config of this kind, each with its number."""
         return [(i, config) for i, config in enumerate(self.recipe) if isinstance(config, kind)]
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A recipe that was applied."""
+    """A recipe after it was applied."""
 
     model: Module = field(repr=False)
     recipe: tuple[PeftConfig, ...]
     rewritten: Sequence[str]  # the paths, in order
-    adapter: str  # what it is called; its weights, if they come from a folder, are there
+    adapter: str  # its name; weights from a folder are already loaded
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ class Source:
 
     Attributes:
         config: its settings.
-        weight: by how much its update is multiplied; it may be negative.
-        tensors: for each path that it adapts, what it added there, by the names in its module.
-        base: for each of these paths, the weights of what stood there, by their names in that.
+        weight: the factor of its update; it may be negative.
+        tensors: for each path that it adapts, the weights that it added, by their names in its
+            module.
+        base: for each of these paths, the weights of the module before, by their names there.
     """
 
     config: PeftConfig
@@ -154,15 +156,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Combination:
-    """Steps of several adapters that are to become one step.
+    """Steps of several adapters to combine into one.
 
     Attributes:
         sources: the steps, all of one method.
         combination_type: "linear", the weighted sum of the updates; or "ties", "dare_linear" or
-            "dare_ties", which leave parts of the updates out.
-        rank: how large the result may be; None: as large as it takes.
-        density: the share of each update's elements that is kept, where some are left out.
-        seed: what is drawn at random is drawn from.
+            "dare_ties", which drop parts of the updates.
+        rank: the largest rank of the result; None: no limit.
+        density: the share of each update's elements that "ties" and "dare" keep.
+        seed: the seed of random choices.
     """
 
     sources: tuple[Source, ...]
@@ -172,9 +174,9 @@ class Combination:
     seed: int
 
     def configs(self, kind: type[C]) -> list[C]:
-        """Return the sources' settings, as the kind that they are.
+        """List the sources' settings, typed as `kind`.
 
-        Raises PeftError where one is of another kind.
+        Raises PeftError if any is of another kind.
         """
         configs = [source.config for source in self.sources]
         if others := {type(c).__name__ for c in configs if not isinstance(c, kind)}:
@@ -185,13 +187,13 @@ class Combination:
 
 @dataclass(frozen=True)
 class Combined:
-    """The step that several became.
+    """The step that several were combined into.
 
     Attributes:
         config: its settings.
-        tensors: for each path, what it adds there, by the names in its module.
-        lost: for each path, the share of the wanted update that could not be kept, in the
-            Frobenius norm; paths where nothing was lost may be left out.
+        tensors: for each path, the weights that it adds, by their names in its module.
+        lost: for each path, the share of the update that was lost, in the Frobenius norm; paths
+            without a loss may be left out.
     """
 
     config: PeftConfig
@@ -205,9 +207,9 @@ class ForeignFolder:
 
     Attributes:
         layout: the name of its layout.
-        settings: what its adapter_config.json holds.
-        shapes: those of its tensors, by their names in the file.
-        base: the model that it is to be put into, where that is known.
+        settings: the contents of its adapter_config.json.
+        shapes: the shapes of its tensors, by their names in the file.
+        base: the settings of the model that it will be applied to, if known.
     """
 
     layout: str
@@ -218,14 +220,14 @@ class ForeignFolder:
 
 @dataclass(frozen=True)
 class ForeignRequest:
-    """A step that is to be written for another library.
+    """A step to write for another library.
 
     Attributes:
         layout: the name of the layout to write.
-        adapter: what the adapter is called.
-        paths: the places that it adapted, in the checkpoint's names.
-        base: the model that they are in.
-        base_name: what that is called, if it has a name.
+        adapter: the adapter's name.
+        paths: the modules that it adapted, in the checkpoint's names.
+        base: the settings of their model.
+        base_name: the model's name, if it has one.
     """
 
     layout: str
@@ -237,7 +239,7 @@ class ForeignRequest:
 
 @dataclass(frozen=True)
 class ForeignName:
-    """What another library calls a weight in its file, and whether it keeps it transposed."""
+    """A weight's name in another library's file, and whether it is stored transposed."""
 
     name: str
     transposed: bool = False
@@ -245,15 +247,15 @@ class ForeignName:
 
 @dataclass(frozen=True)
 class ForeignStep:
-    """A step as it is here, and as it is there.
+    """A step in this library and in another one.
 
     Attributes:
         config: its settings here.
-        settings: what its adapter_config.json holds there.
-        naming: what a weight is called there, by the place that the method adapted, in the
-            checkpoint's names, and by the weight's name in the module that it put there.
-        problems: what the names and shapes in its file contradict of its settings, as far as that
-            can be told; of use where the model is not known, for loading finds these and more.
+        settings: the contents of its adapter_config.json there.
+        naming: returns a weight's name there, for the path of the adapted module, in the
+            checkpoint's names, and the weight's name in the module that the method put there.
+        problems: contradictions between its settings and the names and shapes in its file, as far
+            as they show without the model. Loading finds these and more.
     """
 
     config: PeftConfig

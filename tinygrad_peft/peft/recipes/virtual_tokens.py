@@ -1,28 +1,27 @@
-"""What the settings of all methods that put something in front of the tokens have in common."""
+"""Settings and checks shared by all methods that prepend virtual tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Never
 
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.events import Draft
-from tinygrad_peft.peft.file_format import FileFormat
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.file_format import FileFormat
+from tinygrad_peft.peft.hook_types import Draft
 
 __all__ = ["VirtualConfig", "virtual_objections"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualConfig(PeftConfig):
-    """Settings of a method that puts virtual tokens, or virtual keys and values, before the text.
+    """Settings of a method that prepends virtual tokens, or virtual keys and values, to the text.
 
-    num_virtual_tokens: how many, each of which takes one of the model's positions.
-    token_dim, num_attention_heads, num_layers, num_transformer_submodules: what Hugging Face PEFT
-        notes of the model that an adapter was trained on. They are no choices: where they are
-        given, they must be the model's.
+    num_virtual_tokens: their number; each takes one of the model's positions.
+    token_dim, num_attention_heads, num_layers, num_transformer_submodules: Hugging Face PEFT's
+        notes on the model that an adapter was trained on. If given, they must equal the model's.
     """
 
-    not_mergeable: ClassVar[str] = "virtual tokens are no weights of the model"
+    not_mergeable: ClassVar[str] = "virtual tokens are not weights of the model"
     # PEFT wraps the model once less for these methods, and gives the one module no path.
     file_format: ClassVar[FileFormat[Never]] = FileFormat(
         prefix="base_model", tensor_key=lambda _path, name: name
@@ -35,14 +34,14 @@ class VirtualConfig(PeftConfig):
     num_transformer_submodules: int | None = None
 
     def problems(self) -> list[str]:
-        """Fewer than one virtual token."""
+        """List wrong numbers of virtual tokens."""
         found = super().problems()
         if self.num_virtual_tokens < 1:
-            found.append(f"num_virtual_tokens={self.num_virtual_tokens} must be at least 1")
+            found.append(f"num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}")
         return found
 
     def sizes(self, model: TransformerConfig) -> Mapping[str, int]:
-        """What PEFT notes of such a model."""
+        """Return PEFT's notes on a model."""
         return {
             "token_dim": model.hidden_size,
             "num_attention_heads": model.num_attention_heads,
@@ -52,10 +51,10 @@ class VirtualConfig(PeftConfig):
 
 
 def virtual_objections(draft: Draft, *kinds: type[VirtualConfig]) -> list[str]:
-    """What speaks against the steps of these kinds: a base of other sizes, no room for the text.
+    """List objections to steps of these kinds: a base of other sizes, no room for the text.
 
-    All virtual tokens of the recipe take positions. The step that takes the last one is objected
-    to, whatever methods the others are.
+    All virtual tokens of the recipe take positions. The objection is to the step that takes the
+    last position, whatever methods the others are.
     """
     if not isinstance(draft.model, Transformer):
         return []
@@ -69,13 +68,13 @@ def virtual_objections(draft: Draft, *kinds: type[VirtualConfig]) -> list[str]:
         if not isinstance(config, kinds):
             continue
         objections += [
-            f"step {step}: the adapter is for a model of {name} {noted}, and this one's is {own}"
+            f"step {step}: {name}: expected the model's {own}, got {noted}"
             for name, own in config.sizes(model).items()
             if (noted := getattr(config, name)) not in (None, own)
         ]
         if before < limit <= taken:
             objections.append(
-                f"step {step}: with it, {taken} virtual tokens leave no room for a text among "
-                f"the model's {limit} positions"
+                f"step {step}: expected fewer than {limit} virtual tokens (the model's positions), "
+                f"to leave room for the text, got {taken}"
             )
     return objections

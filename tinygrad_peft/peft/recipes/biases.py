@@ -1,24 +1,24 @@
-"""The base's own biases, where a method trains them beside its weights, as PEFT's `bias` asks for.
+"""Training the base's own biases beside a method's weights, for PEFT's setting `bias`.
 
-"none"; "all", those of the whole model; or those of the method's targets, by whatever name.
+"none"; "all", the biases of the whole model; any other value, the biases of the method's targets.
 """
 
 from collections.abc import Mapping
 
 from tinygrad_peft.nn import Module
-from tinygrad_peft.peft.copies import trained_copy
-from tinygrad_peft.peft.events import Draft, ModelShape
+from tinygrad_peft.peft.hook_types import Draft, ModelShape
+from tinygrad_peft.peft.recipes.trained_copy import trained_copy
 
 __all__ = ["bias_elements", "bias_objections", "with_trained_bias"]
 
 
 def with_trained_bias(module: Module) -> Module | None:
-    """The module with a bias of its own, which is trained; None if it has no bias."""
+    """Copy a module with a trained bias of its own; None if it has no bias."""
     return trained_copy(module, ["bias"])
 
 
 def bias_elements(bias: str, shape: ModelShape) -> int:
-    """How many elements of the base's biases are trained."""
+    """Count the trained elements of the base's biases."""
     if bias == "none":
         return 0
     if bias == "all":
@@ -27,9 +27,9 @@ def bias_elements(bias: str, shape: ModelShape) -> int:
 
 
 def bias_objections(draft: Draft, biases: Mapping[int, str]) -> list[str]:
-    """Return why steps with these `bias` settings, by their numbers, cannot be in the recipe.
+    """List objections to steps with these `bias` settings, keyed by the steps' numbers.
 
-    The module with the trained bias takes the place of the base's, and wraps nothing.
+    The module with the trained bias replaces the base's instead of wrapping it.
     """
     trained = [step for step, bias in biases.items() if bias != "none"]
     if not trained or len(draft.recipe) == 1:

@@ -1,4 +1,4 @@
-"""Which places a config's targets name, and what is wrong with those that name none."""
+"""Resolving targets: the modules that a config names, and the problems with its names."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -6,12 +6,8 @@ from dataclasses import dataclass
 
 from tinygrad_peft.errors import nearest
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft.config import (
-    NamedTargetsConfig,
-    PeftConfig,
-    TargetedConfig,
-    layer_patterns,
-)
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig, TargetedConfig, layer_patterns
 from tinygrad_peft.peft.sites import Seam
 
 __all__ = ["Targets", "find_targets", "matches"]
@@ -21,10 +17,10 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class Targets:
-    """What a config names in a model.
+    """The modules that a config names in a model.
 
-    by_entry: for each target entry, the paths that it names and that nothing bars.
-    saved: the paths of the modules that `modules_to_save` names, those below them included.
+    by_entry: for each target entry, the paths that it names and that no setting excludes.
+    saved: the paths of the modules that `modules_to_save` names, and of modules below them.
     problems: entries that name nothing, and why.
     """
 
@@ -34,19 +30,19 @@ class Targets:
 
     @property
     def paths(self) -> frozenset[str]:
-        """All paths that any entry names."""
+        """The paths that any entry names."""
         return frozenset().union(*self.by_entry.values())
 
 
 def matches(path: str, pattern: str | Sequence[str]) -> bool:
-    """Whether a path is named: by a regular expression as a whole, or by one of a list's names."""
+    """Tell whether a regular expression matches the whole path, or a list names it."""
     if isinstance(pattern, str):
         return re.fullmatch(pattern, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in pattern)
 
 
 def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> Targets:
-    """What `config` names among the seams, and every entry that names nothing."""
+    """Resolve the targets of `config` among the seams, with every entry that names nothing."""
     saved, problems = _find_saved(config.modules_to_save, seams)
     by_entry: dict[str, frozenset[str]] = {}
     if isinstance(config, NamedTargetsConfig):
@@ -54,7 +50,7 @@ def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> 
         problems += more
     tied = _tied_paths(seams)
     problems += [
-        f"{path} shares its weight with {tied[path]}: adapting one of them alone would part them"
+        f"{path} shares its weight with {tied[path]}: adapting only one would untie them"
         for path in sorted(saved.union(*by_entry.values()) & tied.keys())
     ]
     return Targets(by_entry, saved, tuple(problems))
@@ -63,13 +59,13 @@ def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> 
 def _find_named(
     config: NamedTargetsConfig, seams: Sequence[Seam], model_type: str, saved: frozenset[str]
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
-    """The paths that each entry of the targets names, and what is wrong with the entries."""
+    """Resolve each entry of the targets to paths, and list the entries' problems."""
     entries = _entries(config.target_modules, config.usual_targets.get(model_type))
     if not entries:
         known = ", ".join(sorted(config.usual_targets)) or "none"
         family = model_type or "of no family"
-        why = f"the usual ones are known for {known}, and this model is {family}"
-        return {}, [f"target_modules is needed: {why}"]
+        why = f"usual targets are known for {known}, and this model is {family}"
+        return {}, [f"target_modules: missing ({why})"]
     numbers = _layer_numbers(config, seams)
     absent = _absent_layers(config, set(numbers.values()) - {None})
     layers = None if absent else _layers(config)
@@ -95,16 +91,16 @@ def _find_named(
         elif not named:
             problems.append(_unmatched(entry, pattern, seams))
         else:
-            why = f"{entry!r}: none of its {len(named)} modules is left by {bars}"
+            why = f"{entry!r}: all of its {len(named)} modules are excluded by {bars}"
             (excluded if bars == "exclude_modules" else problems).append(why)
-    # To exclude all of one entry among others is no mistake: PEFT writes such for "all-linear".
+    # Excluding one entry of several is valid: PEFT writes it for "all-linear".
     return by_entry, problems if by_entry else problems + excluded
 
 
 def _entries(
     names: str | Sequence[str] | None, usual: Sequence[str] | None
 ) -> dict[str, str | Sequence[str]]:
-    """Each entry with what it matches by: itself as an expression, or as a list's name."""
+    """Map each entry to its pattern: a regular expression, or a list of one name."""
     names = usual if names is None else names
     if isinstance(names, str):
         return {names: names}
@@ -125,7 +121,7 @@ def _bar(
     numbers: Mapping[str, int | None],
     saved: frozenset[str],
 ) -> str | None:
-    """The setting that keeps an entry from a place that it matches, if one does."""
+    """Return the setting that excludes a path that an entry matches, if any does."""
     if path in excluded:
         return "exclude_modules"
     if layers is not None and path != entry and numbers[path] not in layers:
@@ -139,7 +135,7 @@ def _layers(config: PeftConfig) -> Sequence[int] | None:
 
 
 def _layer_numbers(config: PeftConfig, seams: Sequence[Seam]) -> dict[str, int | None]:
-    """The number of the layer that each path is in, if it is in one."""
+    """Map each path to the number of its layer, if it is in one."""
     patterns = layer_patterns(config)
     if not patterns:
         return {s.path: s.layer for s in seams}
@@ -154,9 +150,9 @@ def _layer_numbers(config: PeftConfig, seams: Sequence[Seam]) -> dict[str, int |
 def _absent_layers(config: PeftConfig, there: Collection[int | None]) -> list[str]:
     if (patterns := layer_patterns(config)) and not there:
         named = " or ".join(map(repr, patterns))
-        return [f"layers_pattern: no number of a layer follows {named}"]
+        return [f"layers_pattern: expected a layer's number after {named}, got none in any path"]
     return [
-        f"layers_to_transform: the model has no layer {n} (it has {len(there)}, from 0)"
+        f"layers_to_transform: expected layers below {len(there)}, got {n}"
         for n in _layers(config) or ()
         if n not in there
     ]
@@ -177,7 +173,7 @@ def _find_saved(names: Sequence[str], seams: Sequence[Seam]) -> tuple[frozenset[
 
 
 def _unmatched(entry: str, pattern: str | Sequence[str], seams: Sequence[Seam]) -> str:
-    """That an entry names nothing, with what may have been meant."""
+    """Return that an entry matches nothing, with the nearest names."""
     if isinstance(pattern, str) and pattern != ALL_LINEAR:
         named = any(matches(s.path, [entry]) for s in seams)
         hint = f"; for modules of that name write [{entry!r}]" if named else ""
@@ -189,7 +185,7 @@ def _unmatched(entry: str, pattern: str | Sequence[str], seams: Sequence[Seam]) 
 
 
 def _tied_paths(seams: Sequence[Seam]) -> dict[str, str]:
-    """The paths whose module shares a weight with another place, and that place."""
+    """Map each path whose module shares a weight to another path that shares it."""
     first: dict[int, Seam] = {}
     tied: dict[str, str] = {}
     for seam in seams:

@@ -1,4 +1,4 @@
-"""Copies of modules with trained weights of their own, which share all that is not trained."""
+"""Copies of modules with trained weights of their own, sharing all others."""
 
 from collections.abc import Collection
 
@@ -10,10 +10,10 @@ __all__ = ["trained_copy"]
 def trained_copy(
     module: Module, names: Collection[str] | None = None, *, fresh: bool = True
 ) -> Module | None:
-    """The module with trained weights of its own, all of them or those of these names.
+    """Copy a module with trained weights of its own: all of them, or those of these names.
 
-    None if it has none of them itself. The arrays are copied if `fresh`, and otherwise shared until
-    those of a folder replace them. What stands below the module is shared in any case.
+    Returns None if it has none of them itself. The arrays are copied if `fresh`, and otherwise
+    shared until a folder's arrays replace them. Modules below this one are always shared.
     """
     own = {n: p for n, p in module.own_parameters() if names is None or n in names}
     if not own:

@@ -1,7 +1,7 @@
-"""One adapter out of several: the weighted sum of what they change.
+"""Combining adapters into one: the weighted sum of their updates.
 
-With deltas ΔWᵢ and weights wᵢ:  W = W₀ + Σ wᵢ ΔWᵢ. Each method's plugin combines its own steps;
-modules that were trained whole are summed here, their delta being what they have more than W₀.
+With updates ΔWᵢ and weights wᵢ:  W = W₀ + Σ wᵢ ΔWᵢ. Each method's plugin combines its own steps;
+modules that were trained whole are summed here, with ΔWᵢ = Wᵢ - W₀.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from tinygrad_peft.errors import PeftError, failures, listed
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.events import Combination, CombinationType, Combined, Source
-from tinygrad_peft.peft.record import Record, Rewrite
-from tinygrad_peft.peft.settings import config_to_dict
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.serialisation import config_to_dict
+from tinygrad_peft.peft.hook_types import Combination, CombinationType, Combined, Source
+from tinygrad_peft.peft.recipes.record import Record, Rewrite
 
 __all__ = ["COMBINATION_TYPES", "CombinedAdapter", "combine_records", "fill_record"]
 
@@ -30,12 +30,12 @@ COMBINATION_TYPES: tuple[CombinationType, ...] = get_args(CombinationType)
 
 @dataclass(frozen=True)
 class CombinedAdapter:
-    """What several adapters became.
+    """The adapter that several were combined into.
 
     Attributes:
         recipe: the steps.
         tensors: for each step and path, the weights by their names in the module.
-        lost: for each path, the share of the wanted update that the rank left out.
+        lost: for each path, the share of the update that the rank left out.
     """
 
     recipe: tuple[PeftConfig, ...]
@@ -53,12 +53,12 @@ def combine_records(
     density: float = 0.5,
     seed: int = 0,
 ) -> CombinedAdapter:
-    """One adapter whose update is the weighted sum of those of the adapters in `records`.
+    """Return an adapter whose update is the weighted sum of the updates in `records`.
 
     Raises:
-        PeftError: weights that are no numbers or too few or many, settings that cannot be, recipes
-            of other methods, NaN, steps whose method cannot be combined, places that one adapter
-            trained whole and another adapted otherwise: all that is wrong.
+        PeftError: all problems: weights that are not numbers, too few or too many; invalid
+            settings; recipes of different methods; NaN; methods that cannot be combined; modules
+            that one adapter trained whole and another adapted otherwise.
     """
     problems = _wrong_settings(records, weights, combination_type, rank, density)
     problems = problems or _different_recipes(records) + _not_finite(records)
@@ -74,9 +74,9 @@ def combine_records(
 
 
 def fill_record(record: Record, combined: CombinedAdapter) -> None:
-    """Give a record of the combined recipe the combined weights.
+    """Set the weights of the combined recipe's record to the combined ones.
 
-    Raises PeftError, which lists them, where a plugin's answer does not fit its own settings.
+    Raises PeftError with every mismatch of a plugin's answer and its own settings.
     """
     for step, tensors in enumerate(combined.tensors):
         wanted = record.named_parameters(step)
@@ -84,7 +84,9 @@ def fill_record(record: Record, combined: CombinedAdapter) -> None:
         shapes = {name: p.shape for name, p in wanted.items()}
         problems = mismatches(shapes, {name: array.shape for name, array in found.items()})
         if problems:
-            raise PeftError(f"step {step} of the combination does not fit:\n{listed(problems)}")
+            raise PeftError(
+                f"step {step} of the combination does not fit its settings:\n{listed(problems)}"
+            )
         for name, parameter in wanted.items():
             parameter.data = np.array(found[name], parameter.dtype)
 
@@ -96,18 +98,18 @@ def _wrong_settings(
     rank: int | None,
     density: float,
 ) -> list[str]:
-    names = ", ".join(map(repr, records))
+    names, kinds = ", ".join(map(repr, records)), ", ".join(COMBINATION_TYPES)
     rules = {
-        "at least one adapter is expected": not records,
-        f"{len(records)} adapters ({names}) and {len(weights)} weights": (
+        "adapters: expected at least one, got none": not records,
+        f"weights: expected {len(records)}, one per adapter ({names}), got {len(weights)}": (
             len(records) != len(weights)
         ),
-        f"weights {list(weights)}: numbers are expected": not all(map(_is_finite, weights)),
-        f"combination_type {combination_type!r}: expected one of {', '.join(COMBINATION_TYPES)}": (
+        f"weights: expected finite numbers, got {list(weights)}": not all(map(_is_finite, weights)),
+        f"combination_type: expected one of {kinds}, got {combination_type!r}": (
             combination_type not in COMBINATION_TYPES
         ),
-        f"rank {rank}: at least 1 is expected": rank is not None and rank < 1,
-        f"density {density}: above 0 and at most 1 is expected": not 0 < density <= 1,
+        f"rank: expected at least 1, got {rank}": rank is not None and rank < 1,
+        f"density: expected above 0 and at most 1, got {density}": not 0 < density <= 1,
     }
     return failures(rules)
 
@@ -139,7 +141,7 @@ def _not_finite(records: Mapping[str, Record]) -> list[str]:
 def _step(
     step: int, records: Sequence[Record], weights: Sequence[float], host: Host, how: Combination
 ) -> Combined:
-    """One step of all adapters as one."""
+    """Combine one step of all adapters."""
     configs = [record.recipe_as_trained()[step].flattened() for record in records]
     own = [[r.flattened() for r in record.rewrites if r.step == step] for record in records]
     saved = _saved_modules(own, weights)
@@ -156,7 +158,7 @@ def _step(
         combined = answer
     both = [path for path in saved if path in combined.tensors]
     if both:
-        why = "one adapter trained it whole, and another adapted it otherwise"
+        why = "one adapter trained it whole, another adapted it otherwise"
         raise PeftError(f"step {step}:\n{listed(f'{path}: {why}' for path in both)}")
     names = dict.fromkeys(name for config in configs for name in config.modules_to_save)
     return Combined(
@@ -167,10 +169,12 @@ def _step(
 
 
 def _untrained(step: int, configs: Sequence[PeftConfig]) -> Combined:
-    """A step that trains nothing, such as the quantising of the base: it must be the same."""
+    """Combine a step that trains nothing, such as quantising the base: all must be the same."""
     if any(config != configs[0] for config in configs):
         different = [str(config_to_dict(config)) for config in configs]
-        raise PeftError(f"step {step} differs, and has no weights to sum:\n{listed(different)}")
+        raise PeftError(
+            f"step {step} has no weights to sum, and different settings:\n{listed(different)}"
+        )
     return Combined(configs[0], {})
 
 
@@ -193,7 +197,7 @@ def _base(rewrites: Sequence[Rewrite]) -> dict[str, dict[str, Array]]:
 def _saved_modules(
     own: Sequence[Sequence[Rewrite]], weights: Sequence[float]
 ) -> dict[str, dict[str, Array]]:
-    """W₀ + Σ wᵢ (Wᵢ - W₀) for each weight of the modules that any adapter trained whole."""
+    """Return W₀ + Σ wᵢ (Wᵢ - W₀) for each weight of modules that any adapter trained whole."""
     saved = [{r.seam.path: r for r in rewrites if r.saved} for rewrites in own]
     return {
         path: {
@@ -213,7 +217,7 @@ def _saved_modules(
 
 
 def _sum_of_deltas(base: Array, parts: Sequence[tuple[float, Array]]) -> Array:
-    """W₀ + Σ wᵢ (Wᵢ - W₀), written so that W₀ cancels exactly where the weights sum to one."""
+    """Return W₀ + Σ wᵢ (Wᵢ - W₀); W₀ cancels exactly where the weights sum to one."""
     left = 1 - math.fsum(weight for weight, _ in parts)
     total = np.zeros_like(base) if left == 0 else left * base
     for weight, array in parts:

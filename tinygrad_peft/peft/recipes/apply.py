@@ -7,13 +7,14 @@ from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.nn.init import is_hollow
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig, steps_of
-from tinygrad_peft.peft.copies import trained_copy
-from tinygrad_peft.peft.events import Draft
+from tinygrad_peft.peft.configs.base import PeftConfig, steps_of
+from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
+from tinygrad_peft.peft.hook_types import Draft
 from tinygrad_peft.peft.methods import broken_plugins, methods_of
-from tinygrad_peft.peft.record import Record, Rewrite, new_parameters
+from tinygrad_peft.peft.recipes.record import Record, Rewrite, new_parameters
+from tinygrad_peft.peft.recipes.targets import Targets, find_targets
+from tinygrad_peft.peft.recipes.trained_copy import trained_copy
 from tinygrad_peft.peft.sites import Seam, Start, capture_seams
-from tinygrad_peft.peft.targets import Targets, find_targets
 
 __all__ = ["apply_recipe", "checked_targets"]
 
@@ -29,14 +30,14 @@ def apply_recipe(
 ) -> Record:
     """Apply the steps of a recipe to `model` in place, the first being the innermost.
 
-    All that the model had is frozen; what the steps add is trained. On any error the model is what
-    it was before. `loading` says that the new weights will be overwritten by those of a folder;
-    `seams` are the model's, if they are known.
+    The model's own weights are frozen; the weights that the steps add are trained. The model is
+    unchanged on any error. `loading`: a folder's weights will overwrite the new ones. `seams`: the
+    model's seams, if already captured.
 
     Raises:
-        TargetError: entries that name no module, all of them, with the nearest names.
-        PluginError: a plugin answered with what is no new module, or hides parameters.
-        PeftError: objections of plugins, a method that no plugin provides, or a step that did
+        TargetError: every target that matches no module, with the nearest names.
+        PluginError: a plugin's answer is not a new module, or hides parameters.
+        PeftError: objections of plugins, a method that no plugin provides, or a step that adapted
             nothing.
     """
     steps = steps_of(recipe)
@@ -62,9 +63,10 @@ def apply_recipe(
 def checked_targets(
     model: Module, recipe: Sequence[PeftConfig], seams: Sequence[Seam], host: Host
 ) -> list[Targets]:
-    """The targets of each step, unless there is anything to object to.
+    """Return the targets of each step after all checks that need no change to the model.
 
-    Raises what `apply_recipe` does, but for steps that only then turn out to do nothing.
+    Raises the errors of `apply_recipe`, except where only applying a step shows that it adapts
+    nothing.
     """
     _refuse_unknown(recipe, host)
     model_type = model.config.model_type if isinstance(model, Transformer) else ""
@@ -96,10 +98,10 @@ def _refuse_unknown(recipe: Sequence[PeftConfig], host: Host) -> None:
 
 
 def _saved_late(seams: Sequence[Seam], targets: Sequence[Targets]) -> list[str]:
-    """Modules that a step would train whole, of which an earlier step has made something else."""
+    """List modules that a step would train whole after an earlier step has replaced them."""
     weighty = {seam.path for seam in seams if any(True for _ in seam.module.own_parameters())}
     return [
-        f"step {late}: modules_to_save: {path} is already taken by step {early}"
+        f"step {late}: modules_to_save: {path} is already adapted by step {early}"
         for late, saving in enumerate(targets)
         for early in range(late)
         for path in sorted(weighty & saving.saved & (targets[early].paths | targets[early].saved))
@@ -107,7 +109,7 @@ def _saved_late(seams: Sequence[Seam], targets: Sequence[Targets]) -> list[str]:
 
 
 def _freeze(model: Module, record: Record) -> None:
-    """Let none of the base's weights be trained, and remember which were."""
+    """Freeze the base's weights, and record which were trainable."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             record.unfrozen.append(parameter)
@@ -138,14 +140,14 @@ def _apply_step(
 
 
 def _own_parameters(after: Module, before: Module, record: Record) -> dict[str, Parameter]:
-    """What is new in `after` and nowhere before it: tied places may share what one of them adds."""
+    """Return the parameters that first appear in `after`: tied modules may share added ones."""
     old = {id(p) for p in record.parameters()}
     new = new_parameters(after, before)
     return {name: parameter for name, parameter in new.items() if id(parameter) not in old}
 
 
 def _refuse_hidden(after: Module, seam: Seam, config: PeftConfig, model: Module) -> None:
-    """Raise if an answer has parameters of its own that are no part of its tree."""
+    """Raise if an answer holds parameters outside its tree of modules."""
     if not after.hidden_parameters():
         return
     if hidden := after.hidden_parameters(known=model.parameters()):
@@ -159,7 +161,7 @@ def _refuse_hidden(after: Module, seam: Seam, config: PeftConfig, model: Module)
 def _refuse_idle(
     config: PeftConfig, step: int, seams: Sequence[Seam], targets: Targets, done: set[str]
 ) -> None:
-    """Raise if the step did nothing, or if one of its entries named modules that none can adapt."""
+    """Raise if the step adapted nothing, or nothing that one of its targets names."""
     kinds = {seam.path: type(seam.module).__name__ for seam in seams}
     idle = [
         f"{entry!r} names {len(paths)} modules ({kinds[min(paths)]}) that it cannot adapt"
@@ -169,5 +171,5 @@ def _refuse_idle(
     if idle:
         raise TargetError(f"step {step}, {config.peft_type.lower()}:\n{listed(idle)}")
     if not done:
-        why = "" if isinstance(config, NamedTargetsConfig) else ": the model has no place for it"
+        why = "" if isinstance(config, NamedTargetsConfig) else ": the model has no seam for it"
         raise PeftError(f"step {step}, {config.peft_type.lower()}, adapted nothing{why}")

@@ -14,19 +14,19 @@ from tinygrad_peft.errors import ConfigError, listed, nearest, shortened
 
 __all__ = ["convert_setting", "setting_types", "wrong_choices", "wrong_types"]
 
-_PYTHONS = {"array": "list", "object": "dict", "null": "None"}  # names for what JSON calls so
+_PYTHONS = {"array": "list", "object": "dict", "null": "None"}  # JSON's names, and Python's
 
 
 def setting_types(kind: type) -> Mapping[str, object]:
     """Return the type of each setting of a config class.
 
-    Raises ConfigError with all settings of types that JSON cannot hold.
+    Raises ConfigError with every setting of a type that JSON cannot hold.
     """
     return _types(kind)
 
 
 @functools.cache
-def _types(kind: Hashable) -> Mapping[str, object]:  # mypy does not take a class for hashable
+def _types(kind: Hashable) -> Mapping[str, object]:  # mypy: a class is not Hashable
     assert isinstance(kind, type)
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     if any(isinstance(hint, str) for hint in types.values()):
@@ -34,12 +34,12 @@ def _types(kind: Hashable) -> Mapping[str, object]:  # mypy does not take a clas
         types = {name: hints[name] for name in types}
     problems = [f"{name}: JSON cannot hold {hint}" for name, hint in types.items() if _alien(hint)]
     if problems:
-        raise ConfigError(f"invalid settings of the class {kind.__name__}:\n{listed(problems)}")
+        raise ConfigError(f"invalid class {kind.__name__}:\n{listed(problems)}")
     return types
 
 
 def convert_setting(value: object, hint: object, *, strict: bool) -> object:
-    """Return a JSON value in the type of its setting; the value itself if it does not fit."""
+    """Convert a JSON value to the type of its setting; return it unchanged if it does not fit."""
     try:
         return msgspec.convert(value, hint, strict=strict, str_keys=True)
     except msgspec.ValidationError:
@@ -47,7 +47,7 @@ def convert_setting(value: object, hint: object, *, strict: bool) -> object:
 
 
 def wrong_types(config: object) -> list[str]:
-    """Return the settings whose values have the wrong Python type, and numbers not finite."""
+    """List the settings with values of the wrong type or numbers that are not finite."""
     found = []
     for name, hint in setting_types(type(config)).items():
         value = getattr(config, name)
@@ -59,7 +59,7 @@ def wrong_types(config: object) -> list[str]:
 
 
 def wrong_choices(config: object) -> list[str]:
-    """Return the texts that their settings do not allow, with the nearest of those allowed."""
+    """List the texts that their settings do not allow, with the nearest allowed ones."""
     found = []
     for name, hint in setting_types(type(config)).items():
         value = getattr(config, name)
@@ -78,7 +78,7 @@ def _alien(hint: object) -> bool:
 
 
 def _mismatch(name: str, value: object, hint: object) -> list[str]:
-    """Return `name: expected int, got '4'`, or nothing if the value fits."""
+    """Return `[name: expected int, got '4']`; empty if the value fits."""
     try:
         msgspec.convert(msgspec.to_builtins(value), hint, strict=True)
     except (msgspec.ValidationError, TypeError) as error:
@@ -106,14 +106,14 @@ def _not_finite(name: str, value: object) -> Iterable[str]:
 
 
 def _chosen(value: object, hint: object) -> tuple[str, ...] | None:
-    """Return the texts that a setting allows, if its value is a text and must be one of them."""
+    """Return the texts that a setting allows, if its value is a text; None if it allows any."""
     if not isinstance(value, str):
         return None
     return _choices(hint) or None
 
 
 def _choices(hint: object) -> tuple[str, ...]:
-    """Return the texts that a type names; nothing if it allows any text."""
+    """Return the texts that a type allows; empty if it allows any text."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return tuple(a for a in arguments if isinstance(a, str))
