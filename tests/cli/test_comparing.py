@@ -248,7 +248,7 @@ def test_a_folder_without_a_comparison_is_told(tmp_path: Path, commands: Command
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (methods("lorra"), "no method is called 'lorra'; did you mean 'lora'"),
+        (methods("lorra"), "unknown method 'lorra'; did you mean 'lora'"),
         (methods("lora", "lora"), "two recipes are called 'lora'"),
         (methods("lora @ lr=-1"), "lora: invalid TrainConfig"),
         (methods("lora", "lora:target_modules=qery"), "'qery' matches no module"),

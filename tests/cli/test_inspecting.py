@@ -82,7 +82,7 @@ def test_an_adapter_is_held_against_the_model_that_is_named(
     commands.ok("inspect", adapter, "--model", small_world / "llama")
     ran = commands("inspect", adapter, "--model", small_world / "gpt2")
     assert ran.status == 1
-    assert "was made for another model: model_type 'llama', and this is 'gpt2'" in ran.out
+    assert "was made for another model: model_type: expected 'llama', got 'gpt2'" in ran.out
 
 
 def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, commands: Commands) -> None:

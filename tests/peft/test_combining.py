@@ -240,8 +240,8 @@ def test_all_settings_that_cannot_be_are_told_at_once() -> None:
             density=0,
         )
     for part in (
-        "2 adapters ('plain', 'rslora') and 3 weights",
-        "numbers are expected",
+        "weights: expected 2, one per adapter ('plain', 'rslora'), got 3",
+        "expected finite numbers",
         "combination_type 'svd': expected one of linear, ties, dare_linear, dare_ties",
         "rank 0: at least 1",
         "density 0: above 0",
@@ -251,7 +251,7 @@ def test_all_settings_that_cannot_be_are_told_at_once() -> None:
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(PeftError, match="numbers are expected"):
+    with pytest.raises(PeftError, match="expected finite numbers"):
         three("llama").add_weighted_adapter(["plain"], ["much"], "x")  # type: ignore[list-item]
 
 
@@ -277,7 +277,7 @@ def test_a_place_that_one_trained_whole_and_another_otherwise_is_refused() -> No
             "b": LoraConfig(r=2, target_modules=both, modules_to_save=one),
         },
     )
-    with pytest.raises(PeftError, match=r"mlp\.up_proj: one adapter trained it whole, and another"):
+    with pytest.raises(PeftError, match=r"mlp\.up_proj: one adapter trained it whole, another"):
         peft.add_weighted_adapter(["a", "b"], [1, 1], "x", rank=2)
     assert list(peft.adapters) == ["a", "b"]
 
@@ -293,11 +293,11 @@ def test_names_are_checked() -> None:
     peft = three("llama")
     with pytest.raises(PeftError, match="did you mean 'plain'"):
         peft.add_weighted_adapter(["plian"], [1], "sum")
-    with pytest.raises(PeftError, match="there is an adapter called 'rslora' already"):
+    with pytest.raises(PeftError, match="adapter 'rslora' already exists"):
         peft.add_weighted_adapter(["plain"], [1], "rslora")
-    with pytest.raises(PeftError, match="one of them is named twice"):
+    with pytest.raises(PeftError, match="adapters: expected different names"):
         peft.add_weighted_adapter(["plain", "plain"], [1, 2], "sum")
-    with pytest.raises(PeftError, match="at least one adapter is expected"):
+    with pytest.raises(PeftError, match="adapters: expected at least one"):
         peft.add_weighted_adapter([], [], "sum")
 
 
@@ -323,7 +323,7 @@ def test_an_answer_that_does_not_fit_its_own_settings_is_refused() -> None:
     host.register(plugin(ShiftConfig, adapt=shift, combine_adapters=answer), "shift")
     peft = made(LLAMA, {"a": ShiftConfig()}, host)
     before = Snapshot.of(peft)
-    with pytest.raises(PeftError, match=r"(?s)does not fit:.*missing: .*o_proj\.shift"):
+    with pytest.raises(PeftError, match=r"(?s)does not fit its settings:.*missing: .*o_proj\.shift"):
         peft.add_weighted_adapter(["a"], [1], "sum")
     before.assert_unchanged(peft)
     assert tuple(peft.adapters) == ("a",)

@@ -140,7 +140,7 @@ def test_merging_twice_and_unmerging_what_is_not_merged_are_errors() -> None:
         peft.unmerge_adapter()
     peft.merge_adapter()
     merged = logits(peft)
-    with pytest.raises(PeftError, match="the adapter is merged already"):
+    with pytest.raises(PeftError, match="the adapter is already merged"):
         peft.merge_adapter()
     np.testing.assert_array_equal(logits(peft), merged)
 
@@ -295,7 +295,7 @@ def test_an_unloaded_adapter_still_answers_for_the_base_and_does_nothing_else() 
 def test_an_unloaded_adapter_takes_no_further_ones_and_leaves_later_ones_alone() -> None:
     first = adapted()
     model = first.unload()
-    with pytest.raises(PeftError, match="was unloaded: get_peft_model adapts the model anew"):
+    with pytest.raises(PeftError, match="was unloaded: adapt the model again by get_peft_model"):
         first.add_adapter("more", LoraConfig(r=2))
     later = get_peft_model(model, LoraConfig(r=2), host=lora_host())
     shake(later)
@@ -442,7 +442,7 @@ def test_a_peft_model_is_called_as_the_transformer_is() -> None:
 def test_a_model_that_is_adapted_is_refused_until_its_adapter_is_off() -> None:
     peft = adapted()
     before = logits(peft)
-    with pytest.raises(PeftError, match="adapted already: unload or merge that adapter first"):
+    with pytest.raises(PeftError, match="already adapted: unload or merge that adapter first"):
         get_peft_model(peft.base_model, LoraConfig(r=2), host=lora_host())
     np.testing.assert_array_equal(logits(peft), before)
     model = peft.unload()

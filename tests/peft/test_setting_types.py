@@ -124,7 +124,7 @@ def test_types_that_json_cannot_hold_are_refused_when_the_first_config_is_made()
         with pytest.raises(ConfigError) as caught:
             AlienConfig()
         lines = str(caught.value).splitlines()
-        assert lines[0] == "invalid settings of the class AlienConfig:"
+        assert lines[0] == "invalid class AlienConfig:"
         assert [line.split(":")[0] for line in lines[1:]] == [
             "  - start",
             "  - turn",

@@ -167,12 +167,12 @@ def test_a_name_that_was_written_as_an_expression_is_explained() -> None:
 
 def test_all_linear_excludes_what_it_names_as_a_target() -> None:
     config = LoraConfig(target_modules=["q_proj"], exclude_modules="all-linear")
-    assert problem(config) == "'q_proj': none of its 3 modules is left by exclude_modules"
+    assert problem(config) == "'q_proj': all of its 3 modules are excluded by exclude_modules"
 
 
 def test_targets_of_which_all_are_excluded_say_so() -> None:
     config = LoraConfig(target_modules=["q_proj"], exclude_modules=["q_proj"])
-    assert problem(config) == "'q_proj': none of its 3 modules is left by exclude_modules"
+    assert problem(config) == "'q_proj': all of its 3 modules are excluded by exclude_modules"
 
 
 def test_one_target_may_be_excluded_among_others() -> None:
@@ -183,7 +183,7 @@ def test_one_target_may_be_excluded_among_others() -> None:
 
 def test_a_target_that_the_given_layers_do_not_have_says_so() -> None:
     config = LoraConfig(target_modules=["q_proj", "norm"], layers_to_transform=0)
-    assert problem(config) == "'norm': none of its 1 modules is left by layers_to_transform"
+    assert problem(config) == "'norm': all of its 1 modules are excluded by layers_to_transform"
 
 
 def test_an_exclusion_that_names_nothing_comes_with_the_nearest_names() -> None:
@@ -205,11 +205,11 @@ def test_layers_that_are_not_there_are_all_named() -> None:
 
 def test_a_family_without_usual_targets_needs_some() -> None:
     assert problem(ShiftConfig(), GPT2) == (
-        "target_modules is needed: the usual ones are known for llama, and this model is gpt2"
+        "target_modules: missing (usual targets are known for llama, and this model is gpt2)"
     )
     nameless = replace(LLAMA, model_type="")
     assert problem(LoraConfig(), nameless).endswith(
-        "known for bert, gpt2, llama, and this model is of no family"
+        "known for bert, gpt2, llama, and this model is of no family)"
     )
 
 
@@ -300,7 +300,7 @@ def test_an_entry_may_name_some_modules_that_cannot_be_adapted_among_others_that
 
 def test_a_target_that_modules_to_save_trains_whole_is_an_error() -> None:
     config = LoraConfig(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
-    with pytest.raises(TargetError, match="'lm_head': none of its 1 modules is left by modules_to"):
+    with pytest.raises(TargetError, match="'lm_head': all of its 1 modules are excluded by modules_to"):
         get_peft_model(small(), config, host=lora_host())
 
 
@@ -322,7 +322,7 @@ class NowhereConfig(PeftConfig):
 def test_a_method_that_found_no_place_is_an_error() -> None:
     host = lora_host()
     host.register(plugin(NowhereConfig), "nowhere")
-    with pytest.raises(PeftError, match="step 0, nowhere, adapted nothing: the model has no place"):
+    with pytest.raises(PeftError, match="step 0, nowhere, adapted nothing: the model has no seam"):
         get_peft_model(small(), NowhereConfig(), host=host)
 
 
@@ -363,7 +363,7 @@ def test_the_first_pattern_that_matches_says_which_number_counts() -> None:
 
 def test_a_pattern_that_is_before_no_number_is_said() -> None:
     config = LoraConfig(target_modules=["q_proj"], layers_to_transform=1, layers_pattern="h")
-    assert problem(config) == "layers_pattern: no number of a layer follows 'h'"
+    assert problem(config) == "layers_pattern: expected a layer's number after 'h', got none in any path"
 
 
 def test_a_layer_that_the_pattern_does_not_count_to_is_said() -> None:

@@ -323,7 +323,7 @@ def test_a_setting_without_an_equal_is_refused(case: str, tmp_path: Path) -> Non
     saved(tmp_path)
     values, reason = UNEQUALLED[case]
     edit(tmp_path, **values)
-    refused(tmp_path, f"{tmp_path / CONFIG}, which is AdapterHub's: ", reason)
+    refused(tmp_path, f"{tmp_path / CONFIG} (of AdapterHub): ", reason)
 
 
 def test_all_that_has_no_equal_is_one_error(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
 def test_two_adapters_cannot_act_on_one_norm_at_once() -> None:
     peft = adapted("llama")
     peft.add_adapter("other", LNTuningConfig())
-    with pytest.raises(PeftError, match=r"model\.norm: RMSNorm takes the place of what stands"):
+    with pytest.raises(PeftError, match=r"model\.norm: RMSNorm replaces the module there"):
         peft.set_adapter(["default", "other"])
     peft.set_adapter("other")
 

@@ -280,7 +280,7 @@ def test_a_setting_without_an_equal_is_refused(case: str, tmp_path: Path) -> Non
     saved(tmp_path)
     values, reason = WRONG[case]
     edit(tmp_path, **values)
-    refused(tmp_path, f"{tmp_path / CONFIG}, which is mlx-lm's:", reason)
+    refused(tmp_path, f"{tmp_path / CONFIG} (of mlx-lm):", reason)
 
 
 def test_all_that_is_wrong_with_the_settings_is_one_error(tmp_path: Path) -> None:
@@ -389,14 +389,14 @@ def test_hugging_face_pefts_names_in_its_file_are_told(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / WEIGHTS)
-    refused(tmp_path, "the tensors have the names of an adapter of Hugging Face PEFT", "missing: ")
+    refused(tmp_path, "expected names of mlx-lm's layout, got those of Hugging Face PEFT", "missing: ")
 
 
 def test_its_names_in_hugging_face_pefts_file_are_told(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / WEIGHTS).rename(tmp_path / "peft" / "adapter_model.safetensors")
-    refused(tmp_path / "peft", "the tensors have the names of an adapter of mlx-lm", "missing: ")
+    refused(tmp_path / "peft", "expected names of Hugging Face PEFT's layout, got those of mlx-lm", "missing: ")
 
 
 def test_weights_in_numpys_format_are_told(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_the_command_line_says_it_shortly() -> None:
 def test_what_cannot_be_is_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(num_virtual_tokens=0, prompt_tuning_init="WORDS")  # type: ignore[arg-type]
-    assert "num_virtual_tokens=0 must be at least 1" in str(caught.value)
+    assert "num_virtual_tokens: expected at least 1, got 0" in str(caught.value)
     assert "expected one of RANDOM, SAMPLE_VOCAB, TEXT, got" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(prompt_tuning_init="TEXT")

@@ -43,8 +43,8 @@ def parse_method(text: str, host: Host) -> PeftConfig:
     methods = methods_of(host)
     kind = methods.get(name.strip().lower())
     if kind is None:
-        known = ", ".join(methods) or "none: no plugin is installed"
-        close = nearest(name.lower(), methods) or f" (there are: {known})"
+        there = f"there are: {', '.join(methods)}" if methods else "no plugin is installed"
+        close = nearest(name.lower(), methods) or f" ({there})"
         raise ConfigError(f"unknown method {name!r}{close}{broken_plugins(host)}")
     where = f"{name}: "
     if settings.lstrip().startswith("{"):

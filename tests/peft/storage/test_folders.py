@@ -502,22 +502,22 @@ def test_the_step_of_a_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None
 
 def test_an_adapter_of_another_model_says_which_it_was_made_for(tmp_path: Path) -> None:
     saved(tmp_path, replace(LLAMA, hidden_size=32, head_dim=8, num_hidden_layers=3))
-    message = refused(tmp_path, "was made for another model: hidden_size 32, and this is 16")
+    message = refused(tmp_path, "was made for another model: hidden_size: expected 32, got 16")
     assert "model_type" not in message
 
 
 def test_weights_that_fit_a_model_with_other_heads_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, replace(LLAMA, num_attention_heads=8, num_key_value_heads=4, head_dim=2))
-    refused(tmp_path, "was made for another model: num_attention_heads 8, and this is 4")
+    refused(tmp_path, "was made for another model: num_attention_heads: expected 8, got 4")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"pooling": "mean"}, "pooling 'mean', and this is 'cls'"),
+        ({"pooling": "mean"}, "pooling: expected 'mean', got 'cls'"),
         (
             {"label_names": ("c", "b", "a")},
-            "label_names ['c', 'b', 'a'], and this is ['a', 'b', 'c']",
+            "label_names: expected ['c', 'b', 'a'], got ['a', 'b', 'c']",
         ),
     ],
 )
@@ -691,7 +691,7 @@ def test_a_rank_that_the_weights_do_not_have_takes_no_memory(rank: int, tmp_path
 @pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 5_000 + ")" * 5_000])
 def test_an_expression_that_is_too_much_is_refused(pattern: str, tmp_path: Path) -> None:
     edit_json(saved(tmp_path) / CONFIG, target_modules=pattern)
-    refused(tmp_path, "is no regular expression", kind=ConfigError)
+    refused(tmp_path, "invalid regular expression", kind=ConfigError)
 
 
 def test_more_memory_than_there_is_is_an_error_of_the_folder(
@@ -702,7 +702,7 @@ def test_more_memory_than_there_is_is_an_error_of_the_folder(
 
     saved(tmp_path)
     monkeypatch.setattr(Record, "stored_parameters", too_much)
-    refused(tmp_path, f"{tmp_path} asks for more memory than there is")
+    refused(tmp_path, f"{tmp_path} needs more memory than is available")
 
 
 ADAPTERHUB = {"config": {}, "model_type": "gpt2", "name": "task", "version": "adapters.1.3.0"}
@@ -724,13 +724,13 @@ def test_another_layout_is_told_from_pefts(
     config = (tmp_path / CONFIG).read_text()
     (tmp_path / CONFIG).write_text(json.dumps(values))
     refused(
-        tmp_path, f"{weights} does not exist; {WEIGHTS} is Hugging Face PEFT's name for another"
+        tmp_path, f"{weights} does not exist; {WEIGHTS} belongs to Hugging Face PEFT's layout"
     )
     (tmp_path / WEIGHTS).rename(tmp_path / weights)
     (tmp_path / CONFIG).unlink()
     refused(tmp_path, f"neither {RECIPE} nor {CONFIG} is there; it holds weights in {whose}'s")
     (tmp_path / CONFIG).write_text(config)
-    refused(tmp_path, f"{WEIGHTS} does not exist; {weights} is {whose}'s name for another layout")
+    refused(tmp_path, f"{WEIGHTS} does not exist; {weights} belongs to {whose}'s layout")
 
 
 def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
@@ -741,7 +741,7 @@ def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
 
 def test_a_models_folder_is_told_from_an_adapters(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    refused(tmp_path, "is there; it is a model's folder")
+    refused(tmp_path, "got neither; it is a model's folder")
 
 
 def test_a_recipe_tells_all_settings_of_its_base_when_it_was_read_itself(tmp_path: Path) -> None:

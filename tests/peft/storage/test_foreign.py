@@ -130,7 +130,7 @@ def test_weights_by_the_name_of_another_layout_are_told(tmp_path: Path) -> None:
     refused(
         tmp_path,
         "adapters.safetensors does not exist; "
-        "adapter_model.safetensors is Hugging Face PEFT's name for another layout",
+        "adapter_model.safetensors belongs to Hugging Face PEFT's layout",
     )
 
 

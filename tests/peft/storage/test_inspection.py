@@ -171,7 +171,7 @@ def test_what_is_wrong_in_another_layout_is_told(tmp_path: Path) -> None:
     assert problems(tmp_path, LLAMA) == [f"missing: {name} (2, 16)"]
     weights.rename(tmp_path / WEIGHTS)
     assert problems(tmp_path) == [
-        f"{weights} does not exist; {WEIGHTS} is Hugging Face PEFT's name for another layout"
+        f"{weights} does not exist; {WEIGHTS} belongs to Hugging Face PEFT's layout"
     ]
 
 
@@ -282,7 +282,7 @@ def test_a_model_that_is_named_takes_the_place_of_the_base(tmp_path: Path) -> No
         model_type="llama",
     )
     found = problems(saved(tmp_path / "own"), wide)[0]
-    assert "was made for another model: num_attention_heads 4, and this is 2" in found
+    assert "was made for another model: num_attention_heads: expected 4, got 2" in found
 
 
 def test_a_step_that_is_broken_is_named(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_method_of_no_plugin_still_tells_its_tensors(tmp_path: Path) -> None:
 
 def test_a_recipe_that_is_broken_is_told(tmp_path: Path) -> None:
     (saved(tmp_path) / RECIPE).write_text('{"format": 1, "steps": ["../.."]}')
-    assert problems(tmp_path) == [f"{tmp_path / RECIPE}: steps must be a list of folder names"]
+    assert problems(tmp_path) == [f"{tmp_path / RECIPE}: steps: expected a list of folder names, got ['../..']"]
 
 
 def test_weights_without_settings_are_an_adapter_that_lacks_them(tmp_path: Path) -> None:
@@ -327,11 +327,11 @@ def test_weights_without_settings_are_an_adapter_that_lacks_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("none", "none does not exist, or is no regular file"),
+        ("none", "none does not exist, or is not a regular file"),
         ("notes.txt", "expected a folder, or a .safetensors or .gguf file"),
         ("pytorch_model.bin", "is a pickle, which can run any code"),
-        ("empty", "empty holds neither a model nor an adapter: it is empty"),
-        ("notes", "notes holds neither a model nor an adapter: there is a.txt, b.txt"),
+        ("empty", "empty holds neither a model nor an adapter (it is empty)"),
+        ("notes", "notes holds neither a model nor an adapter (it holds a.txt, b.txt)"),
         ("pickles", "neither a model nor an adapter: optimizer.pt can run any code, and is never"),
     ],
 )

@@ -128,5 +128,5 @@ def test_two_plugins_may_give_one_layout_but_not_two_of_one_name() -> None:
     made.register(plugin(foreign_layouts=foreign_layouts), "again")
     assert known_layouts(made).count(ELSEWHERE) == 1
     made.register(plugin(foreign_layouts=others), "other")
-    with pytest.raises(PluginError, match="describe the layout 'Elsewhere' in two ways"):
+    with pytest.raises(PluginError, match="describe the layout 'Elsewhere' differently"):
         known_layouts(made)

@@ -101,7 +101,7 @@ def _saved_late(seams: Sequence[Seam], targets: Sequence[Targets]) -> list[str]:
     """List modules that a step would train whole after an earlier step has replaced them."""
     weighty = {seam.path for seam in seams if any(True for _ in seam.module.own_parameters())}
     return [
-        f"step {late}: modules_to_save: {path} is already adapted by step {early}"
+        f"step {late}: modules_to_save: {path} is already taken by step {early}"
         for late, saving in enumerate(targets)
         for early in range(late)
         for path in sorted(weighty & saving.saved & (targets[early].paths | targets[early].saved))

@@ -152,7 +152,7 @@ def _absent_layers(config: PeftConfig, there: Collection[int | None]) -> list[st
         named = " or ".join(map(repr, patterns))
         return [f"layers_pattern: expected a layer's number after {named}, got none in any path"]
     return [
-        f"layers_to_transform: expected layers below {len(there)}, got {n}"
+        f"layers_to_transform: the model has no layer {n} (it has {len(there)}, from 0)"
         for n in _layers(config) or ()
         if n not in there
     ]

@@ -64,6 +64,6 @@ def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:
     for step in folder.steps:
         other = BaseName.of(*step.base_name)
         if own and other and own.differs(other):
-            message = f"{folder.path}: expected its base model {other}, got {own}"
+            message = f"{folder.path} was trained on {other}, and this is {own}"
             warnings.warn(message, BaseModelWarning, stacklevel=4)
             return

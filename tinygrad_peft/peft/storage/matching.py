@@ -106,7 +106,7 @@ def own_tensors(step: StepFolder) -> dict[str, StoredTensor]:
 def wrong_dtypes(found: Mapping[str, StoredTensor]) -> list[str]:
     """List the tensors whose dtype is not a float."""
     return [
-        f"wrong dtype: {key}: expected one of {', '.join(FLOATS)}, got {tensor.dtype}"
+        f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
         for key, tensor in found.items()
         if tensor.dtype not in FLOATS
     ]

@@ -63,7 +63,7 @@ def _to_install(adapter: AdapterFolder, method: str) -> str:
     if not adapter.recipe and (above := adapter.path.parent / RECIPE).is_file():
         plugins = read_json_object(Path(above)).get("plugins")
     if isinstance(plugins, Mapping) and isinstance(plugins.get(method), str):
-        return f"; install the distribution {plugins[method]!r}"
+        return f"; the distribution {plugins[method]!r} does: install it"
     return ""
 
 
