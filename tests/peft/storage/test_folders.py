@@ -728,7 +728,7 @@ def test_another_layout_is_told_from_pefts(
     )
     (tmp_path / WEIGHTS).rename(tmp_path / weights)
     (tmp_path / CONFIG).unlink()
-    refused(tmp_path, f"neither {RECIPE} nor {CONFIG} is there; it holds weights in {whose}'s")
+    refused(tmp_path, f"expected {RECIPE} or {CONFIG}, got neither; it holds weights in {whose}'s")
     (tmp_path / CONFIG).write_text(config)
     refused(tmp_path, f"{WEIGHTS} does not exist; {weights} belongs to {whose}'s layout")
 

@@ -318,7 +318,7 @@ def test_a_recipe_that_is_broken_is_told(tmp_path: Path) -> None:
 def test_weights_without_settings_are_an_adapter_that_lacks_them(tmp_path: Path) -> None:
     (from_elsewhere(tmp_path) / CONFIG).unlink()
     (found,) = problems(tmp_path)
-    assert f"neither {RECIPE} nor {CONFIG} is there; it holds weights in Hugging Face" in found
+    assert f"expected {RECIPE} or {CONFIG}, got neither; it holds weights in Hugging Face" in found
 
 
 # ---------- what is neither ----------
