@@ -9,6 +9,7 @@ __all__ = ["PLACES", "draw"]
 # The seams that each method takes in a block and in front of it, by a recipe's method names.
 PLACES: Mapping[str, tuple[str, ...]] = {
     "lora": ("q_proj", "v_proj"),
+    "adalora": ("q_proj", "v_proj"),
     "vera": ("q_proj", "v_proj"),
     "ia3": ("k_proj", "v_proj", "down_proj"),
     "ln_tuning": ("attn_norm", "mlp_norm"),
@@ -31,11 +32,11 @@ def draw() -> Picture:
         880,
         "Where each method stands in a transformer block",
         "Prompt tuning and P-tuning put virtual tokens in front of the text; LN tuning trains the"
-        " norms; LoRA and VeRA stand beside linear layers, as a rule the projections of queries and"
-        " values; (IA)³ multiplies keys, values and the feed-forward network's hidden layer; prefix"
-        " tuning puts keys and values in front of the layer's own; QLoRA stores every linear layer"
-        " at 4 bits; adapters come after attention and after the feed-forward network (Houlsby),"
-        " after the latter alone (Pfeiffer), or beside it (parallel).",
+        " norms; LoRA, AdaLoRA and VeRA stand beside linear layers, as a rule the projections of"
+        " queries and values; (IA)³ multiplies keys, values and the feed-forward network's hidden"
+        " layer; prefix tuning puts keys and values in front of the layer's own; QLoRA stores every"
+        " linear layer at 4 bits; adapters come after attention and after the feed-forward network"
+        " (Houlsby), after the latter alone (Pfeiffer), or beside it (parallel).",
     )
     picture.rect(20, 98, 492, 736, "frame", radius=10)
     picture.text(STREAM + 18, 824, "one block; the next has the same", "soft", size=13)
@@ -79,7 +80,14 @@ def _attention(picture: Picture) -> None:
         picture.arrow([(x, 210), (x, 318)])
     for x in (124, 424):
         _low_rank(picture, x + LINEAR / 2 + 6, 180)
-    _label(picture, 195, (482, 195), "LoRA, VeRA", "beside linear layers,", "as a rule *q* and *v*")
+    _label(
+        picture,
+        195,
+        (482, 195),
+        "LoRA, AdaLoRA, VeRA",
+        "beside linear layers,",
+        "as a rule *q* and *v*",
+    )
     for x, name in ((MIDDLE, "k"), (424, "v")):
         _factors(picture, x, 236, f"*l*~{name}")
         for i in range(7):

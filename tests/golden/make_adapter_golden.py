@@ -60,12 +60,31 @@ LORA: dict[str, tuple[str, dict[str, Any]]] = {
 VIRTUAL = {"num_virtual_tokens": 3}
 PROJECTED = {**VIRTUAL, "prefix_projection": True, "encoder_hidden_size": 6}
 DRAWN = {"r": 64, "projection_prng_key": 5, "save_projection": False, "d_initial": 1.0}
+ADALORA = {"init_r": 4, "target_r": 2, "total_step": 9, "tfinal": 3, "orth_reg_weight": 0.0}
 # The folder, the golden checkpoint, PEFT's config and its settings.
 ADAPTERS: dict[str, tuple[str, type[peft.PeftConfig], dict[str, Any]]] = {
     **{
         f"lora-{name}": (base, peft.LoraConfig, {"r": 2, "lora_alpha": 3, **settings})
         for name, (base, settings) in LORA.items()
     },
+    "adalora-gpt2": ("gpt2", peft.AdaLoraConfig, {**ADALORA, "bias": "lora_only"}),
+    "adalora-llama": (
+        "llama",
+        peft.AdaLoraConfig,
+        {
+            **ADALORA,
+            "target_modules": ["v_proj"],
+            "rank_pattern": {
+                "model.layers.0.self_attn.v_proj.lora_E": [True, False, True, True],
+                "model.layers.1.self_attn.v_proj.lora_E": [False, False, True, False],
+            },
+        },
+    ),
+    "adalora-bert": (
+        "bert-classifier",
+        peft.AdaLoraConfig,
+        {**ADALORA, "target_modules": BERT, "lora_alpha": 3},
+    ),
     "ia3-gpt2": ("gpt2", peft.IA3Config, {}),
     "ia3-llama": ("llama", peft.IA3Config, {"target_modules": LLAMA}),
     "ia3-bert": ("bert-classifier", peft.IA3Config, {}),

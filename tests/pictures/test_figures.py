@@ -145,6 +145,6 @@ def test_every_installed_method_of_this_project_is_in_the_block() -> None:
     }
     assert ours == known
     words = words_of(block.draw())
-    names = ("LoRA", "VeRA", "(IA)³", "LN tuning", "Houlsby", "Pfeiffer", "parallel")
+    names = ("LoRA", "AdaLoRA", "VeRA", "(IA)³", "LN tuning", "Houlsby", "Pfeiffer", "parallel")
     others = ("Prefix tuning", "Prompt tuning", "P-tuning", "QLoRA")
     assert [name for name in (*names, *others) if name not in words] == []

@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 
 from tinygrad_peft.testing import SMALL_MODELS, Case, MethodConformance
+from tinygrad_peft_adalora import AdaLoraConfig
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_ln_tuning import LNTuningConfig
@@ -20,6 +21,10 @@ UNTIED = {family: SMALL_MODELS[family] for family in ("llama", "bert")}
 
 class TestLora(MethodConformance):
     config = LoraConfig()
+
+
+class TestAdaLora(MethodConformance):
+    config = AdaLoraConfig()
 
 
 class TestAdapter(MethodConformance):
@@ -130,6 +135,24 @@ class TestLoraWithBiases(Variant):
 
 class TestLoraWithItsHead(Variant):
     config = LoraConfig(modules_to_save=["classifier"])
+    models = BERT
+    composes_with_itself = False
+
+
+class TestAdaLoraThatIsPruned(Variant):
+    config = AdaLoraConfig(
+        init_r=3,
+        target_r=2,
+        init_lora_weights=False,
+        lora_dropout=0.1,
+        rank_pattern={"model.layers.0.self_attn.q_proj.lora_E": (True, False, True)},
+    )
+    models: ClassVar = {"llama": SMALL_MODELS["llama"]}
+    starts_as_identity = False
+
+
+class TestAdaLoraWithBiases(Variant):
+    config = AdaLoraConfig(init_r=3, target_r=2, bias="lora_only")
     models = BERT
     composes_with_itself = False
 

@@ -107,7 +107,7 @@ def plain_quantization(W: Array) -> tuple[Array, float, float]:
     """Codes 0 to 15 of s = (max - min) / 15, and the code of 0."""
     s = (W.max() - W.min()) / 15
     z = np.round(-W.min() / s)
-    return np.clip(np.round(W / s) + z, 0, 15), s, z
+    return np.clip(np.round(W / s) + z, 0, 15), float(s), float(z)
 
 
 # ---------- both on the same arrays ----------

@@ -8,6 +8,14 @@ makes a run repeatable. `python -m tinygrad_peft.reference` shows the methods at
 """
 
 from tinygrad_peft.reference.activations import ACTIVATIONS, Activation
+from tinygrad_peft.reference.adalora import (
+    AdaLoRALayer,
+    Importance,
+    cubic_budget,
+    most_important,
+    orthogonality,
+    triplet_scores,
+)
 from tinygrad_peft.reference.adapter import Adapter
 from tinygrad_peft.reference.attention import (
     LoRAMultiHeadAttention,
@@ -48,9 +56,11 @@ __all__ = [
     "ACTIVATIONS",
     "NF4_LEVELS",
     "Activation",
+    "AdaLoRALayer",
     "Adapter",
     "Efficiency",
     "IA3Linear",
+    "Importance",
     "LoRALayer",
     "LoRALinear",
     "LoRAManager",
@@ -70,14 +80,18 @@ __all__ = [
     "compute_parameter_efficiency",
     "count_frozen_parameters",
     "count_trainable_parameters",
+    "cubic_budget",
     "dequantize_4bit",
     "dequantize_nf4",
     "layer_norm",
     "layer_norm_backward",
     "lora_backward",
     "mask_bias",
+    "most_important",
+    "orthogonality",
     "pack_4bit",
     "quantize_nf4",
     "quantize_to_4bit",
+    "triplet_scores",
     "unpack_4bit",
 ]
