@@ -97,7 +97,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, commands: Commands)
 
 @pytest.mark.parametrize(
     ("weights", "expected"),
-    [("1", "weights: expected 2, one per adapter ('adapter_1', 'adapter_2'), got 1"), ("a,b", "expected finite numbers")],
+    [
+        ("1", "weights: expected 2, one per adapter ('adapter_1', 'adapter_2'), got 1"),
+        ("a,b", "expected finite numbers"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused(
     small_world: Path, tmp_path: Path, commands: Commands, weights: str, expected: str

@@ -143,7 +143,10 @@ def test_a_plugin_that_cannot_be_imported_is_listed_and_stops_no_other(
     [
         ("", "expected a function marked by hookimpl, got none"),
         (GOOD.replace("(draft)", "(recipe)"), "check_recipe: expected (draft) without defaults"),
-        (METHOD.replace("{name}", "../up"), "Config: expected a peft_type of letters, digits and _"),
+        (
+            METHOD.replace("{name}", "../up"),
+            "Config: expected a peft_type of letters, digits and _",
+        ),
     ],
 )
 def test_a_plugin_that_does_not_fit_is_listed_and_stops_no_other(
@@ -159,9 +162,7 @@ def test_a_plugin_that_does_not_fit_is_listed_and_stops_no_other(
 @pytest.mark.usefixtures("good")
 def test_a_class_behind_an_entry_point_is_listed_as_broken(install: Install) -> None:
     install("class-dist", "kind = fake_kind:Kind", fake_kind="class Kind: pass")
-    assert (
-        "'kind' of class-dist 1.2: expected a module" in broken(Host.installed()).error
-    )
+    assert "'kind' of class-dist 1.2: expected a module" in broken(Host.installed()).error
 
 
 @pytest.mark.usefixtures("good")

@@ -166,7 +166,7 @@ def test_an_async_function_and_a_generator_are_refused(function: object) -> None
     assert sentence == "check_recipe: expected a plain function, got an async one or a generator"
 
 
-def test_all_that_does_not_fit_is_listed() -> None:
+def test_all_functions_that_do_not_fit_are_listed() -> None:
     made = SimpleNamespace(
         one=hookimpl(hookspecs.adapt_module)(too_little),  # type: ignore[arg-type]
         two=hookimpl(hookspecs.adapt_module)(of_text),  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_a_function_answers_one_hook() -> None:
         hookimpl(hookspecs.check_recipe)(check_recipe)
 
 
-def test_a_mark_of_pluggys_own_is_not_taken_for_one() -> None:
+def test_pluggys_own_mark_is_ignored() -> None:
     def adapt_module(config: PeftConfig, site: Site) -> Module | None:
         return None
 

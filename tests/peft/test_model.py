@@ -145,7 +145,7 @@ def test_merging_twice_and_unmerging_what_is_not_merged_are_errors() -> None:
     np.testing.assert_array_equal(logits(peft), merged)
 
 
-def test_what_cannot_be_merged_is_listed_and_nothing_is_merged() -> None:
+def test_unmergeable_methods_are_listed_and_nothing_is_merged() -> None:
     recipe = [LoraConfig(r=2), ShiftConfig(target_modules=["o_proj", "q_proj"])]
     peft = get_peft_model(small(), recipe, host=shift_host())
     shake(peft)
@@ -319,7 +319,7 @@ def test_a_model_whose_last_adapter_was_deleted_is_unloaded() -> None:
 
 
 def dropping(peft: PeftModel) -> int:
-    """How many dropouts are on."""
+    """The number of active dropouts."""
     return sum(m.training for _, m in peft.named_modules() if isinstance(m, Dropout))
 
 

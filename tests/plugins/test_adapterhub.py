@@ -11,15 +11,27 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.peft.small import FAMILIES, GPT2, LLAMA, Snapshot, logits, shake, small
+from tests.peft.small import (
+    FAMILIES,
+    GPT2,
+    LLAMA,
+    Snapshot,
+    foreign_parameters,
+    logits,
+    shake,
+    small,
+)
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.models.inspection import Report
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.storage.folder import AdapterFolder
-from tinygrad_peft.peft.storage.foreign import foreign_places, read_foreign
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import (
+    Host,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    inspect_path,
+)
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
@@ -118,13 +130,11 @@ def test_the_outputs_are_those_of_its_library(folder: Path) -> None:
 
 def test_the_gradients_are_those_of_its_library(folder: Path) -> None:
     peft = read(base(folder), folder, is_trainable=True)
-    (step,) = AdapterFolder.read(folder, host()).steps
-    foreign = read_foreign(step, host(), peft.config)
     with np.load(folder / "expected.npz") as wanted:
         output = peft(wanted["input_ids"], wanted["attention_mask"])
         output.backward(np.cos(output.data))
         expected = wanted["gradients"]
-    places = foreign_places(peft.record, 0, foreign)
+    places = foreign_parameters(peft, folder)
     gradients = [p.grad for _, p in sorted(places.items(), key=lambda item: item[0].name)]
     found = np.concatenate([g.ravel() for g in gradients if g is not None])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

@@ -9,8 +9,15 @@ from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, TargetError
 from tinygrad_peft.nn import LayerNorm, Module, RMSNorm, Transformer, TransformerConfig
 from tinygrad_peft.nn.seams import Norm
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, Site, count_recipe, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import (
+    Host,
+    PeftConfig,
+    PeftModel,
+    Site,
+    count_recipe,
+    get_peft_model,
+    inspect_path,
+)
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig

@@ -16,8 +16,7 @@ from tinygrad_peft.errors import ConfigError, TinygradPeftError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.models.inspection import Report
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, inspect_path
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_lora import LoraConfig
@@ -389,14 +388,20 @@ def test_hugging_face_pefts_names_in_its_file_are_told(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / WEIGHTS)
-    refused(tmp_path, "expected names of mlx-lm's layout, got those of Hugging Face PEFT", "missing: ")
+    refused(
+        tmp_path, "expected names of mlx-lm's layout, got those of Hugging Face PEFT", "missing: "
+    )
 
 
 def test_its_names_in_hugging_face_pefts_file_are_told(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / WEIGHTS).rename(tmp_path / "peft" / "adapter_model.safetensors")
-    refused(tmp_path / "peft", "expected names of Hugging Face PEFT's layout, got those of mlx-lm", "missing: ")
+    refused(
+        tmp_path / "peft",
+        "expected names of Hugging Face PEFT's layout, got those of mlx-lm",
+        "missing: ",
+    )
 
 
 def test_weights_in_numpys_format_are_told(tmp_path: Path) -> None:

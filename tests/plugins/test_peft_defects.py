@@ -180,7 +180,7 @@ def test_a_setting_that_is_not_known_is_refused(tmp_path: Path) -> None:
     get_peft_model(small(), LORA, host=lora_host()).save_pretrained(tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(values | {"use_nothing": None, "use_other": True}))
-    with pytest.raises(ConfigError, match="unknown settings of .*:\n  - use_other = True"):
+    with pytest.raises(ConfigError, match=r"unknown settings of .*:\n  - use_other = True"):
         PeftModel.from_pretrained(small(), tmp_path, host=lora_host())
 
 

@@ -353,7 +353,9 @@ def test_rows_may_have_prompts_and_prefixes_of_their_own(family: TransformerConf
 @pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig, PromptEncoderConfig])
 def test_a_length_of_nothing_is_refused(kind: type[VirtualConfig]) -> None:
     for count in (0, -3):
-        with pytest.raises(ConfigError, match=f"num_virtual_tokens: expected at least 1, got {count}"):
+        with pytest.raises(
+            ConfigError, match=f"num_virtual_tokens: expected at least 1, got {count}"
+        ):
             kind(num_virtual_tokens=count)
 
 
@@ -399,9 +401,7 @@ def test_an_adapter_of_another_model_is_refused_with_every_mismatch(
     prefix = isinstance(config, PrefixTuningConfig)
     own = {"token_dim": 8 if prefix else 16, "num_attention_heads": 2 if prefix else 4}
     for name, size in {**own, "num_layers": 3, "num_transformer_submodules": 1}.items():
-        said = (
-            f"step 1: {name}: expected the model's {size}, got {notes[name]}"
-        )
+        said = f"step 1: {name}: expected the model's {size}, got {notes[name]}"
         assert said in str(caught.value)
     before.assert_unchanged(model)
     fitting = dict(own, num_layers=3, num_transformer_submodules=1)

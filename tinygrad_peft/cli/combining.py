@@ -10,8 +10,7 @@ from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.loading import load_told, read_folder
 from tinygrad_peft.cli.output import emit
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.peft import CombinationType, PeftModel
-from tinygrad_peft.peft.model import DEFAULT
+from tinygrad_peft.peft import DEFAULT, CombinationType, PeftModel
 
 __all__ = ["How", "combine_adapters"]
 

@@ -6,8 +6,7 @@ from tinygrad_peft.cli.fetching import adapter_path
 from tinygrad_peft.cli.folders import check_output
 from tinygrad_peft.cli.loading import load_told
 from tinygrad_peft.cli.output import emit
-from tinygrad_peft.peft import HUGGING_FACE
-from tinygrad_peft.peft.storage.layout import known_layouts
+from tinygrad_peft.peft import HUGGING_FACE, known_layouts
 
 __all__ = ["convert_adapter"]
 

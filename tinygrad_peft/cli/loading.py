@@ -8,10 +8,7 @@ from tinygrad_peft.cli.fetching import adapter_path, data_path, model_path
 from tinygrad_peft.errors import CheckpointError, ConfigError, DataError, TokenError
 from tinygrad_peft.models import Tokenizer, load_model
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
-from tinygrad_peft.peft import AdapterFolder, Host, PeftModel
-from tinygrad_peft.peft.model import DEFAULT
-from tinygrad_peft.peft.storage.base_model import Head
-from tinygrad_peft.peft.storage.problems import raise_problems
+from tinygrad_peft.peft import DEFAULT, AdapterFolder, Head, Host, PeftModel, raise_problems
 from tinygrad_peft.train.encoding import EncodedData, encode_examples
 from tinygrad_peft.train.examples import Example, Task, read_examples
 

@@ -48,7 +48,7 @@ def arrays(model: Module) -> list[Array]:
 
 
 def nf4_bytes(weight: Array) -> int:
-    """What 4-bit codes, 8-bit scales, and the scales' own scales really take."""
+    """The bytes of 4-bit codes, 8-bit scales, and the scales' own scales."""
     codes, absmax = quantize_nf4(weight)
     outer = np.zeros(-(-absmax.size // 256), np.float32)
     return pack_4bit(codes).nbytes + absmax.astype(np.uint8).nbytes + outer.nbytes
@@ -116,7 +116,7 @@ def test_full_training_takes_what_a_real_step_of_all_parameters_takes(family: st
     assert memory["float16"] == Memory(2 * total, 2 * total, 4 * total)
 
 
-def test_training_is_all_of_it_together() -> None:
+def test_training_is_the_sum_of_all_parts() -> None:
     assert Memory(100, gradients=3, optimizer=6).training == 109
 
 

@@ -65,7 +65,7 @@ def test_numbers_are_settled_as_they_are_read_from_a_file() -> None:
     assert [(type(n), n) for n in numbers] == [(int, 2), (float, 4), (float, 3), (float, 1)]
 
 
-def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
+def test_all_problems_with_a_config_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         LoraConfig(r=0, lora_dropout=1.0, target_modules="(", rank_pattern={"[": 3, "q": -1})
     message = str(caught.value)
@@ -134,7 +134,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once() -> None:
         ({"modules_to_save": "classifier"}, "modules_to_save: expected list, got 'classifier'"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(settings: dict[str, Any], problem: str) -> None:
+def test_an_invalid_setting_is_named(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         LoraConfig(**settings)
     assert problem in str(caught.value)
@@ -196,8 +196,10 @@ def test_a_feature_that_is_off_may_be_named_whatever_it_is(value: object) -> Non
 
 
 @pytest.mark.parametrize("value", [True, 0, 1, "x", ["x"], {"a": None}])
-def test_a_feature_that_is_asked_for_is_an_error_if_it_is_unknown(value: object) -> None:
-    with pytest.raises(ConfigError, match="unknown settings of LoraConfig:\n  - use_the_next_thing ="):
+def test_a_requested_feature_that_is_unknown_is_an_error(value: object) -> None:
+    with pytest.raises(
+        ConfigError, match="unknown settings of LoraConfig:\n  - use_the_next_thing ="
+    ):
         config_from_dict(LoraConfig, {"use_the_next_thing": value})
 
 
@@ -233,7 +235,7 @@ ASKING: Mapping[str, object] = {
 
 
 @pytest.mark.parametrize("key", ASKING)
-def test_a_feature_of_peft_that_is_asked_for_and_not_here_is_refused_by_name(key: str) -> None:
+def test_a_missing_feature_of_peft_is_refused_by_name(key: str) -> None:
     written = json.loads(WRITTEN_BY_PEFT)
     assert key in written
     with pytest.raises(ConfigError, match=rf"unknown settings of LoraConfig:\n  - {key} = "):
@@ -382,12 +384,12 @@ def test_a_method_is_read_from_the_command_line(text: str, config: PeftConfig) -
         ('lora:{"rr": 4}', "unknown settings of LoraConfig:\n  - rr = 4"),
     ],
 )
-def test_what_is_wrong_on_the_command_line_is_said(text: str, message: str) -> None:
+def test_a_wrong_method_on_the_command_line_is_an_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_method(text, HOST)
     assert message in str(caught.value)
 
 
-def test_without_any_plugin_the_message_says_so() -> None:
-    with pytest.raises(ConfigError, match="(no plugin is installed)"):
+def test_the_message_says_that_no_plugin_is_installed() -> None:
+    with pytest.raises(ConfigError, match=r"\(no plugin is installed\)"):
         parse_method("lora", Host())

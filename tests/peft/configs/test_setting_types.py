@@ -112,7 +112,7 @@ def test_all_values_of_wrong_types_are_refused_at_once() -> None:
     ]
 
 
-def test_a_wrong_choice_is_told_with_what_is_wrong_among_the_values() -> None:
+def test_a_wrong_choice_is_listed_with_the_wrong_values() -> None:
     assert problems(LoraConfig, r=0, bias="some") == [
         "bias: expected one of none, all, lora_only, got 'some'; did you mean 'none'?",
         "the rank r=0 must be at least 1",
@@ -153,7 +153,7 @@ def test_what_can_be_made_can_be_saved_and_read(tmp_path: Path) -> None:
     assert "Infinity" not in (tmp_path / "adapter_config.json").read_text()
 
 
-def test_a_class_of_alien_settings_is_no_reason_to_lose_other_plugins() -> None:
+def test_a_class_of_alien_settings_does_not_affect_other_plugins() -> None:
     host = lora_host()
     host.register(plugin(AlienConfig), "alien")
     assert parse_method("lora", host) == LoraConfig()

@@ -244,7 +244,7 @@ def failing_at(number: int, error: BaseException) -> Adapt:
 
 
 def partly_trained() -> Transformer:
-    """A model of which some weights are frozen and some are not."""
+    """A model with some frozen weights."""
     model = small()
     for i, parameter in enumerate(model.parameters()):
         parameter.requires_grad = i % 3 == 0
@@ -283,7 +283,7 @@ def test_an_answer_that_may_not_stand_there_leaves_the_model_as_it_was(
     before.assert_unchanged(model)
 
 
-def test_the_module_itself_is_no_answer() -> None:
+def test_the_unchanged_module_is_refused_as_an_answer() -> None:
     def adapt(config: PeftConfig, site: Site) -> Module | None:
         return site.module if isinstance(config, ShiftConfig) else None
 
@@ -392,7 +392,7 @@ def test_an_empty_recipe_is_refused() -> None:
 
 
 @pytest.mark.parametrize("step", ["lora", None, LoraConfig])
-def test_a_step_that_is_no_config_is_refused(step: object) -> None:
+def test_a_step_that_is_not_a_config_is_refused(step: object) -> None:
     with pytest.raises(PeftError, match="recipe, step 1: expected a PeftConfig, got "):
         get_peft_model(small(), [Q, step], host=lora_host())  # type: ignore[list-item]
 
@@ -436,7 +436,7 @@ def test_a_module_that_an_earlier_step_took_is_not_saved_by_a_later_one() -> Non
     get_peft_model(model, [saving, first], host=lora_host())
 
 
-# ---------- what plugins are told ----------
+# ---------- events for plugins ----------
 
 
 def test_plugins_are_asked_with_the_recipe_its_targets_and_the_untouched_model() -> None:

@@ -170,7 +170,7 @@ def test_all_linear_excludes_what_it_names_as_a_target() -> None:
     assert problem(config) == "'q_proj': all of its 3 modules are excluded by exclude_modules"
 
 
-def test_targets_of_which_all_are_excluded_say_so() -> None:
+def test_targets_that_are_all_excluded_are_an_error() -> None:
     config = LoraConfig(target_modules=["q_proj"], exclude_modules=["q_proj"])
     assert problem(config) == "'q_proj': all of its 3 modules are excluded by exclude_modules"
 
@@ -195,7 +195,7 @@ def test_an_exclusion_that_names_nothing_comes_with_the_nearest_names() -> None:
     assert problem(config).startswith("exclude_modules: the expression 'v_proj' matches no")
 
 
-def test_layers_that_are_not_there_are_all_named() -> None:
+def test_all_missing_layers_are_named() -> None:
     config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[0, 3, -1])
     assert found(config).problems == (
         "layers_to_transform: the model has no layer 3 (it has 3, from 0)",
@@ -248,7 +248,7 @@ def test_a_head_of_its_own_may_be_saved_and_adapted() -> None:
     assert found(config).saved == {"lm_head", "model.embed_tokens"}
 
 
-def test_problems_of_every_kind_are_told_at_once() -> None:
+def test_problems_of_every_kind_are_listed_at_once() -> None:
     config = LoraConfig(
         target_modules=["q_porj"],
         exclude_modules=["x"],
@@ -300,7 +300,9 @@ def test_an_entry_may_name_some_modules_that_cannot_be_adapted_among_others_that
 
 def test_a_target_that_modules_to_save_trains_whole_is_an_error() -> None:
     config = LoraConfig(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
-    with pytest.raises(TargetError, match="'lm_head': all of its 1 modules are excluded by modules_to"):
+    with pytest.raises(
+        TargetError, match="'lm_head': all of its 1 modules are excluded by modules_to"
+    ):
         get_peft_model(small(), config, host=lora_host())
 
 
@@ -319,7 +321,7 @@ class NowhereConfig(PeftConfig):
     peft_type: ClassVar[str] = "NOWHERE"
 
 
-def test_a_method_that_found_no_place_is_an_error() -> None:
+def test_a_method_without_a_seam_is_an_error() -> None:
     host = lora_host()
     host.register(plugin(NowhereConfig), "nowhere")
     with pytest.raises(PeftError, match="step 0, nowhere, adapted nothing: the model has no seam"):
@@ -361,11 +363,14 @@ def test_the_first_pattern_that_matches_says_which_number_counts() -> None:
     assert named(["layers", "experts"]) == [f"layers.1.experts.{n}" for n in range(2)]
 
 
-def test_a_pattern_that_is_before_no_number_is_said() -> None:
+def test_a_pattern_without_a_number_after_it_is_an_error() -> None:
     config = LoraConfig(target_modules=["q_proj"], layers_to_transform=1, layers_pattern="h")
-    assert problem(config) == "layers_pattern: expected a layer's number after 'h', got none in any path"
+    assert (
+        problem(config)
+        == "layers_pattern: expected a layer's number after 'h', got none in any path"
+    )
 
 
-def test_a_layer_that_the_pattern_does_not_count_to_is_said() -> None:
+def test_a_layer_beyond_those_of_the_pattern_is_an_error() -> None:
     config = LoraConfig(target_modules=["q_proj"], layers_to_transform=3, layers_pattern="layers")
     assert problem(config) == "layers_to_transform: the model has no layer 3 (it has 3, from 0)"

@@ -19,7 +19,7 @@ def test_a_copy_has_trained_weights_of_its_own() -> None:
     assert not any(p.requires_grad for p in base.parameters())
 
 
-def test_what_is_not_named_is_shared() -> None:
+def test_weights_that_are_not_named_are_shared() -> None:
     base = frozen(Linear(2, 3))
     copied = with_trained_bias(base)
     assert isinstance(copied, Linear)
@@ -36,7 +36,7 @@ def test_arrays_are_shared_until_others_take_their_place() -> None:
     assert copied.weight.data is base.weight.data
 
 
-def test_there_is_no_copy_of_what_has_no_weights() -> None:
+def test_modules_without_weights_are_not_copied() -> None:
     assert trained_copy(Dropout(0.1)) is None
     assert with_trained_bias(Linear(2, 3, bias=False)) is None
 

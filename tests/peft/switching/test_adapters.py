@@ -281,7 +281,7 @@ def test_the_order_of_names_is_the_order_of_the_stack() -> None:
     assert not np.allclose(one, logits(peft))
 
 
-def test_adapters_that_replace_the_same_module_do_not_act_together() -> None:
+def test_adapters_that_replace_the_same_module_are_not_active_together() -> None:
     saving = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
     peft = several(BERT_CLASSIFIER, {"a": saving, "b": saving, "c": LORA["bert"]})
     before = Snapshot.of(peft)
@@ -344,7 +344,7 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])
-def test_none_and_the_same_twice_are_refused(names: list[str]) -> None:
+def test_no_name_and_the_same_name_twice_are_refused(names: list[str]) -> None:
     peft = several(LLAMA, {"a": LORA["llama"]})
     with pytest.raises(PeftError, match="expected one or more different names"):
         peft.set_adapter(names)
@@ -476,7 +476,7 @@ def test_what_stood_before_stands_after_rows_also_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("names", [["lora"], ["lora"] * 3, [], "lora"])
-def test_as_many_names_as_rows_are_needed(names: Sequence[str]) -> None:
+def test_one_name_per_row_is_required(names: Sequence[str]) -> None:
     peft = all_kinds("llama")
     with pytest.raises(PeftError, match="expected a list of 2, one per row"):
         peft(IDS, adapter_names=names)
@@ -504,7 +504,7 @@ def test_rows_go_on_choosing_when_something_else_was_run_meanwhile() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_rows_cannot_choose_while_an_adapter_is_merged() -> None:
+def test_adapters_per_row_are_refused_while_one_is_merged() -> None:
     peft = several(LLAMA, {"a": LORA["llama"]})
     peft.merge_adapter()
     with pytest.raises(PeftError, match="unmerge it before choosing"):
@@ -528,7 +528,7 @@ def test_what_looks_up_ids_that_all_rows_share_is_each_rows_own(
         np.testing.assert_allclose(together[row], run(peft, ids)[row], rtol=1e-9, atol=1e-11)
 
 
-def test_a_module_that_is_not_run_row_by_row_is_named() -> None:
+def test_a_module_with_other_rows_is_named() -> None:
     peft = several(LLAMA, {"a": LORA["llama"], "b": LORA["llama"]})
     with (
         peft._adapters.per_row(["a", "b"]),  # noqa: SLF001 - the model itself runs all by row

@@ -77,7 +77,7 @@ def three(family: str, dtype: type[np.floating] = np.float64) -> PeftModel:
 
 
 def deltas(peft: PeftModel, name: str) -> dict[str, Array]:
-    """What each adapted layer's weight has more than the base's."""
+    """The update of each adapted layer's weight."""
     peft.set_adapter(name)
     layers = {r.seam.path: r.after for r in peft.record.rewrites}
     return {path: m.delta() for path, m in layers.items() if isinstance(m, LoraLinear)}
@@ -227,7 +227,7 @@ def test_modules_that_were_trained_whole_are_summed_by_their_deltas() -> None:
 # ---------- what cannot be ----------
 
 
-def test_all_settings_that_cannot_be_are_told_at_once() -> None:
+def test_all_invalid_settings_are_listed_at_once() -> None:
     peft = three("llama")
     before = Snapshot.of(peft)
     with pytest.raises(PeftError) as caught:
@@ -250,7 +250,7 @@ def test_all_settings_that_cannot_be_are_told_at_once() -> None:
     before.assert_unchanged(peft)
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_weights_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(PeftError, match="expected finite numbers"):
         three("llama").add_weighted_adapter(["plain"], ["much"], "x")  # type: ignore[list-item]
 
@@ -268,7 +268,7 @@ def test_adapters_that_hold_nan_are_refused_by_name() -> None:
     before.assert_unchanged(peft)
 
 
-def test_a_place_that_one_trained_whole_and_another_otherwise_is_refused() -> None:
+def test_a_module_that_only_one_adapter_trained_whole_is_refused() -> None:
     both, one = ".*(q_proj|up_proj)", ["up_proj"]
     peft = made(
         LLAMA,
@@ -323,7 +323,9 @@ def test_an_answer_that_does_not_fit_its_own_settings_is_refused() -> None:
     host.register(plugin(ShiftConfig, adapt=shift, combine_adapters=answer), "shift")
     peft = made(LLAMA, {"a": ShiftConfig()}, host)
     before = Snapshot.of(peft)
-    with pytest.raises(PeftError, match=r"(?s)does not fit its settings:.*missing: .*o_proj\.shift"):
+    with pytest.raises(
+        PeftError, match=r"(?s)does not fit its settings:.*missing: .*o_proj\.shift"
+    ):
         peft.add_weighted_adapter(["a"], [1], "sum")
     before.assert_unchanged(peft)
     assert tuple(peft.adapters) == ("a",)
