@@ -10,6 +10,7 @@ from tests.english import ROOT, files, findings, package_of
 CLEAN = (
     "README.md",
     "tests/conftest.py",
+    "tests/host",
     "tests/models",
     "tests/ops",
     "tests/test_arrays.py",
@@ -27,8 +28,10 @@ CLEAN = (
     "tinygrad_peft/errors.py",
     "tinygrad_peft/gradcheck.py",
     "tinygrad_peft/graph.py",
+    "tinygrad_peft/host",
     "tinygrad_peft/models",
     "tinygrad_peft/ops",
+    "tinygrad_peft/peft",
     "tinygrad_peft/tensor.py",
 )
 

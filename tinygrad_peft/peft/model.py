@@ -53,16 +53,6 @@ class PeftModel(AdaptedTransformer):
 
     # ---------- adding, switching and deleting ----------
 
-    @property
-    def adapters(self) -> dict[str, tuple[PeftConfig, ...]]:
-        """The recipes of all adapters by name, in the order in which they were added."""
-        return {name: record.recipe_as_trained() for name, record in self._adapters.records.items()}
-
-    @property
-    def active_adapters(self) -> tuple[str, ...]:
-        """The names of the active adapters, the innermost first."""
-        return self._adapters.active
-
     def add_adapter(
         self, name: str, recipe: PeftConfig | Sequence[PeftConfig], *, seed: int = 0
     ) -> None:

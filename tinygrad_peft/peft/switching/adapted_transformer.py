@@ -17,6 +17,7 @@ from tinygrad_peft.nn import (
     TransformerConfig,
 )
 from tinygrad_peft.nn.module import count_elements
+from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.switching.adapters import Adapters
 from tinygrad_peft.tensor import Tensor
 
@@ -39,6 +40,16 @@ class AdaptedTransformer(Module):
     def config(self) -> TransformerConfig:
         """The transformer's settings."""
         return self.base_model.config
+
+    @property
+    def adapters(self) -> dict[str, tuple[PeftConfig, ...]]:
+        """The recipes of all adapters by name, in the order in which they were added."""
+        return {name: record.recipe_as_trained() for name, record in self._adapters.records.items()}
+
+    @property
+    def active_adapters(self) -> tuple[str, ...]:
+        """The names of the active adapters, the innermost first."""
+        return self._adapters.active
 
     # ---------- running ----------
 
@@ -127,7 +138,7 @@ class AdaptedTransformer(Module):
 
     def added_parameters(self) -> tuple[tuple[Parameter, ...], ...]:
         """List the weights that each step of the active adapters added, the innermost first."""
-        records = [self._adapters.records[name] for name in self._adapters.active]
+        records = [self._adapters.records[name] for name in self.active_adapters]
         return tuple(
             tuple(record.named_parameters(step).values())
             for record in records
