@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -96,6 +97,38 @@ def test_a_plugin_imports_only_public_names(plugin: str) -> None:
         if module.startswith("tinygrad_peft")
         and module.split(".")[0] != plugin
         and not is_public(module, name)
+    ]
+    assert private == []
+
+
+PEFT = "tinygrad_peft.peft"
+OUTSIDE_PEFT = [
+    *(f"tinygrad_peft.{floor}" for floor in ("cli", "testing", "train")),
+    *PLUGINS,
+    *("docs.pictures", "tests"),
+]
+
+
+def test_the_public_names_of_peft_are_its_all() -> None:
+    peft = importlib.import_module(PEFT)
+    own = {
+        n for n, value in vars(peft).items() if n[0] != "_" and not isinstance(value, ModuleType)
+    }
+    assert own | {"hookspecs"} == set(peft.__all__)
+
+
+@pytest.mark.parametrize("package", OUTSIDE_PEFT)
+def test_only_public_names_of_peft_are_imported_outside_it(package: str) -> None:
+    public = importlib.import_module(PEFT).__all__
+    root = Path(__file__).parent
+    own_tests = (root / "peft", root / "interop")  # the first mirrors the modules of peft
+    paths = root.rglob("*.py") if package == "tests" else files_of(package)
+    private = [
+        f"{path.name}: from {module} import {name}"
+        for path in paths
+        if not any(path.is_relative_to(folder) for folder in own_tests)
+        for module, name in imports(ast.parse(path.read_text("utf-8")))
+        if module.startswith(f"{PEFT}.") or (module == PEFT and name not in public)
     ]
     assert private == []
 

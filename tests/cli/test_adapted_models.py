@@ -59,7 +59,7 @@ def test_adapter_of_another_family_is_refused_in_one_line(
 ) -> None:
     arguments = ("--model", small_world / model, "--adapter", adapter)
     message = commands.fails("generate", *arguments, "--prompt", "the film")
-    expected = f"{adapter} was made for another model: model_type 'bert', and this is '{model}'"
+    expected = f"{adapter} was made for another model: model_type: expected 'bert', got '{model}'"
     assert message.startswith(f"tinygrad-peft: {expected}")
     assert len(message.splitlines()) == 1
 
@@ -74,7 +74,7 @@ def test_adapter_of_another_model_is_refused_even_where_its_tensors_fit(
         *("evaluate", "--model", model, "--adapter", adapter),
         *("--data", small_world / "reviews.jsonl"),
     )
-    expected = f"{adapter} was made for another model: num_attention_heads 2, and this is 4"
+    expected = f"{adapter} was made for another model: num_attention_heads: expected 2, got 4"
     assert message == f"tinygrad-peft: {expected}\n"
 
 
@@ -104,7 +104,7 @@ def broken(adapter: Path, to: Path, how: str) -> Path:
         ("without weights", "adapter_model.safetensors does not exist"),
         ("not JSON", "adapter_config.json is not JSON: "),
         ("of an unknown method", "no installed plugin provides the method 'loha'"),
-        ("empty", "neither recipe.json nor adapter_config.json is there"),
+        ("empty", "expected recipe.json or adapter_config.json, got neither"),
     ],
 )
 def test_broken_adapter_is_refused_with_its_path(

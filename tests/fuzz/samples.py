@@ -13,8 +13,7 @@ from tests.peft.small import small
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config, load_model, load_tokenizer, save_model
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, inspect_path
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig

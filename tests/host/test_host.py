@@ -96,7 +96,7 @@ def test_two_plugins_that_answer_one_site_are_both_named_with_the_site() -> None
     assert "path='layer'" in str(caught.value)
 
 
-def test_plugins_that_stay_silent_are_not_named_among_the_rivals() -> None:
+def test_plugins_without_an_answer_are_not_named() -> None:
     host = lora_host()
     host.register(plugin(ShiftConfig, adapt=shift), "shift")
     host.register(plugin(adapt=greedy), "greedy")
@@ -289,7 +289,7 @@ def test_two_hooks_of_one_name_are_refused() -> None:
         host.each(other, "you")  # type: ignore[arg-type]
 
 
-def test_a_call_of_what_is_not_a_hook_is_refused() -> None:
+def test_calling_a_function_that_is_not_a_hook_is_refused() -> None:
     with pytest.raises(PluginError, match="draft: expected the declaration of a hook"):
         Host().each(draft)
 
@@ -312,7 +312,7 @@ def test_an_instance_with_marked_methods_is_a_plugin() -> None:
     assert observer.seen == ["default"]
 
 
-def test_an_observer_hears_of_a_recipe_that_was_applied() -> None:
+def test_an_observer_is_called_after_a_recipe_was_applied() -> None:
     heard: list[Applied] = []
 
     def recipe_applied(event: Applied) -> None:
@@ -333,6 +333,6 @@ def test_a_marked_function_is_still_that_function() -> None:
     assert hookimpl(hookspecs.recipe_applied)(recipe_applied) is recipe_applied
 
 
-def test_a_copy_of_what_holds_a_host_shares_the_host() -> None:
+def test_a_copy_of_an_object_with_a_host_shares_the_host() -> None:
     host = lora_host()
     assert copy.deepcopy({"host": host})["host"] is host

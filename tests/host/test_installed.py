@@ -143,7 +143,10 @@ def test_a_plugin_that_cannot_be_imported_is_listed_and_stops_no_other(
     [
         ("", "expected a function marked by hookimpl, got none"),
         (GOOD.replace("(draft)", "(recipe)"), "check_recipe: expected (draft) without defaults"),
-        (METHOD.replace("{name}", "../up"), "Config needs a peft_type of letters, digits and _"),
+        (
+            METHOD.replace("{name}", "../up"),
+            "Config: expected a peft_type of letters, digits and _",
+        ),
     ],
 )
 def test_a_plugin_that_does_not_fit_is_listed_and_stops_no_other(
@@ -159,9 +162,7 @@ def test_a_plugin_that_does_not_fit_is_listed_and_stops_no_other(
 @pytest.mark.usefixtures("good")
 def test_a_class_behind_an_entry_point_is_listed_as_broken(install: Install) -> None:
     install("class-dist", "kind = fake_kind:Kind", fake_kind="class Kind: pass")
-    assert (
-        "'kind' of class-dist 1.2 is a class: expected a module" in broken(Host.installed()).error
-    )
+    assert "'kind' of class-dist 1.2: expected a module" in broken(Host.installed()).error
 
 
 @pytest.mark.usefixtures("good")
@@ -193,12 +194,12 @@ def test_a_method_that_two_plugins_provide_belongs_to_neither(install: Install) 
     assert list(methods_of(host)) == ["other"]
     assert [info.error for info in host.plugins()] == [
         (
-            "plugin 'first' of dist-first 1.2 needs names of its own:\n"
+            "plugin 'first' of dist-first 1.2 provides names that are taken:\n"
             "  - peft_methods: 'ranked' is provided by plugin 'second' of dist-second 1.2 too"
         ),
         "",
         (
-            "plugin 'second' of dist-second 1.2 needs names of its own:\n"
+            "plugin 'second' of dist-second 1.2 provides names that are taken:\n"
             "  - peft_methods: 'ranked' is provided by plugin 'first' of dist-first 1.2 too"
         ),
     ]
@@ -212,7 +213,7 @@ def test_one_module_behind_two_names_is_used_once(install: Install) -> None:
     assert host.each(hookspecs.check_recipe, draft()) == [["{name} objects"]]
     assert [info.error for info in host.plugins()] == [
         "",
-        "plugin 'b' of twice 1.2 is registered already, as 'a'",
+        "plugin 'b' of twice 1.2 is already registered, as 'a'",
     ]
 
 

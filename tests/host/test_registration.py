@@ -166,7 +166,7 @@ def test_an_async_function_and_a_generator_are_refused(function: object) -> None
     assert sentence == "check_recipe: expected a plain function, got an async one or a generator"
 
 
-def test_all_that_does_not_fit_is_listed() -> None:
+def test_all_functions_that_do_not_fit_are_listed() -> None:
     made = SimpleNamespace(
         one=hookimpl(hookspecs.adapt_module)(too_little),  # type: ignore[arg-type]
         two=hookimpl(hookspecs.adapt_module)(of_text),  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_a_function_answers_one_hook() -> None:
         hookimpl(hookspecs.check_recipe)(check_recipe)
 
 
-def test_a_mark_of_pluggys_own_is_not_taken_for_one() -> None:
+def test_pluggys_own_mark_is_ignored() -> None:
     def adapt_module(config: PeftConfig, site: Site) -> Module | None:
         return None
 
@@ -228,7 +228,7 @@ def test_a_class_is_refused() -> None:
         def peft_methods() -> Sequence[type[PeftConfig]]:
             return []
 
-    refused(Plugin, "is a class: expected a module or an instance")
+    refused(Plugin, "expected a module or an instance, got a class")
 
 
 def test_a_plugin_that_answers_no_hook_is_refused() -> None:
@@ -274,19 +274,19 @@ def test_a_name_that_cannot_be_a_folders_is_refused() -> None:
     class Climber(PeftConfig):
         peft_type: ClassVar[str] = "../LORA"
 
-    refused(plugin(Climber), "Climber needs a peft_type.*letters")
+    refused(plugin(Climber), "Climber: expected a peft_type.*letters")
 
 
 def test_a_name_that_is_taken_is_refused_and_the_first_plugin_stays() -> None:
     host = lora_host()
-    with pytest.raises(PluginError, match="'lora' is registered already"):
+    with pytest.raises(PluginError, match="'lora' is already registered"):
         host.register(plugin(ShiftConfig), "lora")
     assert list(methods_of(host)) == ["lora"]
 
 
 def test_a_plugin_is_not_registered_twice_under_two_names() -> None:
     host = lora_host()
-    with pytest.raises(PluginError, match=r"'again' is registered already, as 'lora'"):
+    with pytest.raises(PluginError, match=r"'again' is already registered, as 'lora'"):
         host.register(tinygrad_peft_lora.plugin, "again")
     assert [info.name for info in host.plugins()] == ["lora"]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -19,6 +20,8 @@ from tinygrad_peft.nn import (
     TransformerConfig,
 )
 from tinygrad_peft.peft import (
+    AdapterFolder,
+    ForeignName,
     Host,
     PeftConfig,
     PeftModel,
@@ -27,6 +30,7 @@ from tinygrad_peft.peft import (
     hookimpl,
     hookspecs,
 )
+from tinygrad_peft.peft.storage.foreign import foreign_places, read_foreign
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft.testing import SMALL_MODELS
 
@@ -70,9 +74,15 @@ def lora_host() -> Host:
 
 
 def logits(model: Transformer | PeftModel) -> Array:
-    """What the model makes of the same few tokens."""
+    """The model's logits for the same few tokens."""
     with no_grad():
         return model(IDS).data
+
+
+def foreign_parameters(model: PeftModel, directory: Path) -> Mapping[ForeignName, Parameter]:
+    """The weights of an adapter of one step, by their names in another library's folder."""
+    (step,) = AdapterFolder.read(directory, model.host).steps
+    return foreign_places(model.record, 0, read_foreign(step, model.host, model.config))
 
 
 def shake(model: PeftModel, seed: int = 0) -> None:
@@ -86,7 +96,7 @@ def shake(model: PeftModel, seed: int = 0) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a model is: its modules, its arrays and their values, and which of them are trained."""
+    """A model's modules, its arrays and their values, and the trained ones among them."""
 
     modules: list[tuple[str, int]]
     weights: list[tuple[str, int, bool]]

@@ -147,12 +147,12 @@ def test_merging_twice_and_unmerging_what_is_not_merged_are_errors() -> None:
         peft.unmerge_adapter()
     peft.merge_adapter()
     merged = logits(peft)
-    with pytest.raises(PeftError, match="the adapter is merged already"):
+    with pytest.raises(PeftError, match="the adapter is already merged"):
         peft.merge_adapter()
     np.testing.assert_array_equal(logits(peft), merged)
 
 
-def test_what_cannot_be_merged_is_listed_and_nothing_is_merged() -> None:
+def test_unmergeable_methods_are_listed_and_nothing_is_merged() -> None:
     recipe = [LoraConfig(r=2), ShiftConfig(target_modules=["o_proj", "q_proj"])]
     peft = get_peft_model(small(), recipe, host=shift_host())
     shake(peft)
@@ -302,7 +302,7 @@ def test_an_unloaded_adapter_still_answers_for_the_base_and_does_nothing_else() 
 def test_an_unloaded_adapter_takes_no_further_ones_and_leaves_later_ones_alone() -> None:
     first = adapted()
     model = first.unload()
-    with pytest.raises(PeftError, match="was unloaded: get_peft_model adapts the model anew"):
+    with pytest.raises(PeftError, match="was unloaded: adapt the model again by get_peft_model"):
         first.add_adapter("more", LoraConfig(r=2))
     later = get_peft_model(model, LoraConfig(r=2), host=lora_host())
     shake(later)
@@ -326,7 +326,7 @@ def test_a_model_whose_last_adapter_was_deleted_is_unloaded() -> None:
 
 
 def dropping(peft: PeftModel) -> int:
-    """How many dropouts are on."""
+    """The number of active dropouts."""
     return sum(m.training for _, m in peft.named_modules() if isinstance(m, Dropout))
 
 
@@ -449,7 +449,7 @@ def test_a_peft_model_is_called_as_the_transformer_is() -> None:
 def test_a_model_that_is_adapted_is_refused_until_its_adapter_is_off() -> None:
     peft = adapted()
     before = logits(peft)
-    with pytest.raises(PeftError, match="adapted already: unload or merge that adapter first"):
+    with pytest.raises(PeftError, match="already adapted: unload or merge that adapter first"):
         get_peft_model(peft.base_model, LoraConfig(r=2), host=lora_host())
     np.testing.assert_array_equal(logits(peft), before)
     model = peft.unload()

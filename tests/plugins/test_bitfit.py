@@ -41,7 +41,7 @@ def test_it_moves_each_bias_of_the_affine_layers(family: str) -> None:
 def test_a_llama_has_no_biases_and_is_refused_unless_layers_are_named(tmp_path: Path) -> None:
     model = small(LLAMA)
     before = Snapshot.of(model)
-    with pytest.raises(TargetError, match=r"target_modules is needed.* this model is llama"):
+    with pytest.raises(TargetError, match=r"target_modules: missing.* this model is llama"):
         get_peft_model(model, BitFitConfig())
     before.assert_unchanged(model)
     peft = trained("llama", BitFitConfig(target_modules=["k_proj"]))

@@ -9,8 +9,15 @@ from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, TargetError
 from tinygrad_peft.nn import LayerNorm, Module, RMSNorm, Transformer, TransformerConfig
 from tinygrad_peft.nn.seams import Norm
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, Site, count_recipe, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import (
+    Host,
+    PeftConfig,
+    PeftModel,
+    Site,
+    count_recipe,
+    get_peft_model,
+    inspect_path,
+)
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
@@ -111,7 +118,7 @@ def test_a_norm_that_an_earlier_step_has_wrapped_is_refused() -> None:
 def test_two_adapters_cannot_act_on_one_norm_at_once() -> None:
     peft = adapted("llama")
     peft.add_adapter("other", LNTuningConfig())
-    with pytest.raises(PeftError, match=r"model\.norm: RMSNorm takes the place of what stands"):
+    with pytest.raises(PeftError, match=r"model\.norm: RMSNorm replaces the module there"):
         peft.set_adapter(["default", "other"])
     peft.set_adapter("other")
 

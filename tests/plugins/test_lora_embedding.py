@@ -162,7 +162,7 @@ def test_the_table_of_another_base_is_refused(change: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("shape", "name"), [(GPT2, "wte"), (GPT2, "lm_head")])
 def test_adapting_one_of_two_tied_modules_is_refused(shape: TransformerConfig, name: str) -> None:
-    with pytest.raises(TargetError, match=r"shares its weight with .* would part them"):
+    with pytest.raises(TargetError, match=r"shares its weight with .* would untie them"):
         get_peft_model(small(shape), LoraConfig(target_modules=[name]), host=lora_host())
 
 

@@ -15,8 +15,7 @@ from safetensors.numpy import load_file
 from tests.peft.small import BERT, GPT2, LLAMA, lora_host, shake, small
 from tinygrad_peft.arrays import AnyArray
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import PeftModel, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import PeftModel, get_peft_model, inspect_path
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 
 LORA = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"])

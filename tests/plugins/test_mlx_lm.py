@@ -250,7 +250,7 @@ def test_an_unsupported_setting_in_a_file_is_refused(case: str, tmp_path: Path) 
     saved(tmp_path)
     values, reason = WRONG[case]
     edit(tmp_path, **values)
-    refused(tmp_path, f"{tmp_path / CONFIG}, which is mlx-lm's:", reason)
+    refused(tmp_path, f"{tmp_path / CONFIG} (of mlx-lm):", reason)
 
 
 def test_one_error_lists_every_invalid_setting(tmp_path: Path) -> None:
@@ -361,14 +361,20 @@ def test_pefts_names_in_mlx_lms_file_are_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / WEIGHTS)
-    refused(tmp_path, "the tensors have the names of an adapter of Hugging Face PEFT", "missing: ")
+    refused(
+        tmp_path, "expected names of mlx-lm's layout, got those of Hugging Face PEFT", "missing: "
+    )
 
 
 def test_mlx_lms_names_in_pefts_file_are_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     adapt(small(), LORA).save_pretrained(tmp_path / "peft")
     (tmp_path / WEIGHTS).rename(tmp_path / "peft" / "adapter_model.safetensors")
-    refused(tmp_path / "peft", "the tensors have the names of an adapter of mlx-lm", "missing: ")
+    refused(
+        tmp_path / "peft",
+        "expected names of Hugging Face PEFT's layout, got those of mlx-lm",
+        "missing: ",
+    )
 
 
 def test_weights_in_numpys_format_are_reported(tmp_path: Path) -> None:

@@ -130,11 +130,11 @@ def test_overlapping_patterns_mean_the_same_after_a_reload(
 def test_adapting_one_of_two_tied_modules_is_refused(config: LoraConfig, tmp_path: Path) -> None:
     model = small(GPT2)
     before = Snapshot.of(model)
-    with pytest.raises(PeftError, match=r"would part them|share one weight"):
+    with pytest.raises(PeftError, match=r"would untie them|share one weight"):
         get_peft_model(model, config, host=lora_host())
     before.assert_unchanged(model)
     get_peft_model(small(UNTIED), config, host=lora_host()).save_pretrained(tmp_path)
-    with pytest.raises(PeftError, match=r"would part them|share one weight"):
+    with pytest.raises(PeftError, match=r"would untie them|share one weight"):
         PeftModel.from_pretrained(model, tmp_path, host=lora_host())
     before.assert_unchanged(model)
 
@@ -180,7 +180,7 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     get_peft_model(small(), LORA, host=lora_host()).save_pretrained(tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(values | {"use_nothing": None, "use_other": True}))
-    with pytest.raises(ConfigError, match="does not know:\n  - use_other = True"):
+    with pytest.raises(ConfigError, match=r"unknown settings of .*:\n  - use_other = True"):
         PeftModel.from_pretrained(small(), tmp_path, host=lora_host())
 
 

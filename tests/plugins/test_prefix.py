@@ -201,7 +201,7 @@ def test_one_error_lists_every_invalid_setting() -> None:
     with pytest.raises(ConfigError) as caught:
         PrefixTuningConfig(num_virtual_tokens=0, encoder_hidden_size=0, init_weights="one")  # type: ignore[arg-type]
     for said in (
-        "num_virtual_tokens=0 must be at least 1",
+        "num_virtual_tokens: expected at least 1, got 0",
         "encoder_hidden_size=0 must be at least 1",
         "init_weights: expected one of zero, got 'one'",
     ):

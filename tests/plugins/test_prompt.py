@@ -352,7 +352,7 @@ def test_the_command_line_takes_its_settings() -> None:
 def test_one_error_lists_every_invalid_setting() -> None:
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(num_virtual_tokens=0, prompt_tuning_init="WORDS")  # type: ignore[arg-type]
-    assert "num_virtual_tokens=0 must be at least 1" in str(caught.value)
+    assert "num_virtual_tokens: expected at least 1, got 0" in str(caught.value)
     assert "expected one of RANDOM, SAMPLE_VOCAB, TEXT, got" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         PromptTuningConfig(prompt_tuning_init="TEXT")

@@ -13,8 +13,7 @@ from tinygrad_peft.arrays import Array, BoolArray
 from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError, ShapeError
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import Init, Linear, TransformerConfig
-from tinygrad_peft.peft import Host, PeftModel, count_recipe, get_peft_model
-from tinygrad_peft.peft.storage.inspection import inspect_path
+from tinygrad_peft.peft import Host, PeftModel, count_recipe, get_peft_model, inspect_path
 from tinygrad_peft.tensor import Tensor, apply_fused
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_qlora import QuantizeConfig

@@ -122,7 +122,7 @@ class TestIsInDifficultCompany(Method):
             "composes_with_every_installed_method[bert-aimless-under]",
             (
                 "companions['aimless'] is needed on bert: the recipe does not fit the model: "
-                "step 0: target_modules is needed"
+                "step 0: target_modules: missing"
             ),
         ),
         (

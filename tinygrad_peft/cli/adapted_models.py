@@ -6,10 +6,7 @@ from tinygrad_peft.cli.sources import adapter_path, model_path
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Skeleton, Transformer
-from tinygrad_peft.peft import AdapterFolder, PeftModel
-from tinygrad_peft.peft.model import DEFAULT
-from tinygrad_peft.peft.storage.base_model import Head
-from tinygrad_peft.peft.storage.problems import raise_problems
+from tinygrad_peft.peft import DEFAULT, AdapterFolder, Head, PeftModel, raise_problems
 from tinygrad_peft.train.examples import Task
 
 __all__ = ["load_adapted", "load_described", "read_folder", "task_of"]

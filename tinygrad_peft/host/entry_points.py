@@ -1,4 +1,4 @@
-"""The plugins that installed distributions declare, each loaded, broken or switched off."""
+"""Entry points: the plugins that installed distributions declare."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ Points = Sequence[importlib.metadata.EntryPoint]
 
 
 def declared() -> Mapping[PluginInfo, Points]:
-    """Return the entry points of each plugin, by name; one that is claimed twice has several."""
+    """Map each plugin to its entry points, sorted by name; a name claimed twice has several."""
     by_name: dict[str, list[importlib.metadata.EntryPoint]] = defaultdict(list)
     for point in importlib.metadata.entry_points(group=GROUP):
         by_name[point.name].append(point)
@@ -28,9 +28,9 @@ def declared() -> Mapping[PluginInfo, Points]:
 
 
 def names_to_leave_out(without: Iterable[str], known: Collection[str]) -> frozenset[str]:
-    """Return the names that are switched off, by the caller or in the environment.
+    """Return the names to leave out, from the caller and the environment.
 
-    Raises PluginError for all names that no installed plugin has.
+    Raises PluginError with every name that no installed plugin has.
     """
     in_environment = filter(None, map(str.strip, os.environ.get(WITHOUT, "").split(",")))
     off = frozenset((*without, *in_environment))
@@ -42,7 +42,7 @@ def names_to_leave_out(without: Iterable[str], known: Collection[str]) -> frozen
 
 @contextmanager
 def leaving_out(names: Iterable[str]) -> Iterator[None]:
-    """Leave plugins out for as long as this lasts, in processes that are started as well."""
+    """Leave plugins out within the block, in processes that it starts as well."""
     before = os.environ.get(WITHOUT)
     os.environ[WITHOUT] = ",".join(filter(None, (before, *names)))
     try:
@@ -55,7 +55,7 @@ def leaving_out(names: Iterable[str]) -> Iterator[None]:
 
 
 def loaded(info: PluginInfo, points: Points) -> object:
-    """Import a plugin. Raises PluginError where the name is claimed twice or the import fails."""
+    """Import a plugin. Raises PluginError if its name is claimed twice or the import fails."""
     claimants = sorted({f"{_distribution(p)[0]} ({p.value})" for p in points})
     if len(claimants) > 1:
         raise PluginError(

@@ -1,6 +1,6 @@
-"""Type annotations at run time, as far as they can be compared there.
+"""Type annotations, compared at run time as far as possible.
 
-mypy holds a plugin to the hooks' declarations; this holds those that nobody ran mypy on.
+mypy checks plugins against the hooks' declarations; this checks plugins that nobody ran mypy on.
 """
 
 import types
@@ -11,7 +11,7 @@ __all__ = ["is_narrower", "is_of", "resolved_hints", "shown"]
 
 
 def resolved_hints(function: Callable[..., object]) -> Mapping[str, object]:
-    """Return the annotations of a function; none where a name in them exists for mypy alone."""
+    """Return the annotations of a function; empty if a name in them exists for mypy only."""
     try:
         return typing.get_type_hints(function)
     except NameError:
@@ -19,7 +19,7 @@ def resolved_hints(function: Callable[..., object]) -> Mapping[str, object]:
 
 
 def is_of(value: object, hint: object) -> bool:
-    """Tell whether a value has the annotated type; a text is no sequence of texts."""
+    """Check a value against an annotation; a `str` does not count as a sequence of `str`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is type:
         return isinstance(value, type) and is_narrower(value, arguments[0])
@@ -36,7 +36,7 @@ def is_of(value: object, hint: object) -> bool:
 
 
 def is_narrower(hint: object, general: object) -> bool:
-    """Tell whether all values of `hint` are values of `general`; True where this cannot be told."""
+    """Check that all values of `hint` are values of `general`; True if this is unknown."""
     return all(any(_is_part(each, of) for of in _members(general)) for each in _members(hint))
 
 

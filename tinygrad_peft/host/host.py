@@ -28,7 +28,7 @@ _answers = pluggy.HookimplMarker(GROUP)
 
 
 class Host:
-    """Plugins, and the calls to them. `Host()` is empty; `Host.installed()` has all of them."""
+    """Plugins, and calls of their hooks. `Host()` is empty; `Host.installed()` has all plugins."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
@@ -37,16 +37,16 @@ class Host:
         self._broken: dict[str, PluginInfo] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Host":
-        """Return the host itself: a plugin is not copied with what holds it."""
+        """Return the host itself: copies of a model share its plugins."""
         return self
 
     @classmethod
     def installed(cls, without: Iterable[str] = ()) -> "Host":
         """Return a host with every plugin that an installed distribution declares.
 
-        A plugin that cannot be used stops none of the others: `plugins()` lists it with its error.
-        So it is where two distributions claim one name, or two plugins provide one method: neither
-        is used. `without` names plugins to leave out, beside those between commas in the
+        A plugin that cannot be used does not affect the others: `plugins()` lists it with its
+        error. If two distributions claim one name, or two plugins provide one method, neither is
+        used. `without` names plugins to leave out, in addition to the comma-separated names in the
         environment variable TINYGRAD_PEFT_WITHOUT.
 
         Raises PluginError for a name in `without` that no installed plugin has.
@@ -75,29 +75,29 @@ class Host:
         """Add a plugin: a module, or an instance, with functions marked by `hookimpl`.
 
         Raises PluginError, and does not add it, for a class, a name that is taken, a plugin without
-        hooks, a function that does not fit its hook, and a method that another plugin provides.
+        hooks, functions that do not fit their hooks, and a method that another plugin provides.
         """
         if name in self._candidates:
-            raise PluginError(f"a plugin called {name!r} is registered already")
+            raise PluginError(f"plugin {name!r} is already registered")
         self._add(examined(PluginInfo(name), plugin), self._candidates.values())
 
     def answers(
         self, spec: Callable[P, R | None], *args: P.args, **kwargs: P.kwargs
     ) -> list[Answer[R]]:
-        """Return every answer to a hook that is not None, with its plugin, in registered order."""
+        """Return every answer to a hook except None, with its plugin, in order of registration."""
         hook = spec_of(spec)
         arguments = hook.signature.bind(*args, **kwargs).arguments
         answers: list[Answer[R]] = self._caller(hook)(**arguments)
         return answers[::-1]
 
     def each(self, spec: Callable[P, R | None], *args: P.args, **kwargs: P.kwargs) -> list[R]:
-        """Return every plugin's answer to a hook that is not None, the first registered first."""
+        """Return every answer to a hook except None, in order of registration."""
         return [answer.value for answer in self.answers(spec, *args, **kwargs)]
 
     def one(self, spec: Callable[P, R | None], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Return the one answer to a hook, or None.
 
-        Raises PluginError, which names them, if several plugins answer.
+        Raises PluginError, with their names, if several plugins answer.
         """
         answers = self.answers(spec, *args, **kwargs)
         if len(answers) > 1:
@@ -111,7 +111,7 @@ class Host:
         return answers[0].value if answers else None
 
     def plugins(self) -> tuple[PluginInfo, ...]:
-        """Return all plugins by name, those with an `error` too."""
+        """Return all plugins in order of their names, including those with an `error`."""
         usable = {name: candidate.info for name, candidate in self._candidates.items()}
         return tuple(info for _, info in sorted((self._broken | usable).items()))
 
@@ -119,7 +119,7 @@ class Host:
         info = candidate.info
         for known in self._candidates.values():
             if known.plugin is candidate.plugin:
-                raise PluginError(f"{info.title} is registered already, as {known.info.name!r}")
+                raise PluginError(f"{info.title} is already registered, as {known.info.name!r}")
         clashes = [
             problem
             for other in others
@@ -127,7 +127,7 @@ class Host:
             for problem in candidate.clashes(other)
         ]
         if clashes:
-            raise PluginError(f"{info.title} needs names of its own:\n{listed(clashes)}")
+            raise PluginError(f"{info.title} provides names that are taken:\n{listed(clashes)}")
         for mark in candidate.marks:
             self._caller(mark.spec)
         functions = {
@@ -138,7 +138,7 @@ class Host:
         self._candidates[info.name] = candidate
 
     def _caller(self, spec: Spec) -> pluggy.HookCaller:
-        """Return what calls a hook, which pluggy learns of when it is first needed."""
+        """Return pluggy's caller of a hook, declared to pluggy on first use."""
         known = self._specs.get(spec.name)
         if known is None:
             namespace = ModuleType(spec.name)

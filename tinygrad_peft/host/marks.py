@@ -1,6 +1,6 @@
-"""The two marks: `hookspec` on the declaration of a hook, `hookimpl` on an answer to it.
+"""The two decorators: `hookspec` declares a hook, `hookimpl` answers it.
 
-An answer keeps its declaration, so a host learns each hook from the answers and from its callers.
+An answer refers to its declaration, so a host learns each hook from the answers and its callers.
 """
 
 import functools
@@ -30,9 +30,9 @@ class Spec:
     """A declared hook.
 
     Attributes:
-        function: the declaration, whose signature all answers have.
-        names: the names that an answer provides; no two plugins may provide the same one.
-        check: what is wrong with an answer, given it and the arguments; "" where it is sound.
+        function: the declaration; all answers have its signature.
+        names: returns the names that an answer provides; no two plugins may provide the same one.
+        check: returns the problem with an answer, given it and the arguments; "" if there is none.
     """
 
     function: Callable[..., object]
@@ -56,7 +56,7 @@ class Spec:
 
     @property
     def first(self) -> str | None:
-        """The name of the first parameter, by which an answer may be narrowed."""
+        """The name of the first parameter; answers may be narrowed to a kind of it."""
         return next(iter(self.signature.parameters), None)
 
 
@@ -74,11 +74,11 @@ def hookspec(
     check: Callable[..., str] | None = None,
     names: Callable[..., Collection[str]] | None = None,
 ) -> object:
-    """Declare a function as a hook: its signature is what every answer takes and returns.
+    """Declare a function as a hook: all answers have its parameters and return its type.
 
-    `check` says what is wrong with an answer of the declared type, given it and the arguments. A
-    hook with `names` has no parameters, and is asked when a plugin is registered: the names that an
-    answer provides must be the plugin's own.
+    `check` returns the problem with an answer of the declared type, given it and the arguments; ""
+    if there is none. A hook with `names` has no parameters, and is called when a plugin is
+    registered: no other plugin may provide the names of an answer.
     """
 
     def declare(declared: F) -> F:
@@ -89,7 +89,7 @@ def hookspec(
 
 
 def spec_of(function: object) -> Spec:
-    """Return the hook that a function declares. Raises PluginError if it declares none."""
+    """Return the hook that a function declares. Raises PluginError if it is not a declaration."""
     spec = getattr(function, _SPEC, None)
     if not isinstance(spec, Spec):
         name = getattr(function, "__qualname__", repr(function))
@@ -130,10 +130,11 @@ def hookimpl(spec: Callable[Concatenate[K, P], R], kind: type[K]) -> _NarrowMark
 
 
 def hookimpl(spec: Callable[..., object], kind: object = None) -> object:
-    """Mark a function as a plugin's answer to the hook `spec`: mypy holds it to its signature.
+    """Mark a function as a plugin's answer to the hook `spec`; mypy checks its signature.
 
-    With a `kind`, the function is asked only where the hook's first argument is one, and is typed
-    so: `@hookimpl(hookspecs.adapt_module, LoraConfig)` takes `(config: LoraConfig, site: Site)`.
+    With a `kind`, the function is called only if the hook's first argument is of that kind, and is
+    typed so: `@hookimpl(hookspecs.adapt_module, LoraConfig)` takes
+    `(config: LoraConfig, site: Site)`.
 
     Raises PluginError if `spec` is not a declared hook, or the function answers one already.
     """
@@ -150,25 +151,25 @@ def hookimpl(spec: Callable[..., object], kind: object = None) -> object:
 
 @dataclass(frozen=True)
 class Mark:
-    """A function of a plugin that answers a hook, for any first argument or for those of a kind."""
+    """A plugin's function that answers a hook, for any first argument or those of a kind."""
 
     spec: Spec
     kind: object
     function: Callable[..., object]
 
     def takes(self, arguments: Mapping[str, object]) -> bool:
-        """Tell whether the function is asked about these arguments."""
+        """Return True if the function answers for these arguments."""
         first = self.spec.first
         if first is None or not isinstance(self.kind, type):
             return True
         return isinstance(arguments[first], self.kind)
 
     def problems(self) -> list[str]:
-        """Return what does not fit the declaration."""
+        """List the differences from the declaration."""
         hook, found = self.spec.name, []
         if any(test(self.function) for test in _SUSPENDED):
             found.append(f"{hook}: expected a plain function, got an async one or a generator")
-        # pluggy 1.6 passes over an argument with a default, and 1.7 fills it.
+        # pluggy 1.6 ignores an argument with a default, and 1.7 fills it.
         wanted, own = _bare(self.spec.signature), _bare(inspect.signature(self.function))
         if own != wanted:
             return [*found, f"{hook}: expected {wanted} without defaults, got {own}"]
@@ -185,7 +186,7 @@ class Mark:
         return [f"{self.spec.name}: expected a kind of {shown(general)}, got {shown(self.kind)}"]
 
     def _wrong_types(self) -> list[str]:
-        """Return the annotations that contradict the declaration, as far as run time can tell."""
+        """List the annotations that contradict the declaration, as far as run time can check."""
         own = resolved_hints(self.function)
         wanted = dict(self.spec.hints)
         if self.kind is not None and self.spec.first is not None:
@@ -210,7 +211,7 @@ _SUSPENDED = (
 
 
 def marks_of(plugin: object) -> tuple[Mark, ...]:
-    """Return the functions of a module or an instance that are marked by `hookimpl`, by name."""
+    """Return the functions of a module or an instance marked by `hookimpl`, sorted by name."""
     names = [
         name
         for name in dir(plugin)
@@ -222,6 +223,6 @@ def marks_of(plugin: object) -> tuple[Mark, ...]:
 
 
 def _bare(signature: inspect.Signature) -> str:
-    """Return the parameters as they are written, without their annotations."""
+    """Return the parameters as written, without their annotations."""
     bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     return str(signature.replace(parameters=bare, return_annotation=signature.empty))

@@ -1,4 +1,4 @@
-"""Plugins: what is known of one, and how a marked function of it is asked."""
+"""Plugins: their descriptions, their checks, and calls of their marked functions."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ class PluginInfo:
     """A plugin.
 
     Attributes:
-        name: its entry-point name, or the one that it was registered by.
+        name: its entry point's name, or the name that it was registered by.
         distribution: the installed distribution that declares it; "" if registered by hand.
-        version: the distribution's.
+        version: the distribution's version.
         error: why it cannot be used; "" if it can.
     """
 
@@ -63,13 +63,13 @@ class Candidate:
 
 
 def examined(info: PluginInfo, plugin: object) -> Candidate:
-    """Return the plugin with its marked functions, once they fit.
+    """Check a plugin, and return it with its marked functions.
 
-    Raises PluginError for a class, for a plugin without marked functions, and for all functions
-    that do not fit their hook.
+    Raises PluginError for a class, for a plugin without marked functions, and with every function
+    that does not fit its hook.
     """
     if isinstance(plugin, type):
-        raise PluginError(f"{info.title} is a class: expected a module or an instance")
+        raise PluginError(f"{info.title}: expected a module or an instance, got a class")
     marks = marks_of(plugin)
     problems = [problem for mark in marks for problem in mark.problems()]
     if not marks:
@@ -80,7 +80,7 @@ def examined(info: PluginInfo, plugin: object) -> Candidate:
 
 
 def asked(mark: Mark, info: PluginInfo) -> Callable[..., Answer[object] | None]:
-    """Return the marked function as a host calls it: narrowed, its errors and answers checked."""
+    """Wrap a marked function for a host: narrowed, with its errors and answers checked."""
 
     @functools.wraps(mark.function)
     def ask(*args: object) -> Answer[object] | None:
@@ -108,7 +108,7 @@ def asked(mark: Mark, info: PluginInfo) -> Callable[..., Answer[object] | None]:
 
 
 def _provided(info: PluginInfo, marks: Sequence[Mark]) -> frozenset[tuple[str, str]]:
-    """Ask for the names that a plugin provides, each of which it may provide once."""
+    """Return the names that a plugin provides; raise PluginError for one provided twice."""
     found: list[tuple[str, str]] = []
     for mark in marks:
         if mark.spec.names is not None and (answer := asked(mark, info)()) is not None:

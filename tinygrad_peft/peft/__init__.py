@@ -1,18 +1,23 @@
-"""The plugin host, recipes, and the model that a recipe was applied to."""
+"""Recipes of methods, the models that they adapt, and adapters on disk. Public names only."""
 
 from tinygrad_peft.host import Host, PluginInfo, hookimpl
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.biases import bias_elements, bias_objections, with_trained_bias
-from tinygrad_peft.peft.composition import apply_recipe
-from tinygrad_peft.peft.config import (
+from tinygrad_peft.peft.accounting.memory import Memory, estimate_full_memory, estimate_memory
+from tinygrad_peft.peft.accounting.parameters import count_model, count_recipe
+from tinygrad_peft.peft.configs.base import PeftConfig, steps_of
+from tinygrad_peft.peft.configs.file_format import PREFIX, FileFormat, Shapes
+from tinygrad_peft.peft.configs.serialisation import (
+    config_from_dict,
+    config_to_dict,
+    unknown_settings,
+)
+from tinygrad_peft.peft.configs.targeted import (
     NamedTargetsConfig,
-    PeftConfig,
     TargetedConfig,
     broken_expressions,
 )
-from tinygrad_peft.peft.copies import trained_copy
-from tinygrad_peft.peft.counting import count_model, count_recipe
-from tinygrad_peft.peft.events import (
+from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
+from tinygrad_peft.peft.hook_types import (
     AffineShape,
     Applied,
     Combination,
@@ -30,26 +35,26 @@ from tinygrad_peft.peft.events import (
     Source,
     WeightFormat,
 )
-from tinygrad_peft.peft.file_format import PREFIX, FileFormat, Shapes
-from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
-from tinygrad_peft.peft.memory import Memory, estimate_full_memory, estimate_memory
-from tinygrad_peft.peft.methods import methods_of
-from tinygrad_peft.peft.model import PeftModel, get_peft_model
-from tinygrad_peft.peft.record import Record, Reparameterized, Rewrite
-from tinygrad_peft.peft.saved_modules import is_saved_whole
-from tinygrad_peft.peft.settings import (
-    config_from_dict,
-    config_to_dict,
-    parse_method,
-    unknown_settings,
-)
+from tinygrad_peft.peft.methods import methods_of, parse_method
+from tinygrad_peft.peft.model import DEFAULT, PeftModel, get_peft_model
+from tinygrad_peft.peft.recipes.apply import apply_recipe, checked_targets
+from tinygrad_peft.peft.recipes.biases import bias_elements, bias_objections, with_trained_bias
+from tinygrad_peft.peft.recipes.record import Record, Reparameterized, Rewrite
+from tinygrad_peft.peft.recipes.saved_modules import is_saved_whole
+from tinygrad_peft.peft.recipes.targets import matches
+from tinygrad_peft.peft.recipes.trained_copy import trained_copy
+from tinygrad_peft.peft.recipes.virtual_tokens import VirtualConfig, virtual_objections
 from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
+from tinygrad_peft.peft.storage.base_model import Head
 from tinygrad_peft.peft.storage.folder import AdapterFolder
 from tinygrad_peft.peft.storage.inspection import inspect_path
-from tinygrad_peft.peft.targets import matches
-from tinygrad_peft.peft.virtual import VirtualConfig, virtual_objections
+from tinygrad_peft.peft.storage.layout import known_layouts
+from tinygrad_peft.peft.storage.problems import raise_problems
+from tinygrad_peft.peft.switching.adapters import BASE
 
 __all__ = [
+    "BASE",
+    "DEFAULT",
     "HUGGING_FACE",
     "PREFIX",
     "AdapterFolder",
@@ -67,6 +72,7 @@ __all__ = [
     "ForeignName",
     "ForeignRequest",
     "ForeignStep",
+    "Head",
     "Host",
     "Memory",
     "ModelShape",
@@ -91,6 +97,7 @@ __all__ = [
     "bias_objections",
     "broken_expressions",
     "capture_seams",
+    "checked_targets",
     "config_from_dict",
     "config_to_dict",
     "count_model",
@@ -102,9 +109,12 @@ __all__ = [
     "hookspecs",
     "inspect_path",
     "is_saved_whole",
+    "known_layouts",
     "matches",
     "methods_of",
     "parse_method",
+    "raise_problems",
+    "steps_of",
     "trained_copy",
     "unknown_settings",
     "virtual_objections",

@@ -1,4 +1,4 @@
-"""How a library lays out an adapter's folder."""
+"""FolderLayout: the files of an adapter's folder in one library."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ Settings = Mapping[str, object]
 class FolderLayout:
     """The layout of a folder in which a library keeps one adapter.
 
-    Each library calls its settings adapter_config.json. A plugin that reads or writes adapters of
-    another library describes its layout in the hook `foreign_layouts`.
+    Every library names its settings file adapter_config.json. A plugin that reads or writes
+    adapters of another library describes its layout in the hook `foreign_layouts`.
 
     Attributes:
         name: the library.
         weights: the file with the weights, as safetensors.
         never_read: the file with weights in a format that is not read, such as a pickle.
-        save_again: how to save an adapter as safetensors there, after "save it as safetensors, ".
+        save_again: instructions for errors, to follow "save it as safetensors, ".
         base_key: the setting with the name of the base model.
-        noted: the settings that `inspect` shows as they are.
-        tensor_names: a regular expression that matches the names of its tensors alone.
+        noted: the settings that `inspect` shows unchanged.
+        tensor_names: a regular expression that only the names of its tensors match.
         recognises: returns True for settings of this library.
-        kind_of: returns what the library calls the kind of adapter that has these settings.
+        kind_of: returns the library's name for the kind of adapter with these settings.
     """
 
     name: str

@@ -1,12 +1,13 @@
-"""The hooks of this floor, declared once: what a plugin may answer."""
+"""The hooks of `peft`, declared once for plugins to answer."""
 
 import re
 from collections.abc import Sequence
 
 from tinygrad_peft.host import hookspec
 from tinygrad_peft.nn import Module
-from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.events import (
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.folder_layout import FolderLayout
+from tinygrad_peft.peft.hook_types import (
     Applied,
     Combination,
     Combined,
@@ -18,7 +19,6 @@ from tinygrad_peft.peft.events import (
     ParameterCount,
     WeightFormat,
 )
-from tinygrad_peft.peft.folder_layout import FolderLayout
 from tinygrad_peft.peft.sites import Site
 
 __all__ = [
@@ -42,7 +42,7 @@ def _method_names(kinds: Sequence[type[PeftConfig]]) -> list[str]:
 
 def _nameless(kinds: Sequence[type[PeftConfig]]) -> str:
     found = [k.__name__ for k in kinds if not re.fullmatch(r"\w+", getattr(k, "peft_type", ""))]
-    return f"{', '.join(found)} needs a peft_type of letters, digits and _" if found else ""
+    return f"{', '.join(found)}: expected a peft_type of letters, digits and _" if found else ""
 
 
 def _left_as_it_was(answer: Module | None, config: PeftConfig, site: Site) -> str:
@@ -67,9 +67,9 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
 
 @hookspec(check=_left_as_it_was)
 def adapt_module(config: PeftConfig, site: Site) -> Module | None:
-    """Return the module that stands at this site from now on; None leaves it as it is.
+    """Return the module to install at this site; None leaves it unchanged.
 
-    The answer's new parameters are what the method adds: those that require a gradient are trained,
+    The method adds the new parameters of this module: those that require a gradient are trained,
     and all of them are saved. At most one plugin answers.
     """
     raise NotImplementedError
@@ -77,7 +77,7 @@ def adapt_module(config: PeftConfig, site: Site) -> Module | None:
 
 @hookspec(check=_not_merged)
 def merge_module(module: Module) -> Module | None:
-    """Return a plain module with the same output; None if this one cannot be merged here.
+    """Return a plain module with the same output; None if this plugin cannot merge it.
 
     At most one plugin answers.
     """
@@ -95,10 +95,10 @@ def count_parameters(config: PeftConfig, shape: ModelShape) -> ParameterCount | 
 
 @hookspec
 def combine_adapters(config: PeftConfig, combination: Combination) -> Combined | None:
-    """Return one step in the place of several adapters' steps; None if this method cannot.
+    """Combine several adapters' steps into one; None if the method cannot.
 
     `config` is the first source's, and all sources are of one method: `combination.configs(Kind)`
-    gives all of theirs. At most one plugin answers. The caller combines what `modules_to_save`
+    lists their configs. At most one plugin answers. The caller combines what `modules_to_save`
     trained.
     """
     raise NotImplementedError
@@ -106,41 +106,41 @@ def combine_adapters(config: PeftConfig, combination: Combination) -> Combined |
 
 @hookspec
 def check_recipe(draft: Draft) -> Sequence[str]:
-    """Return why this recipe should not be applied to this model; nothing if it may."""
+    """List the reasons not to apply this recipe to this model, if any."""
     raise NotImplementedError
 
 
 @hookspec
 def weight_formats() -> Sequence[WeightFormat]:
-    """Return the formats that this plugin can store affine layers in, for estimates of memory."""
+    """List the formats in which this plugin stores affine layers, for estimates of memory."""
     raise NotImplementedError
 
 
 @hookspec
 def foreign_layouts() -> Sequence[FolderLayout]:
-    """Return the layouts of other libraries that this plugin reads or writes.
+    """List the layouts of other libraries that this plugin reads or writes.
 
-    Several plugins may give the same one, each for its own methods.
+    Several plugins may list the same one, each for its own methods.
     """
     raise NotImplementedError
 
 
 @hookspec
 def read_foreign(folder: ForeignFolder) -> ForeignStep | None:
-    """Return the step that another library wrote; None if no method of this plugin is in it.
+    """Translate a step that another library wrote; None if it is not of this plugin's methods.
 
-    At most one plugin answers. Raises ConfigError or CheckpointError with all that has no equal
-    here.
+    At most one plugin answers. Raises ConfigError or CheckpointError with everything that has no
+    equivalent here.
     """
     raise NotImplementedError
 
 
 @hookspec
 def write_foreign(config: PeftConfig, request: ForeignRequest) -> ForeignStep | None:
-    """Return a step for another library; None if this plugin does not write it in that layout.
+    """Translate a step for another library; None if this plugin does not write that layout.
 
-    `config` has the step's settings as `flattened` gives them. At most one plugin answers. Raises
-    ConfigError with all that has no equal there.
+    `config` is the step's flattened config. At most one plugin answers. Raises ConfigError with
+    everything that has no equivalent there.
     """
     raise NotImplementedError
 

@@ -1,8 +1,8 @@
-"""Seams and sites: where methods put their modules.
+"""Seams and sites: the places where methods install their modules.
 
-A seam is addressed by its owner and the owner's field, captured once, before the first method: then
-the wrapping of `attn` moves nothing that a later method looks for, and every method sees the paths
-of the original model. A site is a seam as one step of a recipe sees it.
+A seam is an owner and the owner's field, captured once, before the first method. So wrapping `attn`
+moves nothing that a later method looks for, and every method sees the paths of the original model.
+A site is a seam as one step of a recipe sees it.
 """
 
 import inspect
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 class Common:
-    """What the places of one step share: made once, by the first that asks for its kind."""
+    """Objects shared by the sites of one step, each made by the first site that asks for it."""
 
     def __init__(self) -> None:
         self._made: dict[type, object] = {}
 
     def get(self, kind: type[T], make: Callable[[], T]) -> T:
-        """What was made of that kind; `make` makes it if nothing was."""
+        """Return the shared object of that kind, made by `make` on the first call."""
         made = self._made.get(kind)
         if not isinstance(made, kind):
             made = self._made[kind] = make()
@@ -52,13 +52,13 @@ class Seam:
 
     @property
     def module(self) -> Module:
-        """What stands there now."""
+        """The module that is installed now."""
         return self.owner.get_child(self.name)
 
     def put(self, module: Module) -> None:
-        """Put `module` there.
+        """Install `module`.
 
-        Raises PeftError if it is not what the owner's annotation asks for, or is called otherwise.
+        Raises PeftError unless it fits the owner's annotation and is called in the same way.
         """
         expected = _annotation(type(self.owner), self.name.partition(".")[0])
         if expected and not isinstance(module, expected):
@@ -78,20 +78,20 @@ class Site:
     """One seam in one step of a recipe, as `adapt_module` gets it.
 
     Attributes:
-        path: the place in the checkpoint's names, such as "model.layers.0.self_attn.q_proj".
+        path: the path in the checkpoint's names, such as "model.layers.0.self_attn.q_proj".
         slot: the field of its owner, the same in every family: "q_proj", "attn", "mlp",
             "embed_tokens", or "blocks" for a whole layer.
-        module: what stands there now: the base's layer, or an earlier step's.
+        module: the module that is installed now: the base's layer, or an earlier step's.
         layer: the number of the layer, if it is in one.
-        is_target: whether the config's targets name this place.
-        init: draws the weights of this place: from the seed, the step and the path alone. While
-            loading it gives arrays of the right shapes that take no memory and cannot be written.
-        model: the whole model, to look at and not to change.
-        loading: the weights will be read from a folder, so it does not matter where they start.
-        targets: the modules that the config's targets name, as they were before this step.
-        common: holds what the places of this step share, such as one projection for all of them.
-        has_weights: False for a base of shapes alone (`Skeleton`), as while a folder is inspected:
-            a start that is computed from the base's weights is zero there.
+        is_target: True if the config targets this site.
+        init: initialises weights from the seed, the step and the path alone. While loading it gives
+            read-only arrays of the right shapes that take no memory.
+        model: the whole model, not to be changed.
+        loading: True if the weights will be read from a folder, and their start does not matter.
+        targets: the modules that the config targets, as they were before this step.
+        common: objects that the sites of this step share, such as one projection for all of them.
+        has_weights: False for a base of shapes alone (`Skeleton`), as while inspecting a folder:
+            initial values that are computed from the base's weights are zero there.
     """
 
     path: str
@@ -108,7 +108,7 @@ class Site:
 
 
 def capture_seams(model: Module) -> tuple[Seam, ...]:
-    """Every place in `model` where a module stands, parents first."""
+    """List every seam of `model`, parents first."""
     naming = _naming(model)
     seams = []
     for path, owner in model.named_modules():
@@ -123,7 +123,7 @@ def capture_seams(model: Module) -> tuple[Seam, ...]:
 
 @dataclass(frozen=True)
 class Start:
-    """How one step of a recipe begins: what its sites have in common."""
+    """The start of one step of a recipe: what its sites have in common."""
 
     model: Module
     seed: int
@@ -134,10 +134,10 @@ class Start:
     has_weights: bool = True
 
     def site(self, seam: Seam, *, is_target: bool) -> Site:
-        """The seam as this step sees it."""
+        """Return the seam as this step sees it."""
         weights = chain(seam.module.parameters(), self.model.parameters())
         dtype = next((p.dtype for p in weights), np.dtype(np.float32))
-        # What a folder's weights will replace takes no memory, whatever size its settings ask for.
+        # Weights that a folder's will replace take no memory, whatever size its settings ask for.
         kind = Skeleton if self.loading else Init
         init = kind((self.seed, self.step, zlib.crc32(seam.path.encode())), dtype)
         return Site(
@@ -163,7 +163,7 @@ def _naming(model: Module) -> Callable[[str], str]:
 
 
 def _missing(module: Module, expected: type) -> str:
-    """Return which attributes of a protocol a module lacks, in brackets; "" for a plain class."""
+    """Return the attributes of a protocol that a module lacks; "" for a plain class."""
     if typing.Protocol not in expected.__bases__:
         return ""
     methods = (name for name in vars(expected) if name == "__call__" or not name.startswith("_"))
@@ -173,7 +173,7 @@ def _missing(module: Module, expected: type) -> str:
 
 
 def _annotation(owner: type[Module], name: str) -> tuple[type, ...]:
-    """The classes and protocols that the owner's annotation of a field names."""
+    """Return the classes and protocols in the owner's annotation of a field."""
     hint = typing.get_type_hints(owner).get(name)
     if typing.get_origin(hint) is list:
         (hint,) = typing.get_args(hint)
@@ -183,9 +183,9 @@ def _annotation(owner: type[Module], name: str) -> tuple[type, ...]:
 
 
 def _is_called_as(module: Module, kind: type) -> bool:
-    """Return True if a call with the arguments that `kind` takes reaches the module.
+    """Return True if the module takes the arguments of a call of `kind`.
 
-    A protocol that is checked when the program runs looks for the name `__call__` alone.
+    (`isinstance` with a runtime protocol only looks for the name `__call__`.)
     """
     wanted, own = _signature(kind), _signature(type(module))
     if wanted is None or own is None:
@@ -206,6 +206,6 @@ def _call(kind: type) -> str:
 
 
 def _signature(kind: type) -> inspect.Signature | None:
-    """The signature of a class's `__call__`, `self` included; None without one of its own."""
+    """Return the signature of a class's `__call__`, `self` included; None if it has none."""
     call = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
     return inspect.signature(call) if inspect.isfunction(call) else None

@@ -4,8 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from tinygrad_peft.peft import PeftModel
-from tinygrad_peft.peft.adapters import BASE
+from tinygrad_peft.peft import BASE, PeftModel
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.testing.case import Case
 from tinygrad_peft.testing.expect import expect_close, expect_same

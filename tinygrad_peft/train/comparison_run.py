@@ -9,10 +9,7 @@ import msgspec
 
 from tinygrad_peft.errors import ConfigError, PeftError, TinygradPeftError, listed
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import Host
-from tinygrad_peft.peft.composition import checked_targets
-from tinygrad_peft.peft.config import steps_of
-from tinygrad_peft.peft.sites import capture_seams
+from tinygrad_peft.peft import Host, capture_seams, checked_targets, steps_of
 from tinygrad_peft.train.comparison_result import (
     COMPARISON_FILE,
     Comparison,

@@ -100,7 +100,7 @@ def test_missing_folder_is_named(tmp_path: Path, commands: Commands) -> None:
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ("1", "2 adapters ('adapter_1', 'adapter_2') and 1 weights"),
+        ("1", "weights: expected 2, one per adapter ('adapter_1', 'adapter_2'), got 1"),
         ("a,b", "expected numbers, as in 0.7,0.3, got 'a,b'"),
         ("nan,1", "expected numbers, as in 0.7,0.3, got 'nan,1'"),
     ],

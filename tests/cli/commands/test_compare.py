@@ -148,7 +148,7 @@ def test_progress_names_each_recipe(small_world: Path, tmp_path: Path, commands:
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (methods("lorra"), "no method is called 'lorra'; did you mean 'lora'"),
+        (methods("lorra"), "unknown method 'lorra'; did you mean 'lora'"),
         (methods("lora", "lora"), "two recipes are called 'lora'"),
         (methods("lora @ lr=-1"), "lora: invalid TrainConfig"),
         (methods("lora", "lora:target_modules=qery"), "'qery' matches no module"),

@@ -82,7 +82,7 @@ def test_adapter_is_checked_against_the_named_model(
     commands.ok("inspect", adapter, "--model", small_world / "llama")
     ran = commands("inspect", adapter, "--model", small_world / "gpt2")
     assert ran.status == 1
-    assert "was made for another model: model_type 'llama', and this is 'gpt2'" in ran.out
+    assert "was made for another model: model_type: expected 'llama', got 'gpt2'" in ran.out
 
 
 def test_model_is_not_checked_against_another(small_world: Path, commands: Commands) -> None:

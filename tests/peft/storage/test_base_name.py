@@ -66,7 +66,7 @@ def test_a_model_without_a_name_leaves_it_open(tmp_path: Path) -> None:
         (SNAPSHOT, None),
     ],
 )
-def test_the_same_model_elsewhere_is_no_reason_to_warn(
+def test_the_same_model_elsewhere_gives_no_warning(
     name: str | None, revision: str | None, tmp_path: Path
 ) -> None:
     folder = saved(tmp_path, "org/llama", COMMIT)
@@ -84,7 +84,7 @@ def test_the_same_model_elsewhere_is_no_reason_to_warn(
     ],
 )
 @pytest.mark.parametrize("recipe", [[LORA], [LORA, LORA]], ids=len)
-def test_another_model_is_a_warning_that_tells_both_names(
+def test_another_model_is_a_warning_with_both_names(
     name: str, revision: str | None, told: str, recipe: list[PeftConfig], tmp_path: Path
 ) -> None:
     folder = saved(tmp_path, "org/llama", COMMIT, recipe)

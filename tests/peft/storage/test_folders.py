@@ -35,7 +35,7 @@ from tinygrad_peft.nn import Linear, Transformer, TransformerConfig
 from tinygrad_peft.nn.attention import PackedAttention
 from tinygrad_peft.nn.block import FeedForward
 from tinygrad_peft.peft import AdapterFolder, Host, PeftConfig, PeftModel, get_peft_model
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.base_model import Head
 from tinygrad_peft.peft.storage.examination import Examination
 from tinygrad_peft_lora import LoraConfig
@@ -472,7 +472,7 @@ def write_bfloat16(path: Path, tensors: Mapping[str, AnyArray]) -> None:
 # ---------- what does not fit ----------
 
 
-def test_everything_that_is_wrong_with_the_tensors_is_one_error(tmp_path: Path) -> None:
+def test_all_problems_with_the_tensors_are_one_error(tmp_path: Path) -> None:
     saved(tmp_path)
     place = "base_model.model.model.layers.{}.self_attn.{}"
     edit_tensors(
@@ -500,28 +500,28 @@ def test_the_step_of_a_tensor_that_does_not_fit_is_named(tmp_path: Path) -> None
     refused(tmp_path, f"1-shift: missing: {name} ()")
 
 
-def test_an_adapter_of_another_model_says_which_it_was_made_for(tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_names_the_differences(tmp_path: Path) -> None:
     saved(tmp_path, replace(LLAMA, hidden_size=32, head_dim=8, num_hidden_layers=3))
-    message = refused(tmp_path, "was made for another model: hidden_size 32, and this is 16")
+    message = refused(tmp_path, "was made for another model: hidden_size: expected 32, got 16")
     assert "model_type" not in message
 
 
 def test_weights_that_fit_a_model_with_other_heads_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, replace(LLAMA, num_attention_heads=8, num_key_value_heads=4, head_dim=2))
-    refused(tmp_path, "was made for another model: num_attention_heads 8, and this is 4")
+    refused(tmp_path, "was made for another model: num_attention_heads: expected 8, got 4")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"pooling": "mean"}, "pooling 'mean', and this is 'cls'"),
+        ({"pooling": "mean"}, "pooling: expected 'mean', got 'cls'"),
         (
             {"label_names": ("c", "b", "a")},
-            "label_names ['c', 'b', 'a'], and this is ['a', 'b', 'c']",
+            "label_names: expected ['c', 'b', 'a'], got ['a', 'b', 'c']",
         ),
     ],
 )
-def test_weights_that_fit_a_head_that_does_otherwise_are_refused(
+def test_weights_that_fit_a_different_head_are_refused(
     tmp_path: Path, change: dict[str, Any], expected: str
 ) -> None:
     config = replace(BERT_CLASSIFIER, label_names=("a", "b", "c"))
@@ -592,12 +592,12 @@ def test_weights_that_are_cut_off_are_named(length: int, tmp_path: Path) -> None
     refused(tmp_path, str(path), "truncated")
 
 
-def test_weights_that_are_no_safetensors_are_named(tmp_path: Path) -> None:
+def test_weights_that_are_not_safetensors_are_named(tmp_path: Path) -> None:
     (saved(tmp_path) / WEIGHTS).write_bytes(b"PK\x03\x04 a zip file, as torch.save writes")
     refused(tmp_path, str(tmp_path / WEIGHTS))
 
 
-def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", f"{tmp_path / 'nowhere'}: no such folder")
     refused(tmp_path, f"neither {RECIPE} nor {CONFIG}")
     saved(tmp_path)
@@ -611,7 +611,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / CONFIG))
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "no such folder")
     with pytest.raises(CheckpointError, match="file"):
@@ -639,7 +639,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         [".", "."],
     ],
 )
-def test_steps_that_are_no_folders_of_the_folder_are_refused(steps: object, tmp_path: Path) -> None:
+def test_steps_outside_the_folder_are_refused(steps: object, tmp_path: Path) -> None:
     edit_json(saved(tmp_path) / RECIPE, steps=steps)
     refused(tmp_path, f"{tmp_path / RECIPE}: steps")
 
@@ -689,12 +689,12 @@ def test_a_rank_that_the_weights_do_not_have_takes_no_memory(rank: int, tmp_path
 
 
 @pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 5_000 + ")" * 5_000])
-def test_an_expression_that_is_too_much_is_refused(pattern: str, tmp_path: Path) -> None:
+def test_an_expression_that_is_too_large_is_refused(pattern: str, tmp_path: Path) -> None:
     edit_json(saved(tmp_path) / CONFIG, target_modules=pattern)
-    refused(tmp_path, "is no regular expression", kind=ConfigError)
+    refused(tmp_path, "invalid regular expression", kind=ConfigError)
 
 
-def test_more_memory_than_there_is_is_an_error_of_the_folder(
+def test_too_little_memory_is_an_error_that_names_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_much(record: Record, step: int) -> None:
@@ -702,7 +702,7 @@ def test_more_memory_than_there_is_is_an_error_of_the_folder(
 
     saved(tmp_path)
     monkeypatch.setattr(Record, "stored_parameters", too_much)
-    refused(tmp_path, f"{tmp_path} asks for more memory than there is")
+    refused(tmp_path, f"{tmp_path} needs more memory than is available")
 
 
 ADAPTERHUB = {"config": {}, "model_type": "gpt2", "name": "task", "version": "adapters.1.3.0"}
@@ -716,21 +716,19 @@ MLX = {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": {"rank": 8}
         (MLX, "adapters.safetensors", "mlx-lm"),
     ],
 )
-def test_another_layout_is_told_from_pefts(
+def test_another_layout_is_distinguished_from_pefts(
     values: dict[str, object], weights: str, whose: str, tmp_path: Path
 ) -> None:
     saved(tmp_path)
     (tmp_path / RECIPE).unlink()
     config = (tmp_path / CONFIG).read_text()
     (tmp_path / CONFIG).write_text(json.dumps(values))
-    refused(
-        tmp_path, f"{weights} does not exist; {WEIGHTS} is Hugging Face PEFT's name for another"
-    )
+    refused(tmp_path, f"{weights} does not exist; {WEIGHTS} belongs to Hugging Face PEFT's layout")
     (tmp_path / WEIGHTS).rename(tmp_path / weights)
     (tmp_path / CONFIG).unlink()
-    refused(tmp_path, f"neither {RECIPE} nor {CONFIG} is there; it holds weights in {whose}'s")
+    refused(tmp_path, f"expected {RECIPE} or {CONFIG}, got neither; it holds weights in {whose}'s")
     (tmp_path / CONFIG).write_text(config)
-    refused(tmp_path, f"{WEIGHTS} does not exist; {weights} is {whose}'s name for another layout")
+    refused(tmp_path, f"{WEIGHTS} does not exist; {weights} belongs to {whose}'s layout")
 
 
 def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
@@ -739,12 +737,12 @@ def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
     refused(tmp_path, "name one of the adapters in it: de, fr")
 
 
-def test_a_models_folder_is_told_from_an_adapters(tmp_path: Path) -> None:
+def test_a_models_folder_is_distinguished_from_an_adapters(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    refused(tmp_path, "is there; it is a model's folder")
+    refused(tmp_path, "got neither; it is a model's folder")
 
 
-def test_a_recipe_tells_all_settings_of_its_base_when_it_was_read_itself(tmp_path: Path) -> None:
+def test_a_recipe_keeps_all_settings_of_a_base_that_was_read(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     folder = AdapterFolder.read(tmp_path / "a", host())
     assert folder.base is not None

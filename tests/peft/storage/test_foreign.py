@@ -1,4 +1,4 @@
-"""What is told apart, refused and cleared away, whatever the method and the other library."""
+"""Layouts recognised, refused and removed, whatever the method and the other library."""
 
 import json
 import os
@@ -40,14 +40,14 @@ def refused(folder: Path, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("layout", [None, 3, ["mlx-lm"]])
-def test_what_is_no_text_is_no_layout(layout: object, tmp_path: Path) -> None:
+def test_a_layout_that_is_not_a_text_is_refused(layout: object, tmp_path: Path) -> None:
     wanted: Any = layout  # as code that is not checked may give it
     with pytest.raises(ConfigError, match="expected one of Hugging Face PEFT, AdapterHub, mlx-lm"):
         get_peft_model(small(), LORA).save_pretrained(tmp_path / "new", layout=wanted)
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_layout_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_layout_is_an_error_with_the_nearest(tmp_path: Path) -> None:
     layout = "AdaptrHub"
     with pytest.raises(ConfigError) as caught:
         get_peft_model(small(), LORA).save_pretrained(tmp_path / "new", layout=layout)
@@ -59,7 +59,7 @@ def test_an_unknown_layout_is_told_with_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [LORA, [LORA, LORA]], ids=["one step", "two steps"])
-def test_what_another_layout_left_in_the_folder_is_cleared_away(
+def test_files_of_another_layout_are_removed_from_the_folder(
     recipe: LoraConfig | list[LoraConfig], tmp_path: Path
 ) -> None:
     get_peft_model(small(), recipe).save_pretrained(tmp_path)
@@ -69,7 +69,7 @@ def test_what_another_layout_left_in_the_folder_is_cleared_away(
 
 
 @pytest.mark.parametrize("recipe", [LORA, [LORA, LORA]], ids=["one step", "two steps"])
-def test_what_it_left_in_the_folder_is_cleared_away_by_a_plain_save(
+def test_a_plain_save_removes_its_files_from_the_folder(
     recipe: LoraConfig | list[LoraConfig], tmp_path: Path
 ) -> None:
     saved(tmp_path / "again")
@@ -116,7 +116,7 @@ def test_an_adapter_that_is_read_can_be_trained(tmp_path: Path) -> None:
     assert len(peft.trainable_parameters()) == 2 * 2 * 3
 
 
-def test_what_no_plugin_reads_is_told(tmp_path: Path) -> None:
+def test_an_adapter_that_no_plugin_reads_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path)
     values = {"config": {"architecture": "lora", "r": 8}, "model_type": "llama", "name": "task"}
     (tmp_path / CONFIG).write_text(json.dumps(values))
@@ -124,13 +124,13 @@ def test_what_no_plugin_reads_is_told(tmp_path: Path) -> None:
     refused(tmp_path, "no installed plugin reads 'lora' in AdapterHub's layout")
 
 
-def test_weights_by_the_name_of_another_layout_are_told(tmp_path: Path) -> None:
+def test_weights_named_as_in_another_layout_are_an_error(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "adapters.safetensors").rename(tmp_path / "adapter_model.safetensors")
     refused(
         tmp_path,
         "adapters.safetensors does not exist; "
-        "adapter_model.safetensors is Hugging Face PEFT's name for another layout",
+        "adapter_model.safetensors belongs to Hugging Face PEFT's layout",
     )
 
 

@@ -162,7 +162,7 @@ def test_another_layout_is_recognised_by_its_content(tmp_path: Path) -> None:
         assert (facts["targets"], facts["model"]) == (("self_attn.q_proj",), "org/base")
 
 
-def test_what_is_wrong_in_another_layout_is_told(tmp_path: Path) -> None:
+def test_problems_in_another_layout_are_reported(tmp_path: Path) -> None:
     weights = of_mlx(tmp_path) / "adapters.safetensors"
     tensors = load_file(weights)
     name = "model.layers.1.self_attn.q_proj.lora_b"
@@ -171,11 +171,11 @@ def test_what_is_wrong_in_another_layout_is_told(tmp_path: Path) -> None:
     assert problems(tmp_path, LLAMA) == [f"missing: {name} (2, 16)"]
     weights.rename(tmp_path / WEIGHTS)
     assert problems(tmp_path) == [
-        f"{weights} does not exist; {WEIGHTS} is Hugging Face PEFT's name for another layout"
+        f"{weights} does not exist; {WEIGHTS} belongs to Hugging Face PEFT's layout"
     ]
 
 
-def test_a_layout_that_no_plugin_reads_is_told(tmp_path: Path) -> None:
+def test_a_layout_that_no_plugin_reads_is_reported(tmp_path: Path) -> None:
     folder = from_elsewhere(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter.safetensors")
     values = {"config": {"reduction_factor": 16}, "model_type": "gpt2", "name": "task"}
@@ -237,7 +237,7 @@ def test_settings_called_as_a_methods_functions_are_settings(tmp_path: Path) -> 
 # ---------- what is wrong with it ----------
 
 
-def test_tensors_that_do_not_fit_the_base_are_all_told(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_the_base_are_all_reported(tmp_path: Path) -> None:
     saved(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     name = "base_model.model." + PLACE.format(0, "q_proj.lora_A.weight")
@@ -282,7 +282,7 @@ def test_a_model_that_is_named_takes_the_place_of_the_base(tmp_path: Path) -> No
         model_type="llama",
     )
     found = problems(saved(tmp_path / "own"), wide)[0]
-    assert "was made for another model: num_attention_heads 4, and this is 2" in found
+    assert "was made for another model: num_attention_heads: expected 4, got 2" in found
 
 
 def test_a_step_that_is_broken_is_named(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_step_that_is_broken_is_named(tmp_path: Path) -> None:
     assert report.parts[1].problems[0].startswith("1-shift: missing: ")
 
 
-def test_settings_that_are_wrong_are_told_with_the_weights(tmp_path: Path) -> None:
+def test_wrong_settings_are_reported_with_the_weights(tmp_path: Path) -> None:
     folder = from_elsewhere(tmp_path, lora_alhpa=3)
     (folder / WEIGHTS).write_bytes(b"no tensors")
     second, first = problems(folder)
@@ -303,22 +303,24 @@ def test_settings_that_are_wrong_are_told_with_the_weights(tmp_path: Path) -> No
     assert "is truncated or not a safetensors file" in second
 
 
-def test_a_method_of_no_plugin_still_tells_its_tensors(tmp_path: Path) -> None:
+def test_tensors_are_reported_without_the_methods_plugin(tmp_path: Path) -> None:
     report = inspect(from_elsewhere(tmp_path, peft_type="BOFT"))
     assert report.facts["method"] == "boft"
     assert report.tensors is not None
     assert "no installed plugin provides the method 'boft'" in report.problems[0]
 
 
-def test_a_recipe_that_is_broken_is_told(tmp_path: Path) -> None:
+def test_a_broken_recipe_is_reported(tmp_path: Path) -> None:
     (saved(tmp_path) / RECIPE).write_text('{"format": 1, "steps": ["../.."]}')
-    assert problems(tmp_path) == [f"{tmp_path / RECIPE}: steps must be a list of folder names"]
+    assert problems(tmp_path) == [
+        f"{tmp_path / RECIPE}: steps: expected a list of folder names, got ['../..']"
+    ]
 
 
 def test_weights_without_settings_are_an_adapter_that_lacks_them(tmp_path: Path) -> None:
     (from_elsewhere(tmp_path) / CONFIG).unlink()
     (found,) = problems(tmp_path)
-    assert f"neither {RECIPE} nor {CONFIG} is there; it holds weights in Hugging Face" in found
+    assert f"expected {RECIPE} or {CONFIG}, got neither; it holds weights in Hugging Face" in found
 
 
 # ---------- what is neither ----------
@@ -327,15 +329,17 @@ def test_weights_without_settings_are_an_adapter_that_lacks_them(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("none", "none does not exist, or is no regular file"),
+        ("none", "none does not exist, or is not a regular file"),
         ("notes.txt", "expected a folder, or a .safetensors or .gguf file"),
         ("pytorch_model.bin", "is a pickle, which can run any code"),
-        ("empty", "empty holds neither a model nor an adapter: it is empty"),
-        ("notes", "notes holds neither a model nor an adapter: there is a.txt, b.txt"),
+        ("empty", "empty holds neither a model nor an adapter (it is empty)"),
+        ("notes", "notes holds neither a model nor an adapter (it holds a.txt, b.txt)"),
         ("pickles", "neither a model nor an adapter: optimizer.pt can run any code, and is never"),
     ],
 )
-def test_what_is_neither_a_model_nor_an_adapter(tmp_path: Path, name: str, told: str) -> None:
+def test_a_path_without_a_model_or_an_adapter_is_an_error(
+    tmp_path: Path, name: str, told: str
+) -> None:
     for folder in ("empty", "notes", "pickles"):
         (tmp_path / folder).mkdir()
     for file in ("notes.txt", "pytorch_model.bin", "notes/a.txt", "notes/b.txt"):

@@ -103,7 +103,7 @@ def test_a_layout_from_elsewhere_is_written_read_and_inspected(tmp_path: Path) -
     assert inspect_path(tmp_path, host(), base=LLAMA).sound
 
 
-def test_its_kinds_and_files_are_called_as_the_library_calls_them(tmp_path: Path) -> None:
+def test_its_kinds_and_files_have_the_librarys_names(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"elsewhere": "high rank"}))
     with pytest.raises(CheckpointError, match="reads 'high rank' in Elsewhere's layout"):
@@ -114,7 +114,7 @@ def test_its_kinds_and_files_are_called_as_the_library_calls_them(tmp_path: Path
         PeftModel.from_pretrained(small(), tmp_path, host=host())
 
 
-def test_a_plain_save_clears_its_weights_away(tmp_path: Path) -> None:
+def test_a_plain_save_removes_its_weights(tmp_path: Path) -> None:
     saved(tmp_path).save_pretrained(tmp_path)
     assert not (tmp_path / "elsewhere.safetensors").exists()
 
@@ -128,5 +128,5 @@ def test_two_plugins_may_give_one_layout_but_not_two_of_one_name() -> None:
     made.register(plugin(foreign_layouts=foreign_layouts), "again")
     assert known_layouts(made).count(ELSEWHERE) == 1
     made.register(plugin(foreign_layouts=others), "other")
-    with pytest.raises(PluginError, match="describe the layout 'Elsewhere' in two ways"):
+    with pytest.raises(PluginError, match="describe the layout 'Elsewhere' differently"):
         known_layouts(made)

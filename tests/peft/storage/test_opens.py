@@ -35,7 +35,7 @@ sys.addaudithook(_note)  # one hook for the whole run: Python cannot remove one
 
 
 def opens(folder: Path, work: Callable[[], object]) -> Counter[str]:
-    """How often each file in a folder is opened, by its path there."""
+    """The number of opens of each file in a folder, by its path there."""
     _watching.append([])
     try:
         work()

@@ -55,7 +55,7 @@ def test_all_linear_layers_are_written_by_path_and_what_is_excluded_is_not(tmp_p
 
 @pytest.mark.parametrize("excluded", [["down_proj"], r".*\.down_proj"])
 @pytest.mark.parametrize("given", [None, ["q_proj", "v_proj", "down_proj"], r".*\.[qv]_proj"])
-def test_exclusions_that_peft_has_not_are_none_of_the_paths_written(
+def test_excluded_modules_are_not_written_where_peft_has_no_exclusions(
     given: str | list[str] | None, excluded: str | list[str], tmp_path: Path
 ) -> None:
     config = VeraConfig(r=2, target_modules=given, exclude_modules=excluded)
@@ -71,7 +71,7 @@ def test_exclusions_that_peft_has_not_are_none_of_the_paths_written(
     assert without == replace(config, target_modules=written(tmp_path), exclude_modules=None)
 
 
-def test_what_was_given_comes_back_only_where_the_names_are_still_those(tmp_path: Path) -> None:
+def test_given_targets_come_back_only_if_their_names_are_unchanged(tmp_path: Path) -> None:
     peft = saved(ALL, tmp_path)
     (tmp_path / RECIPE).rename(tmp_path / "kept.json")
     assert load(tmp_path).recipe == (replace(ALL, target_modules=written(tmp_path)),)
@@ -92,7 +92,7 @@ def test_what_was_given_comes_back_only_where_the_names_are_still_those(tmp_path
         {".": {"given": None, "names": ["q_proj", "v_proj"], "excluded": "("}},
     ],
 )
-def test_a_note_that_makes_no_sense_is_passed_over(note: object, tmp_path: Path) -> None:
+def test_an_invalid_note_is_ignored(note: object, tmp_path: Path) -> None:
     saved(LoraConfig(r=2), tmp_path)
     recipe = json.loads((tmp_path / RECIPE).read_text())
     (tmp_path / RECIPE).write_text(json.dumps(recipe | {"targets": note}))

@@ -55,7 +55,7 @@ def combine(
 ) -> Report:
     """Make one adapter whose update is the weighted sum of several."""
     from tinygrad_peft.cli.output_folder import check_output
-    from tinygrad_peft.peft.model import DEFAULT
+    from tinygrad_peft.peft import DEFAULT
 
     shares = _numbers(weights)
     if seed < 0:

@@ -27,8 +27,7 @@ def convert(adapter: Path, out: Path, layout: str, model: str | None) -> Report:
     from tinygrad_peft.cli.adapted_models import load_described
     from tinygrad_peft.cli.output_folder import check_output
     from tinygrad_peft.cli.sources import adapter_path
-    from tinygrad_peft.peft import HUGGING_FACE
-    from tinygrad_peft.peft.storage.layout import known_layouts
+    from tinygrad_peft.peft import HUGGING_FACE, known_layouts
 
     check_output(out, refused=("config.json", "adapter_config.json", "recipe.json"))
     peft = load_described(adapter_path(adapter), model)

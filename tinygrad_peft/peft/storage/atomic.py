@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and removed without a trace."""
+"""Writing files whole or not at all, and removing them."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,33 +16,33 @@ __all__ = ["make_folder", "remove_files", "remove_if_empty", "write_json", "writ
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it. Raises CheckpointError where that is not possible."""
+    """Make a folder and its parents. Raises CheckpointError if that fails."""
     with _errors_named(folder, "made"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write a safetensors file. Raises CheckpointError where that is not possible."""
+    """Write a safetensors file. Raises CheckpointError if that fails."""
     tensors = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     with _errors_named(path, "written"), replacing(path) as file:
         file.write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write a JSON object. Raises CheckpointError where that is not possible."""
+    """Write a JSON object. Raises CheckpointError if that fails."""
     with _errors_named(path, "written"), replacing(path) as file:
         file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def remove_files(paths: Iterable[Path]) -> None:
-    """Remove those that are there. Raises CheckpointError where that is not possible."""
+    """Remove the files that exist. Raises CheckpointError if that fails."""
     for path in paths:
         with _errors_named(path, "removed"):
             path.unlink(missing_ok=True)
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder that nothing is in. Raises CheckpointError where that is not possible."""
+    """Remove an empty folder. Raises CheckpointError if that fails."""
     with _errors_named(folder, "removed"):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""The model that an adapter was made for, as its folder describes it."""
+"""The model that an adapter was made for, as described in its folder."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -44,14 +44,14 @@ class BaseName:
 
     @classmethod
     def of(cls, name: object, revision: object) -> "BaseName | None":
-        """Return None where it has no name."""
+        """Parse a name and a revision; None if there is no name."""
         if not isinstance(name, str) or not name:
             return None
         known, commit = name_and_revision(name)
         return cls(known, revision if isinstance(revision, str) else commit)
 
     def differs(self, other: "BaseName") -> bool:
-        """Compare the last part of the name, which a model keeps where it is moved, and commits."""
+        """Compare the last part of the names, which moving a model keeps, and the commits."""
         last = {re.split(r"[/\\]", each.name.rstrip("/\\"))[-1].lower() for each in (self, other)}
         found = (re.fullmatch("[0-9a-f]{40}", each.revision or "") for each in (self, other))
         commits = {match[0] for match in found if match}  # branches and tags move
@@ -62,17 +62,17 @@ class BaseName:
 
 
 def base_of(model: Transformer) -> dict[str, object]:
-    """Return what recipe.json keeps of a model: its settings."""
-    # Not all at once: of a config that msgspec has made, it leaves out what is by default.
+    """Return the settings of a model that recipe.json keeps."""
+    # Field by field: msgspec leaves out defaults of a config that it has made itself.
     config = model.config
     settings = {f.name: msgspec.to_builtins(getattr(config, f.name)) for f in fields(config)}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
 
 
 def base_in(recipe: Mapping[str, object]) -> TransformerConfig | None:
-    """Return the settings of the model that a recipe.json describes, if it does.
+    """Return the settings of the model that a recipe.json describes, if any.
 
-    It is a note for convenience: one that makes no sense counts as none.
+    The note is for convenience only: an invalid one is ignored.
     """
     try:
         return msgspec.convert(recipe.get("base"), TransformerConfig)
@@ -83,7 +83,7 @@ def base_in(recipe: Mapping[str, object]) -> TransformerConfig | None:
 def head_in(recipe: Mapping[str, object], path: Path) -> Head | None:
     """Return the classification head that a recipe.json describes, if any.
 
-    Raises CheckpointError, which begins with `path`, where the description makes no sense.
+    Raises CheckpointError, which begins with `path`, for an invalid description.
     """
     base = recipe.get("base")
     if not isinstance(base, dict) or base.get("head") != "classification":
@@ -97,26 +97,26 @@ def head_in(recipe: Mapping[str, object], path: Path) -> Head | None:
 def differing_base(
     model: Transformer, recipe: Mapping[str, object], names: Collection[str] = KIND
 ) -> list[str]:
-    """Return how the base in a recipe.json differs from `model` in the settings of these names."""
+    """List the named settings in which the base in a recipe.json differs from `model`."""
     base = recipe.get("base")
     if not isinstance(base, dict):
         return []
     ours = base_of(model)
     return [
-        f"{name} {base[name]!r}, and this is {ours[name]!r}"
+        f"{name}: expected {base[name]!r}, got {ours[name]!r}"
         for name in names
         if base.get(name, ours[name]) != ours[name]
     ]
 
 
 def differing_head(model: Transformer, head: Head | None) -> list[str]:
-    """Return how a classification head differs from the model's, if both exist."""
+    """List the differences of a classification head from the model's, if both exist."""
     config, different = model.config, []
     if head is None or model.classifier is None:
         return []
     if head.pooling != config.pooling:
-        different.append(f"pooling {head.pooling!r}, and this is {config.pooling!r}")
+        different.append(f"pooling: expected {head.pooling!r}, got {config.pooling!r}")
     if head.label_names and config.label_names and head.label_names != config.label_names:
         names = (list(head.label_names), list(config.label_names))
-        different.append("label_names {}, and this is {}".format(*names))
+        different.append("label_names: expected {}, got {}".format(*names))
     return different

@@ -1,7 +1,7 @@
 """The base's own weights in an adapter's file.
 
-Hugging Face PEFT writes the whole matrix of an embedding or an output layer that is adapted, as
-`<path>.base_layer.weight`, in case the vocabulary has grown. They must be the base's.
+Hugging Face PEFT also writes the whole matrix of an adapted embedding or output layer, as
+`<path>.base_layer.weight`, in case the vocabulary has grown. It must equal the base's.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.models.hf import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.recipes.record import Record
 
 __all__ = ["without_base"]
 
@@ -21,9 +21,9 @@ TOLERANCE = 1e-6  # of the largest weight
 def without_base(
     record: Record, step: int, found: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Return the tensors that the base does not have, and how the others differ from its own.
+    """Return the tensors without the base's own, and the differences of those from the base.
 
-    A base without values, as `Skeleton` makes it, is compared by shapes alone.
+    A base without values (`Skeleton`) is compared by shapes alone.
     """
     left, problems = dict(found), []
     for key, weight in _base_weights(record, step).items():
@@ -33,7 +33,7 @@ def without_base(
 
 
 def _base_weights(record: Record, step: int) -> dict[str, Parameter]:
-    """Return the weights of the modules that a step adapted, by the names that PEFT gives them."""
+    """Return the weights of the modules that a step adapted, by PEFT's names for them."""
     return {
         rewrite.config.file_format.plain_key(rewrite.seam.path, "base_layer.weight"): parameter
         for rewrite in record.rewrites
@@ -53,5 +53,5 @@ def _is_other(stored: StoredTensor, weight: Parameter) -> bool:
 
 
 def _is_hollow(array: Array) -> bool:
-    """Return True for one read-only number in the shape of an array."""
+    """Return True for a read-only array whose elements are one number in memory."""
     return not array.flags.writeable and not any(array.strides)

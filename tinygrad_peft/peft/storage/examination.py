@@ -1,4 +1,4 @@
-"""What an adapter's files mean, and how they differ from a model.
+"""Examination: an adapter's files, interpreted and compared with a model.
 
 Loading and inspecting share this walk: one raises the problems, the other reports them.
 """
@@ -11,17 +11,18 @@ from typing import cast
 
 from tinygrad_peft.errors import CheckpointError, nearest
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
-from tinygrad_peft.peft.events import ForeignStep
-from tinygrad_peft.peft.file_format import FileFormat
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.file_format import FileFormat
+from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
+from tinygrad_peft.peft.hook_types import ForeignStep
+from tinygrad_peft.peft.recipes.record import Record
+from tinygrad_peft.peft.recipes.targets import ALL_LINEAR, matches
 from tinygrad_peft.peft.storage.base_model import differing_base, differing_head
 from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
 from tinygrad_peft.peft.storage.layout import named_otherwise
 from tinygrad_peft.peft.storage.matching import Match, match_step, own_tensors, wrong_dtypes
 from tinygrad_peft.peft.storage.problems import Problem, gathered
 from tinygrad_peft.peft.storage.step_config import step_config
-from tinygrad_peft.peft.targets import ALL_LINEAR, matches
 
 __all__ = ["Examination", "ExaminedStep", "format_of"]
 
@@ -30,9 +31,9 @@ _PREFIX = "base_model.model."
 
 @dataclass(eq=False)
 class ExaminedStep:
-    """A step: its files, what they mean, and what is wrong with it.
+    """A step: its files, their config, and its problems.
 
-    `paths` are those of the modules that it adapts, as far as that is known.
+    `paths` are the paths of the modules that it adapts, as far as they are known.
     """
 
     folder: StepFolder
@@ -44,7 +45,7 @@ class ExaminedStep:
 
 
 class Examination:
-    """An adapter's folder, held against a model or against itself; every problem is kept."""
+    """An adapter's folder, compared with a model or with itself; collects every problem."""
 
     def __init__(self, folder: AdapterFolder, base: TransformerConfig | None) -> None:
         self.folder = folder
@@ -59,12 +60,12 @@ class Examination:
 
     @property
     def problems(self) -> list[Problem]:
-        """All problems: those of the adapter, and then those of each step."""
+        """All problems, the adapter's first, then each step's."""
         return [*self.own_problems, *(p for step in self.steps for p in step.problems)]
 
     @property
     def recipe(self) -> tuple[PeftConfig, ...]:
-        """The steps' configs, as far as they can be read."""
+        """The configs of the steps that could be read."""
         return tuple(step.config for step in self.steps if step.config is not None)
 
     def compare(
@@ -73,10 +74,10 @@ class Examination:
         apply: Callable[[Sequence[PeftConfig]], Record],
         applied: Sequence[ExaminedStep] | None = None,
     ) -> Record | None:
-        """Compare the steps with what they need on `model`. Reads no weight of theirs.
+        """Compare the steps with what they should be on `model`. Reads no weights of the adapter.
 
         `apply` applies a recipe; `applied` are the steps to apply, all by default. Returns the
-        record, or None where the recipe could not be applied.
+        record, or None if the recipe could not be applied.
         """
         gathered(self.own_problems, lambda: self._check_base(model))
         steps = self.steps if applied is None else applied
@@ -97,7 +98,7 @@ class Examination:
         return record
 
     def compare_alone(self) -> None:
-        """Compare names and shapes with the settings, where the model is not known."""
+        """Compare names and shapes with the settings, without a model."""
         for step in self.steps:
             if step.config is not None and not step.problems:
                 self._add(step, _contradictions(step))
@@ -113,11 +114,10 @@ class Examination:
         step.problems += [Problem(CheckpointError, f"{where}{text}") for text in texts]
 
     def _check_base(self, model: Transformer) -> None:
-        """Raise CheckpointError where the folder describes its base as another kind of model.
+        """Raise CheckpointError if the folder's base is another kind of model.
 
-        Its weights may fit all the same, and would mean something else: other numbers of heads,
-        another pooling, other names of the classes. The vocabulary may differ, for a tokenizer may
-        have gained tokens since.
+        Its weights might fit nevertheless, with another meaning: a different number of heads,
+        pooling, or names of the classes. The vocabulary may differ, since tokenizers gain tokens.
         """
         different = differing_base(model, self.folder.recipe)
         different += differing_head(model, self.folder.head())
@@ -128,11 +128,14 @@ class Examination:
 
     def _note_of_vocabulary(self, model: Transformer) -> list[Problem]:
         different = differing_base(model, self.folder.recipe, ["vocab_size"])
-        return [Problem(CheckpointError, f"it was made for a model of {d}") for d in different]
+        return [
+            Problem(CheckpointError, f"the adapter was made for another model: {d}")
+            for d in different
+        ]
 
 
 def format_of(config: PeftConfig) -> FileFormat[PeftConfig]:
-    """Return the file format of a config, as one that takes it: its class names no other."""
+    """Return the file format of a config, typed as one for it: its class names no other."""
     return cast("FileFormat[PeftConfig]", config.file_format)
 
 
@@ -153,13 +156,13 @@ def _contradictions(step: ExaminedStep) -> list[str]:
 
 
 def _ancestors(names: Iterable[str]) -> set[str]:
-    """Return every path that one of the names lies below."""
+    """Return every proper prefix, in whole segments, of the names."""
     parts = (name.split(".") for name in names)
     return {".".join(p[:length]) for p in parts for length in range(1, len(p))}
 
 
 def _targeted(config: PeftConfig, paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each entry of the targets with the paths that it names."""
+    """Yield each entry of the targets with the paths that it matches."""
     targets = config.target_modules if isinstance(config, NamedTargetsConfig) else None
     if targets is None or targets == ALL_LINEAR:
         return
@@ -170,7 +173,7 @@ def _targeted(config: PeftConfig, paths: Iterable[str]) -> Iterator[tuple[str, l
 
 
 def _unmatched(config: PeftConfig, paths: Collection[str]) -> list[str]:
-    """List the targets without any tensor in the file."""
+    """List the targets without a tensor in the file."""
     ends = {path.rpartition(".")[2] for path in paths}
     names = sorted(name for name in ends if not re.fullmatch(r"\d+", name))
     return [

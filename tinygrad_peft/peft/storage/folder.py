@@ -1,4 +1,4 @@
-"""An adapter's folder as it is on disk: each file opened once, and what is wrong with it kept."""
+"""An adapter's folder on disk: each file opened once, and its problems kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,14 +38,14 @@ class StepFolder:
 
     Attributes:
         path: the folder.
-        name: the folder's name within the adapter's, "." for that itself.
-        layout: whose layout it has.
-        layouts: all that are known.
-        settings: adapter_config.json, or None where it cannot be read.
-        origin: the settings for training, where they differ from those of the weights.
-        tensors: the headers of the weights, or None where they are missing or cannot be read.
-        beside: the headers of the weights that those come out of, if there are any.
-        problems: what is wrong with the files. Missing weights are not: a step may have none.
+        name: the folder's name within the adapter's folder; "." for that folder itself.
+        layout: its layout.
+        layouts: all known layouts.
+        settings: adapter_config.json; None if it cannot be read.
+        origin: the settings for training, if they differ from adapter_config.json.
+        tensors: the headers of the weights; None if they are missing or cannot be read.
+        beside: the headers of the weights that those are computed from, if any.
+        problems: problems with the files. Missing weights are not one: a step may have none.
     """
 
     path: Path
@@ -84,17 +84,17 @@ class StepFolder:
 
     @property
     def has_weights(self) -> bool:
-        """True where any weights are there."""
+        """True if there are any weights."""
         return self.tensors is not None or self.beside is not None
 
     @property
     def base_name(self) -> tuple[object, object]:
-        """The name and the revision of the model that it was trained on, as the settings say."""
+        """The name and the revision of the base model in the settings."""
         settings = self.settings or _NONE
         return settings.get(self.layout.base_key), settings.get("revision")
 
     def weights(self) -> Mapping[str, StoredTensor]:
-        """Return the headers of the weights. Raises CheckpointError where there are none."""
+        """Return the headers of the weights. Raises CheckpointError if there are none."""
         if self.tensors is None:
             raise without_weights(self.path, self.layout, self.layouts)
         return self.tensors
@@ -102,15 +102,15 @@ class StepFolder:
 
 @dataclass(frozen=True, eq=False)
 class AdapterFolder:
-    """The files of an adapter: what recipe.json says, and its steps.
+    """The files of an adapter: recipe.json, and the files of its steps.
 
     Attributes:
         path: the folder.
-        host: the plugins that are asked what the files mean.
-        layouts: those that `host` knows.
-        recipe: what recipe.json holds; nothing where it is missing or cannot be read.
-        steps: in their order; none where the folder is not an adapter's.
-        problems: what is wrong with the folder and with recipe.json.
+        host: the plugins that interpret the files.
+        layouts: the layouts that `host` knows.
+        recipe: the contents of recipe.json; empty if it is missing or cannot be read.
+        steps: in their order; empty if the folder is not an adapter's.
+        problems: problems with the folder and with recipe.json.
     """
 
     path: Path
@@ -122,9 +122,9 @@ class AdapterFolder:
 
     @classmethod
     def read(cls, path: str | Path, host: Host | None = None) -> "AdapterFolder":
-        """Read recipe.json, and the settings and headers of each step. Whatever they hold, it ends.
+        """Read recipe.json, and the settings and headers of each step; problems are kept.
 
-        Raises PluginError where plugins contradict each other.
+        Raises PluginError if plugins contradict each other.
         """
         directory, host = Path(path), host or Host.installed()
         layouts = known_layouts(host)
@@ -136,29 +136,29 @@ class AdapterFolder:
 
     @property
     def all_problems(self) -> list[Problem]:
-        """What is wrong with the folder, and then with its steps."""
+        """The problems with the folder, followed by those with its steps."""
         return [*self.problems, *(p for step in self.steps for p in step.problems)]
 
     @cached_property
     def base(self) -> TransformerConfig | None:
-        """The settings of the model that it was made for, where recipe.json tells them."""
+        """The settings of the model that it was made for, if recipe.json has them."""
         return base_in(self.recipe)
 
     def head(self) -> Head | None:
         """Return the classification head that it was trained with, if any.
 
-        Raises CheckpointError where recipe.json describes it wrongly.
+        Raises CheckpointError for an invalid description in recipe.json.
         """
         return head_in(self.recipe, self.path / RECIPE)
 
     def note(self, name: str) -> Mapping[str, object]:
-        """Return the notes of a name in recipe.json, or none."""
+        """Return an object in recipe.json by name; empty if there is none."""
         found = self.recipe.get(name)
         return found if isinstance(found, Mapping) else {}
 
 
 def steps_in(directory: Path) -> list[str]:
-    """Return the folders of the steps of any adapter in a folder; none where it is broken."""
+    """List the folders of the steps of an adapter, if any; empty if recipe.json is broken."""
     if not (directory / RECIPE).is_file():
         return ["."] if (directory / CONFIG).is_file() else []
     ignored: list[Problem] = []
@@ -167,7 +167,7 @@ def steps_in(directory: Path) -> list[str]:
 
 
 def _read_recipe(directory: Path, layouts: Layouts) -> Mapping[str, object] | None:
-    """Return recipe.json, or {} where the folder is one step without it."""
+    """Return recipe.json, or {} for a folder of one step without it."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder")
     if (directory / RECIPE).exists():

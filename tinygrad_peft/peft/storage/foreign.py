@@ -1,7 +1,7 @@
 """Adapters in other libraries' layouts.
 
-The folder is recognised and written here, whatever the method. The meaning of its settings and
-tensors belongs to the plugins, which answer the hooks `read_foreign` and `write_foreign`.
+This module recognises and writes the folder for any method. Plugins translate the settings and
+tensors, in the hooks `read_foreign` and `write_foreign`.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.events import ForeignFolder, ForeignName, ForeignRequest, ForeignStep
 from tinygrad_peft.peft.folder_layout import FolderLayout
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.hook_types import ForeignFolder, ForeignName, ForeignRequest, ForeignStep
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.atomic import (
     make_folder,
     remove_files,
@@ -34,12 +34,12 @@ __all__ = ["foreign_places", "read_foreign", "save_foreign"]
 
 
 def read_foreign(step: StepFolder, host: Host, base: TransformerConfig | None) -> ForeignStep:
-    """Return the step in a folder of another library's layout, for a model `base` if it is known.
+    """Read the step in a folder of another library's layout, for the model `base` if known.
 
     Raises:
-        CheckpointError: weights that are missing, an adapter of another model, tensors of another
-            layout, or one that no plugin reads.
-        ConfigError: settings without an equal here, all of them.
+        CheckpointError: missing weights, an adapter of another model, tensors of another layout, or
+            an adapter that no plugin reads.
+        ConfigError: every setting without an equivalent here.
     """
     place, layout = step.path / CONFIG, step.layout
     shapes = {name: tensor.shape for name, tensor in step.weights().items()}
@@ -48,7 +48,7 @@ def read_foreign(step: StepFolder, host: Host, base: TransformerConfig | None) -
         found = host.one(hookspecs.read_foreign, ForeignFolder(layout.name, settings, shapes, base))
     except (CheckpointError, ConfigError) as error:
         problems = str(error).splitlines()
-        raise type(error)(f"{place}, which is {layout.name}'s:{told(problems)}") from None
+        raise type(error)(f"{place} (of {layout.name}):{told(problems)}") from None
     if found is None:
         kind = shortened(repr(layout.kind_of(settings)), 100)
         raise CheckpointError(
@@ -59,7 +59,7 @@ def read_foreign(step: StepFolder, host: Host, base: TransformerConfig | None) -
 
 def foreign_places(record: Record, step: int, of: ForeignStep) -> dict[ForeignName, Parameter]:
     """Return the parameters of a record's step by their names in the other library's file."""
-    return {of.naming(path, name): p for path, name, p in record.placed_parameters(step)}
+    return {of.naming(path, name): p for path, name, p in record.parameters_by_path(step)}
 
 
 def save_foreign(
@@ -71,8 +71,8 @@ def save_foreign(
 ) -> None:
     """Write adapters by their names, each into its folder, in another library's layout.
 
-    Raises ConfigError, and writes nothing, with all that the layout cannot hold; CheckpointError
-    where a file or folder cannot be written.
+    Raises ConfigError, and writes nothing, with everything that the layout cannot hold;
+    CheckpointError if a file or folder cannot be written.
     """
     steps = {name: _expressed(r, model, host, layout, name) for name, r in records.items()}
     for name, step in steps.items():
@@ -87,7 +87,7 @@ def _write(
     places: Mapping[ForeignName, Parameter],
     layouts: Layouts,
 ) -> None:
-    """Write an adapter, and remove what another layout has left in the folder."""
+    """Write an adapter, and remove another layout's files from the folder."""
     arrays = {place.name: p.data.T if place.transposed else p.data for place, p in places.items()}
     left = [name for name in steps_in(folder) if name != "."]
     make_folder(folder)
@@ -101,12 +101,12 @@ def _write(
 def _expressed(
     record: Record, model: Transformer, host: Host, layout: FolderLayout, adapter: str
 ) -> ForeignStep:
-    """Return the record's one step as the other library has it."""
+    """Translate the record's one step for the other library."""
     steps: list[ForeignStep] = []
     problems: list[str] = []
     for number, config in enumerate(record.recipe_as_trained()):
         where = f"step {number}: " if len(record.recipe) > 1 else ""
-        places = dict.fromkeys(path for path, _, _ in record.placed_parameters(number))
+        places = dict.fromkeys(path for path, _, _ in record.parameters_by_path(number))
         request = ForeignRequest(
             layout.name,
             adapter,
@@ -125,7 +125,7 @@ def _expressed(
         else:
             steps.append(step)
     if len(record.recipe) > 1:
-        problems.insert(0, f"{len(record.recipe)} steps: it holds one")
+        problems.insert(0, f"steps: expected 1, got {len(record.recipe)}")
     if problems:
         raise ConfigError(f"{layout.name}'s layout cannot hold {adapter!r}:\n{listed(problems)}")
     return steps[0]

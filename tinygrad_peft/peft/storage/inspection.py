@@ -26,19 +26,19 @@ _SETTINGS = ("config.json", CONFIG, RECIPE, _MODEL_FILES[1])
 def inspect_path(
     path: Path, host: Host | None = None, *, base: TransformerConfig | None = None
 ) -> Report:
-    """Report on a model or an adapter, whatever wrote it. Reads no weight.
+    """Report on a model or an adapter from any library. Reads no weights.
 
-    An adapter is held against `base`, else against the model that its recipe.json describes, and
-    else against its own settings only.
+    An adapter is compared with `base`, or else with the model that its recipe.json describes, or
+    else with its own settings only.
 
-    Raises CheckpointError where there is nothing, or neither a model nor an adapter; PluginError
-    for installed plugins that contradict each other.
+    Raises CheckpointError for a path that does not exist, or is neither a model nor an adapter;
+    PluginError for installed plugins that contradict each other.
     """
     if path.is_dir():
         return _inspect_folder(path, host or Host.installed(), base)
     refuse_pickle(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist, or is no regular file")
+        raise CheckpointError(f"{path} does not exist, or is not a regular file")
     if path.name in _SETTINGS:
         return _inspect_folder(path.parent, host or Host.installed(), base)
     if path.suffix.lower() == ".gguf":
@@ -52,7 +52,7 @@ def inspect_path(
 
 
 def _inspect_folder(folder: Path, host: Host, base: TransformerConfig | None) -> Report:
-    """Report on all that is in a folder: on its one part alone where it has no more."""
+    """Report on every part of a folder; a single part is the report itself."""
     parts = [inspect_gguf(file) for file in sorted(folder.glob("*.gguf"))]
     if (folder / "config.json").is_file() or any((folder / n).is_file() for n in _MODEL_FILES):
         parts.append(inspect_model(folder))
@@ -75,4 +75,4 @@ def _held(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if pickles := [name for name in names if Path(name).suffix.lower() in PICKLES]:
         return f": {', '.join(pickles[:3])} can run any code, and is never read"
-    return f": there is {', '.join(names[:5])}" if names else ": it is empty"
+    return f" (it holds {', '.join(names[:5])})" if names else " (it is empty)"

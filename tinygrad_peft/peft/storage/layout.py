@@ -1,4 +1,4 @@
-"""The files of an adapter's folder, the folders of its steps, and whose layout each has."""
+"""The files of an adapter's folder, the folders of its steps, and their layouts."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 CONFIG, RECIPE = "adapter_config.json", "recipe.json"
-REPARAMETERIZATION = "reparameterization.safetensors"  # the weights that a step's come out of
+REPARAMETERIZATION = "reparameterization.safetensors"  # weights that a step's are computed from
 ORIGIN = "reparameterization.json"  # the settings for training, where they differ
 _BESIDE = (REPARAMETERIZATION, ORIGIN)
 FORMAT = 1
@@ -43,19 +43,19 @@ Layouts: TypeAlias = Sequence[FolderLayout]
 
 
 def known_layouts(host: Host) -> Layouts:
-    """Return Hugging Face PEFT's layout, and those that plugins describe.
+    """Return Hugging Face PEFT's layout, and the layouts that plugins describe.
 
-    Raises PluginError where two plugins describe one layout in two ways.
+    Raises PluginError if two plugins describe one layout differently.
     """
     found = {HUGGING_FACE.name: HUGGING_FACE}
     for layout in (layout for answer in host.each(hookspecs.foreign_layouts) for layout in answer):
         if found.setdefault(layout.name, layout) != layout:
-            raise PluginError(f"two plugins describe the layout {layout.name!r} in two ways")
+            raise PluginError(f"two plugins describe the layout {layout.name!r} differently")
     return tuple(found.values())
 
 
 def layout_called(name: object, layouts: Layouts) -> FolderLayout:
-    """Return the layout of a name. Raises ConfigError, with the nearest, where there is none."""
+    """Return the layout of a name. Raises ConfigError, with the nearest, for unknown names."""
     named = {layout.name: layout for layout in layouts}
     if isinstance(name, str) and name in named:
         return named[name]
@@ -64,12 +64,12 @@ def layout_called(name: object, layouts: Layouts) -> FolderLayout:
 
 
 def layout_by_settings(settings: Mapping[str, object], layouts: Layouts) -> FolderLayout | None:
-    """Return the layout that an adapter_config.json belongs to, if any is recognised."""
+    """Return the layout that recognises an adapter_config.json, if any."""
     return next((layout for layout in layouts if layout.recognises(settings)), None)
 
 
 def layout_by_files(folder: Path, layouts: Layouts) -> FolderLayout | None:
-    """Return the layout that weights have by their name, in a folder without settings."""
+    """Return the layout whose weights a folder without settings holds, if any."""
     for layout in layouts:
         if any((folder / name).is_file() for name in (layout.weights, layout.never_read)):
             return layout
@@ -77,25 +77,25 @@ def layout_by_files(folder: Path, layouts: Layouts) -> FolderLayout | None:
 
 
 def step_names(recipe: Mapping[str, object], path: Path) -> list[str]:
-    """Return the folders of the steps that a recipe.json lists, `path` being where it is.
+    """Return the folders of the steps that a recipe.json at `path` lists.
 
-    Raises CheckpointError for another format, and for names that are not the folder itself or
-    folders directly in it.
+    Raises CheckpointError for another format, and for names other than the folder itself and its
+    direct subfolders.
     """
     if recipe.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {recipe.get('format')!r}")
     steps = recipe.get("steps")
     if not isinstance(steps, list) or not steps or not all(_is_step(s) for s in steps):
-        raise CheckpointError(f"{path}: steps must be a list of folder names")
+        raise CheckpointError(f"{path}: steps: expected a list of folder names, got {steps!r:.80}")
     if len(set(steps)) < len(steps):
-        raise CheckpointError(f"{path}: steps must be folders of their own")
+        raise CheckpointError(f"{path}: steps: expected different folders, got {steps!r:.80}")
     return steps
 
 
 def remove_step(folder: Path, layouts: Layouts) -> None:
-    """Remove a step's files in any layout, and its folder if nothing else is in it.
+    """Remove a step's files in any layout, and its folder if it is empty then.
 
-    Raises CheckpointError where that is not possible.
+    Raises CheckpointError if that fails.
     """
     weights = (layout.weights for layout in layouts)
     remove_files(folder / name for name in (CONFIG, *weights, *_BESIDE))
@@ -103,13 +103,13 @@ def remove_step(folder: Path, layouts: Layouts) -> None:
 
 
 def stale_files(folder: Path, layout: FolderLayout, layouts: Layouts) -> list[Path]:
-    """Return the weights that other layouts would have in a folder, and what they come out of."""
+    """List the files of other layouts' weights in a folder, with reparameterised ones."""
     names = [other.weights for other in layouts if other != layout]
     return [folder / name for name in (*names, *(_BESIDE if layout != HUGGING_FACE else ()))]
 
 
 def adapter_folders(directory: Path) -> list[str]:
-    """Return the folders in this one that hold an adapter each."""
+    """List the subfolders that hold an adapter."""
     return sorted(
         folder.name
         for folder in directory.iterdir()
@@ -118,13 +118,13 @@ def adapter_folders(directory: Path) -> list[str]:
 
 
 def holds_adapter(folder: Path, layouts: Layouts) -> bool:
-    """Return True where any file of an adapter is in a folder."""
+    """Return True for a folder with any file of an adapter."""
     names = (CONFIG, RECIPE, *(layout.weights for layout in layouts))
     return any((folder / name).is_file() for name in names)
 
 
 def without_settings(directory: Path, layouts: Layouts) -> CheckpointError:
-    """Return the error for a folder without settings, with what it seems to be."""
+    """Return the error for a folder without settings, with a guess at its contents."""
     layout, within = layout_by_files(directory, layouts), adapter_folders(directory)
     hint = ""
     if layout is not None:
@@ -133,11 +133,11 @@ def without_settings(directory: Path, layouts: Layouts) -> CheckpointError:
         hint = f"; name one of the adapters in it: {', '.join(within)}"
     elif (directory / "config.json").exists():
         hint = "; it is a model's folder"
-    return CheckpointError(f"{directory}: neither {RECIPE} nor {CONFIG} is there{hint}")
+    return CheckpointError(f"{directory}: expected {RECIPE} or {CONFIG}, got neither{hint}")
 
 
 def without_weights(folder: Path, layout: FolderLayout, layouts: Layouts) -> CheckpointError:
-    """Return the error for a folder without its layout's weights, with what is there instead."""
+    """Return the error for a folder without its layout's weights, naming those it has instead."""
     path, never_read = folder / layout.weights, layout.never_read
     if (folder / never_read).is_file():
         why = "a pickle, which can run any code" if never_read.endswith(".bin") else "not read"
@@ -148,22 +148,22 @@ def without_weights(folder: Path, layout: FolderLayout, layouts: Layouts) -> Che
     others = [other for other in layouts if (folder / other.weights).is_file()]
     if others:
         other = others[0]
-        hint = f"; {other.weights} is {other.name}'s name for another layout"
-    else:  # where PEFT's own are missing, its pickle was perhaps not even downloaded
+        hint = f"; {other.weights} belongs to {other.name}'s layout"
+    else:  # PEFT's own weights may just not be downloaded
         hint = "" if layout == HUGGING_FACE else f": save the adapter {layout.save_again}"
     return CheckpointError(f"{path} does not exist{hint}")
 
 
 def named_otherwise(names: Collection[str], layout: FolderLayout, layouts: Layouts) -> list[str]:
-    """Tell that tensors have the names of another layout than the settings are in, if they do."""
+    """List the other layout whose names the tensors have, if they do."""
     whose = layout_of_tensors(names, layouts)
     if whose is None or whose == layout:
         return []
-    return [f"the tensors have the names of an adapter of {whose.name}"]
+    return [f"expected names of {layout.name}'s layout, got those of {whose.name}"]
 
 
 def layout_of_tensors(names: Collection[str], layouts: Layouts) -> FolderLayout | None:
-    """Return the layout that tensors have by their names, if any is recognised."""
+    """Return the layout that the tensors' names match, if any."""
     for layout in layouts:
         if any(re.fullmatch(layout.tensor_names, name) for name in names):
             return layout
@@ -171,5 +171,5 @@ def layout_of_tensors(names: Collection[str], layouts: Layouts) -> FolderLayout 
 
 
 def _is_step(name: object) -> bool:
-    """Return True for the folder itself or one directly in it, on any system."""
+    """Return True for the name of the folder itself, or of a direct subfolder on any system."""
     return isinstance(name, str) and re.fullmatch(r"\.|\w[\w-]{0,99}", name, re.ASCII) is not None

@@ -1,12 +1,12 @@
-"""Loading an adapter: a folder's recipe applied to a model, with the folder's weights."""
+"""Loading an adapter: applying a folder's recipe to a model, with the folder's weights."""
 
 import warnings
 from collections.abc import Callable, Sequence
 
 from tinygrad_peft.errors import BaseModelWarning, CheckpointError
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.base_model import BaseName, differing_base
 from tinygrad_peft.peft.storage.examination import Examination
 from tinygrad_peft.peft.storage.folder import AdapterFolder
@@ -22,9 +22,9 @@ def load_record(
 
     `apply` applies the recipe.
 
-    Raises, with all problems at once, the kind of error that the first one is:
-        CheckpointError: files that are missing or broken; another model or head; every tensor that
-            is missing, unexpected, of another shape or not of floats.
+    Raises one error with all problems, of the first problem's class:
+        CheckpointError: missing or broken files; another model or head; every tensor that is
+            missing, unexpected, of another shape or not of floats.
         ConfigError: settings that a method does not have.
         PluginError: no plugin provides a step's method.
         TargetError, PeftError: the recipe cannot be applied to the model.
@@ -39,24 +39,24 @@ def load_record(
         examined = Examination(folder, model.config)
         examined.compare(model, apply_and_keep)
         raise_problems(folder.path, examined.problems)
-        # All arrays are read before any is put in place.
+        # Read all arrays before assigning any.
         found = [pair for step in examined.steps if step.match for pair in step.match.arrays()]
         for parameter, array in found:
             parameter.data = array
     except BaseException as error:
         for record in applied:
-            record.thaw()
+            record.unfreeze_base()
         if isinstance(error, MemoryError):
-            raise CheckpointError(f"{folder.path} asks for more memory than there is") from None
+            raise CheckpointError(f"{folder.path} needs more memory than is available") from None
         raise
     return applied[0]
 
 
 def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:
-    """Warn, with BaseModelWarning, where the folder names another base than this one.
+    """Warn, with BaseModelWarning, if the folder names another base model.
 
-    A base of another kind is an error of loading, and no reason to warn as well. The warning
-    belongs to the line that called the caller's caller.
+    No warning for a base of another kind: loading raises an error then. The warning points at the
+    line that called the caller's caller.
     """
     if differing_base(model, folder.recipe):
         return
@@ -64,6 +64,6 @@ def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:
     for step in folder.steps:
         other = BaseName.of(*step.base_name)
         if own and other and own.differs(other):
-            told = f"{folder.path} was trained on {other}, and this is {own}"
-            warnings.warn(told, BaseModelWarning, stacklevel=4)
+            message = f"{folder.path} was trained on {other}, and this is {own}"
+            warnings.warn(message, BaseModelWarning, stacklevel=4)
             return

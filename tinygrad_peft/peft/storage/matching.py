@@ -1,4 +1,4 @@
-"""What a step of a recipe needs from its folder, and what is there."""
+"""Matching a step's parameters with the tensors in its folder."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models.hf.safetensors import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.nn.module import mismatches
-from tinygrad_peft.peft.events import ForeignStep
-from tinygrad_peft.peft.record import Record
+from tinygrad_peft.peft.hook_types import ForeignStep
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.base_weights import without_base
 from tinygrad_peft.peft.storage.folder import StepFolder
 from tinygrad_peft.peft.storage.foreign import foreign_places
@@ -29,7 +29,8 @@ _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
 class Match:
     """The parameters of a step by their names in its file, and the tensors found there.
 
-    `more` are problems beside their differences; `transposed` names what is stored transposed.
+    `more` lists problems other than their differences; `transposed` names the tensors that are
+    stored transposed.
     """
 
     wanted: Mapping[str, Parameter]
@@ -38,14 +39,14 @@ class Match:
     transposed: frozenset[str] = frozenset()
 
     def problems(self) -> list[str]:
-        """List all that does not fit. Reads no weight."""
+        """List every mismatch. Reads no weights."""
         differences = _differences(self.wanted, self.found, self.transposed)
         return list(dict.fromkeys([*self.more, *differences]))
 
     def arrays(self) -> Iterator[tuple[Parameter, Array]]:
-        """Yield each parameter with its array, where there are no problems; opens each file once.
+        """Yield each parameter with its array, for a match without problems. Opens each file once.
 
-        Raises CheckpointError where a file has changed.
+        Raises CheckpointError if a file has changed.
         """
         with ExitStack() as stack:
             try:
@@ -64,21 +65,21 @@ class Match:
 
 
 def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignStep | None) -> Match:
-    """Return what a record's step needs, and what its folder holds.
+    """Match a record's step with the tensors in its folder.
 
-    `foreign` is the step as another library wrote it, if one did. Raises CheckpointError where
-    weights are missing.
+    `foreign` is the foreign step, if another library wrote it. Raises CheckpointError for missing
+    weights.
     """
     if foreign is not None:
         return _match_foreign(record, number, step, foreign)
     stored, transposed = record.stored_parameters(number), record.transposed(number)
-    # A step that adds nothing has no file; one that is there all the same is one too many.
+    # A step that adds nothing should have no file: the tensors of one are unexpected.
     there = bool(stored) or step.tensors is not None
     found, problems = without_base(record, number, own_tensors(step) if there else {})
     problems += named_otherwise(found, step.layout, step.layouts)
     if step.beside is not None and (wanted := record.reparameterization(number)):
         problems += _differences(stored, found, transposed)
-        beside = record.stored_beside(number)
+        beside = record.stored_plainly(number)
         more = {key: tensor for key, tensor in found.items() if key in beside}
         return Match(wanted | beside, {**step.beside, **more}, problems, transposed)
     if record.recipe[number].flattened() != record.recipe[number]:
@@ -98,12 +99,12 @@ def _match_foreign(record: Record, number: int, step: StepFolder, foreign: Forei
 
 
 def own_tensors(step: StepFolder) -> dict[str, StoredTensor]:
-    """Return a step's tensors without PEFT's copies. Raises CheckpointError without a file."""
+    """Return a step's tensors without PEFT's copies. Raises CheckpointError if there is no file."""
     return {k: v for k, v in step.weights().items() if not _WRAPPED.search(k)}
 
 
 def wrong_dtypes(found: Mapping[str, StoredTensor]) -> list[str]:
-    """List the tensors that are not of floats."""
+    """List the tensors whose dtype is not a float."""
     return [
         f"wrong dtype: {key} is {tensor.dtype}, expected one of {', '.join(FLOATS)}"
         for key, tensor in found.items()

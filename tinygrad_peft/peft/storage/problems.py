@@ -1,4 +1,4 @@
-"""Problems, gathered so that all are told at once."""
+"""Problems, gathered to raise them all at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem as text, and the kind of error that it is."""
+    """A problem: the class of its error, and its text."""
 
     kind: type[TinygradPeftError]
     text: str
 
 
 def gathered(problems: list[Problem], ask: Callable[[], T]) -> T | None:
-    """Return what `ask` gives; None where it raises an error of the tree, which is added."""
+    """Return `ask()`; if it raises an error of this library, add that and return None."""
     try:
         return ask()
     except TinygradPeftError as error:
@@ -30,9 +30,9 @@ def gathered(problems: list[Problem], ask: Callable[[], T]) -> T | None:
 
 
 def raise_problems(directory: Path, problems: Sequence[Problem]) -> None:
-    """Raise all problems of a folder as one error, of the first one's kind; nothing without any.
+    """Raise all problems of a folder, if any, as one error of the first one's class.
 
-    One that names the folder itself stands alone.
+    A single problem that begins with the folder's path is raised unchanged.
     """
     texts = [problem.text for problem in problems]
     if len(texts) == 1 and texts[0].startswith(str(directory)):

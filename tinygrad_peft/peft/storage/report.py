@@ -7,11 +7,12 @@ from typing import Any
 from tinygrad_peft.host import Host
 from tinygrad_peft.models.inspection import Report, Tensors, describe_config
 from tinygrad_peft.nn import Skeleton, Transformer, TransformerConfig
-from tinygrad_peft.peft.composition import apply_recipe, checked_targets
-from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
-from tinygrad_peft.peft.counting import count_recipe
-from tinygrad_peft.peft.record import Record
-from tinygrad_peft.peft.settings import config_to_dict
+from tinygrad_peft.peft.accounting.parameters import count_recipe
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.serialisation import config_to_dict
+from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
+from tinygrad_peft.peft.recipes.apply import apply_recipe, checked_targets
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.sites import capture_seams
 from tinygrad_peft.peft.storage.examination import Examination, ExaminedStep, format_of
 from tinygrad_peft.peft.storage.folder import AdapterFolder
@@ -21,10 +22,10 @@ __all__ = ["report_on"]
 
 
 def report_on(folder: AdapterFolder, base: TransformerConfig | None) -> Report:
-    """Report on an adapter, held against `base`, or else the model that its folder describes.
+    """Report on an adapter, compared with `base`, or else the model that its folder describes.
 
-    With a model, the problems are those that loading raises, as far as no weight of the base is
-    needed to find them.
+    With a model, the problems are the ones that loading raises, except those that need the base's
+    weights.
     """
     base = folder.base if base is None else base
     examined = Examination(folder, base)
@@ -44,15 +45,15 @@ def report_on(folder: AdapterFolder, base: TransformerConfig | None) -> Report:
 
 
 def _compare(examined: Examination, base: TransformerConfig, host: Host) -> None:
-    """Compare with the shapes of a model, with the head that the adapter was trained with."""
+    """Compare with the shapes of a model, including the head that the adapter was trained with."""
     model = gathered(examined.own_problems, lambda: Transformer(base, Skeleton()))
     if model is None:
         return
-    ignored: list[Problem] = []  # `compare` finds it again
+    ignored: list[Problem] = []  # `compare` finds these again
     head = gathered(ignored, examined.folder.head)
     if head is not None and model.classifier is None:
         model.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
-    # To pack weights that are not there takes time and memory, and such steps have no weights.
+    # Steps without weights are left out: quantising a base of shapes takes time and memory.
     applied = [step for step in examined.steps if _has_weights(step, model.config, host)]
 
     def apply(recipe: Sequence[PeftConfig]) -> Record:
@@ -65,7 +66,7 @@ def _compare(examined: Examination, base: TransformerConfig, host: Host) -> None
 
 
 def _has_weights(step: ExaminedStep, base: TransformerConfig, host: Host) -> bool:
-    """Return True for a step that has or trains weights, or that cannot be counted."""
+    """Return True for a step with stored or trained weights, or one that cannot be counted."""
     config = step.config
     if config is None or step.folder.has_weights:
         return True
@@ -77,7 +78,7 @@ def _has_weights(step: ExaminedStep, base: TransformerConfig, host: Host) -> boo
 def _report(
     step: ExaminedStep, facts: Mapping[str, object] | None = None, more: Sequence[str] = ()
 ) -> Report:
-    """Report on one step, with facts and problems of the adapter if it is the only one."""
+    """Report on one step, with the adapter's facts and problems if it is the only step."""
     folder = step.folder
     problems = [*more, *(problem.text for problem in step.problems)]
     return Report(

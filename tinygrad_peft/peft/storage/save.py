@@ -1,4 +1,4 @@
-"""Saving an adapter: a record's steps into a folder."""
+"""Saving an adapter: writing a record's steps into a folder."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
-from tinygrad_peft.peft.config import PeftConfig
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.serialisation import config_to_dict
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE
-from tinygrad_peft.peft.record import Record
-from tinygrad_peft.peft.settings import config_to_dict
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.atomic import (
     make_folder,
     remove_files,
@@ -37,12 +37,12 @@ __all__ = ["save_adapter"]
 def save_adapter(
     record: Record, model: Transformer, host: Host, directory: Path, *, flatten: bool = False
 ) -> None:
-    """Write all steps of a record, and the recipe last, when the rest is there.
+    """Write all steps of a record, and the recipe last, when the other files are complete.
 
-    Weights that are computed from others are written with those unless `flatten`. What another
-    recipe has left in the folder is removed.
+    Reparameterised weights are written with the weights that they are computed from, unless
+    `flatten`. Files that another recipe left in the folder are removed.
 
-    Raises CheckpointError where a file or folder cannot be written.
+    Raises CheckpointError if a file or folder cannot be written.
     """
     folders, left = _folders(record.recipe), steps_in(directory)
     layouts = known_layouts(host)
@@ -74,7 +74,7 @@ def save_adapter(
 
 
 def _task_type(model: Transformer, config: PeftConfig) -> str:
-    """Return PEFT's kind of task: for a classifier it demands the head's weights as well."""
+    """Return PEFT's task type: "SEQ_CLS" only with a saved head, which PEFT then requires."""
     if model.classifier is not None and "classifier" in config.modules_to_save:
         return "SEQ_CLS"
     return "CAUSAL_LM" if model.lm_head is not None else "FEATURE_EXTRACTION"
@@ -87,7 +87,7 @@ def _folders(recipe: Sequence[PeftConfig]) -> list[str]:
 
 
 def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
-    """Return the distribution of each method of a recipe, unless it was registered by hand."""
+    """Map each method of a recipe to its distribution, unless it was registered by hand."""
     return {
         kind.peft_type.lower(): answer.plugin.distribution
         for answer in host.answers(hookspecs.peft_methods)
@@ -99,7 +99,7 @@ def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
 def _write_tensors(
     path: Path, parameters: Mapping[str, Parameter], transposed: Collection[str] = ()
 ) -> None:
-    """Write the file, or remove it where there are no parameters."""
+    """Write the file, or remove it if there are no parameters."""
     if not parameters:
         remove_files([path])
         return
@@ -107,7 +107,7 @@ def _write_tensors(
 
 
 def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> None:
-    """Write a step's settings, or remove the file where there are none."""
+    """Write a step's settings, or remove the file if there are none."""
     if config is None:
         remove_files([path])
         return
@@ -121,7 +121,7 @@ def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> 
 
 
 def _written(config: PeftConfig) -> dict[str, object]:
-    """Return the settings without nulls by default, which PEFT may not have for a method."""
+    """Return the settings without nulls by default: PEFT may not have them for the method."""
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     values = config_to_dict(config).items()
     return {k: v for k, v in values if v is not None or usual.get(k) is not None}

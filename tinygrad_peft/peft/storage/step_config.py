@@ -1,4 +1,4 @@
-"""The config of a step, from the settings in its folder."""
+"""The config of a step, read from the settings in its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from tinygrad_peft.errors import CheckpointError, PluginError, nearest
 from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft.config import PeftConfig
-from tinygrad_peft.peft.events import ForeignStep
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.serialisation import config_from_dict
+from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.methods import broken_plugins, methods_of
-from tinygrad_peft.peft.settings import config_from_dict
 from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
 from tinygrad_peft.peft.storage.foreign import read_foreign
 from tinygrad_peft.peft.storage.layout import CONFIG, ORIGIN, RECIPE
@@ -23,10 +23,10 @@ _HEADS = ("classifier", "score")  # PEFT's
 def step_config(
     adapter: AdapterFolder, step: StepFolder, base: TransformerConfig | None
 ) -> tuple[PeftConfig, ForeignStep | None]:
-    """Return a step's config, and the step as another library wrote it, if one did.
+    """Return a step's config; and the foreign step, if another library wrote it.
 
     Raises:
-        CheckpointError: settings of no known kind, or what `read_foreign` raises.
+        CheckpointError: settings without a method, or the errors of `read_foreign`.
         PluginError: no plugin provides the method.
         ConfigError: settings that the method does not have.
     """
@@ -43,7 +43,7 @@ def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
     path = step.path / name
     assert values is not None
     if not isinstance(values.get("peft_type"), str):
-        raise CheckpointError(f"{path} names no method: it has no peft_type")
+        raise CheckpointError(f"{path}: peft_type: missing, and it names the method")
     method, methods = str(values["peft_type"]).lower(), methods_of(adapter.host)
     if method not in methods:
         hint = _to_install(adapter, method) or nearest(method, methods)
@@ -58,7 +58,7 @@ def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
 
 
 def _to_install(adapter: AdapterFolder, method: str) -> str:
-    """Name the distribution for a method, as the recipe notes it that the folder belongs to."""
+    """Name the distribution for a method, as noted in recipe.json here or one folder above."""
     plugins: object = adapter.note("plugins")
     if not adapter.recipe and (above := adapter.path.parent / RECIPE).is_file():
         plugins = read_json_object(Path(above)).get("plugins")
@@ -68,10 +68,10 @@ def _to_install(adapter: AdapterFolder, method: str) -> str:
 
 
 def _without_absent_heads(values: Mapping[str, object], step: StepFolder) -> Mapping[str, object]:
-    """Return the settings without the heads that PEFT names for every classifier.
+    """Return the settings without the heads that the file has no tensors for.
 
-    (PEFT adds "classifier" and "score" to `modules_to_save`, whichever the model has, and for some
-    methods twice.)
+    (PEFT adds both "classifier" and "score" to `modules_to_save`, whichever the model has, and for
+    some methods twice.)
     """
     names = values.get("modules_to_save")
     if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):

@@ -1,17 +1,18 @@
-"""Targets by name in an adapter's settings, where they were given as "all-linear" or not at all.
+"""Resolved target names in an adapter's settings, for "all-linear" and for usual targets.
 
-Hugging Face PEFT writes the resolved names, and programs that read adapters expect them. For some
-methods it knows no exclusions: then the remaining paths are written. recipe.json keeps the targets
-as they were given, and the names that they stood for.
+Hugging Face PEFT writes the resolved names, and programs that read adapters expect them. Where it
+has no exclusions for a method, the remaining paths are written. recipe.json keeps the targets as
+given, and the names that they were resolved to.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.peft.config import NamedTargetsConfig, PeftConfig
-from tinygrad_peft.peft.settings import config_from_dict, config_to_dict
-from tinygrad_peft.peft.targets import ALL_LINEAR, Targets
+from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.serialisation import config_from_dict, config_to_dict
+from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
+from tinygrad_peft.peft.recipes.targets import ALL_LINEAR, Targets
 
 __all__ = ["as_given", "given_targets", "with_names"]
 
@@ -19,7 +20,7 @@ __all__ = ["as_given", "given_targets", "with_names"]
 def with_names(config: PeftConfig, found: Targets) -> PeftConfig:
     """Return the config with its targets resolved to names.
 
-    It stays as it is where other settings name some of the targets as they were given.
+    Unchanged if other settings refer to the targets as given.
     """
     if not isinstance(config, NamedTargetsConfig):
         return config
@@ -36,7 +37,7 @@ def with_names(config: PeftConfig, found: Targets) -> PeftConfig:
 
 
 def given_targets(config: PeftConfig, written: PeftConfig) -> dict[str, object] | None:
-    """Return the note for recipe.json of a step whose targets were resolved; None if not."""
+    """Return the note for recipe.json on resolved targets; None if none were resolved."""
     if not isinstance(config, NamedTargetsConfig) or not isinstance(written, NamedTargetsConfig):
         return None
     if config == written:
@@ -49,7 +50,7 @@ def given_targets(config: PeftConfig, written: PeftConfig) -> dict[str, object] 
 
 
 def as_given(config: PeftConfig, note: object) -> PeftConfig:
-    """Return a config with its targets as they were given, unless the names have changed since."""
+    """Return a config with its targets as given, unless their names have changed since."""
     if not isinstance(config, NamedTargetsConfig) or not isinstance(note, Mapping):
         return config
     if list(config.target_modules or ()) != note.get("names"):

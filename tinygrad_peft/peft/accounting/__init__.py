@@ -1,0 +1,1 @@
+"""Parameters and memory, counted from sizes alone."""

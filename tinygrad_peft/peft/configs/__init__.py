@@ -1,0 +1,1 @@
+"""Settings of methods: their base classes, types, files and JSON."""

@@ -1,0 +1,91 @@
+"""Base classes for settings of methods that adapt modules chosen by name."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tinygrad_peft.errors import shortened
+from tinygrad_peft.peft.configs.base import PeftConfig
+
+__all__ = ["NamedTargetsConfig", "TargetedConfig", "broken_expressions", "layer_patterns"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedTargetsConfig(PeftConfig):
+    """Settings of a method that adapts chosen modules.
+
+    target_modules: a list of names, each matching a path that equals it or ends with "." and it;
+        or one regular expression that matches a whole path; or "all-linear", every affine layer
+        except the model's head; or None, the method's usual targets for the model's family.
+    exclude_modules: names or a regular expression of the same kind, for modules to leave alone.
+
+    `adapts` lists the kinds of modules that the method can adapt, if the class declares them: then
+    a target without any module of these kinds is refused before anything is applied, and when
+    parameters are counted.
+    """
+
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: str | Sequence[str] | None = None
+
+    usual_targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by model_type
+    adapts: ClassVar[tuple[type, ...]] = ()
+
+    def problems(self) -> list[str]:
+        """List regular expressions that do not compile, and an empty list."""
+        found = [
+            *super().problems(),
+            *broken_expressions("target_modules", [self.target_modules]),
+            *broken_expressions("exclude_modules", [self.exclude_modules]),
+        ]
+        if self.target_modules is not None and not self.target_modules:
+            found.append("target_modules is empty: leave it out for the method's usual targets")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedConfig(NamedTargetsConfig):
+    """Settings of a method that adapts chosen modules, optionally in some layers only.
+
+    layers_to_transform: the numbers of the layers to adapt (the first number in a path); the others
+        are left alone. A target that is a whole path is adapted in any layer.
+    layers_pattern: the name before the layer's number, where a path has several numbers.
+    """
+
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
+
+    def problems(self) -> list[str]:
+        """List regular expressions that do not compile, and empty lists."""
+        found = [
+            *super().problems(),
+            *broken_expressions("layers_pattern", layer_patterns(self)),
+        ]
+        if layer_patterns(self) and self.layers_to_transform is None:
+            found.append("layers_pattern has no effect without layers_to_transform")
+        if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
+            found.append("layers_to_transform is empty: leave it out for all layers")
+        return found
+
+
+def broken_expressions(name: str, values: Iterable[object]) -> list[str]:
+    """List the texts among a setting's values that are not valid regular expressions."""
+    shown = ((shortened(repr(v), 100), _expression_error(v)) for v in values if isinstance(v, str))
+    return [
+        f"{name}: invalid regular expression {value}: {error}" for value, error in shown if error
+    ]
+
+
+def _expression_error(text: str) -> str:
+    """Return why a regular expression does not compile; "" if it does."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
+def layer_patterns(config: PeftConfig) -> Sequence[str]:
+    """Return the expressions for the name before a layer's number; empty for any name."""
+    pattern = config.layers_pattern if isinstance(config, TargetedConfig) else None
+    return [pattern] if pattern and isinstance(pattern, str) else pattern or ()

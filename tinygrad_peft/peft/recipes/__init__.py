@@ -1,0 +1,1 @@
+"""Recipes: targets found in a model, steps applied to it, and the record of the changes."""

@@ -1,0 +1,1 @@
+"""Several adapters on one base: switched, merged, combined, or chosen per row of a batch."""
