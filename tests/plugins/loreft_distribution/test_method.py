@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tinygrad_peft import Host, PeftModel, Transformer, get_peft_model
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, PeftError
+from tinygrad_peft.models import named_shape
 from tinygrad_peft.nn import AdamW
 from tinygrad_peft.peft import PeftConfig, count_recipe, inspect_path, methods_of
 from tinygrad_peft.tensor import Tensor, no_grad
@@ -140,6 +141,14 @@ def test_each_intervention_has_two_matrices_and_a_bias(config: LoreftConfig, cou
     trainable, _ = peft.get_nb_trainable_parameters()
     assert trainable == count * config.low_rank_dimension * (2 * 16 + 1)
     assert count_recipe(shape, config, Host.installed()) == peft.get_nb_trainable_parameters()
+
+
+def test_the_papers_share_of_a_llama_is_counted() -> None:
+    """Table 1 has 0.031 % for LLaMA-7B, with rank 8 in all layers."""
+    config = LoreftConfig(low_rank_dimension=8)
+    trainable, total = count_recipe(named_shape("llama-7b"), config, Host.installed())
+    assert trainable == 32 * 8 * (2 * 4096 + 1)
+    assert round(100 * trainable / (total - trainable), 3) == 0.031
 
 
 # ---------- training ----------
