@@ -608,7 +608,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         tmp_path, "adapter_model.bin is a pickle, which can run any code: save it as safetensors"
     )
     (tmp_path / CONFIG).unlink()
-    refused(tmp_path, f"expected {RECIPE} or {CONFIG}, got neither")
+    refused(tmp_path, str(tmp_path / CONFIG), "does not exist")
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
