@@ -99,7 +99,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, commands: Commands)
     ("weights", "expected"),
     [
         ("1", "weights: expected 2, one per adapter ('adapter_1', 'adapter_2'), got 1"),
-        ("a,b", "expected finite numbers"),
+        ("a,b", "numbers are expected"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
