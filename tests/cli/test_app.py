@@ -100,7 +100,7 @@ METHOD_ERRORS = [
     ("lora:r", "expected KEY=VALUE, got 'r'"),
     ("lora:r=4,r=8", "r is set twice"),
     ("lora:r=0", "the rank r=0 must be at least 1"),
-    ('lora:{"r": ', "not JSON"),
+    ('lora:{"r": ', "invalid JSON"),
     ("lora:target_modules=c_attn+qery", "'qery' matches no module"),
 ]
 

@@ -214,7 +214,7 @@ def test_one_error_lists_every_unsupported_setting(tmp_path: Path) -> None:
         peft.save_pretrained(tmp_path, layout="AdapterHub")
     _, *reasons = str(caught.value).splitlines()
     assert [reason[4:20] for reason in reasons] == [
-        "2 steps: it hold",
+        "steps: expected ",
         "step 0: bias=Fal",
         "step 0: layer_no",
         "step 1: no insta",

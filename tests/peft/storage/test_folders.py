@@ -599,7 +599,7 @@ def test_weights_that_are_not_safetensors_are_named(tmp_path: Path) -> None:
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", f"{tmp_path / 'nowhere'}: no such folder")
-    refused(tmp_path, f"neither {RECIPE} nor {CONFIG}")
+    refused(tmp_path, f"expected {RECIPE} or {CONFIG}, got neither")
     saved(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     refused(tmp_path, str(tmp_path / WEIGHTS), "does not exist")
@@ -608,7 +608,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         tmp_path, "adapter_model.bin is a pickle, which can run any code: save it as safetensors"
     )
     (tmp_path / CONFIG).unlink()
-    refused(tmp_path, str(tmp_path / CONFIG))
+    refused(tmp_path, str(tmp_path / CONFIG), "does not exist")
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:

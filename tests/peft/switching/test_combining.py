@@ -242,9 +242,9 @@ def test_all_invalid_settings_are_listed_at_once() -> None:
     for part in (
         "weights: expected 2, one per adapter ('plain', 'rslora'), got 3",
         "expected finite numbers",
-        "combination_type 'svd': expected one of linear, ties, dare_linear, dare_ties",
-        "rank 0: at least 1",
-        "density 0: above 0",
+        "combination_type: expected one of linear, ties, dare_linear, dare_ties, got 'svd'",
+        "rank: expected at least 1, got 0",
+        "density: expected above 0",
     ):
         assert part in str(caught.value)
     before.assert_unchanged(peft)
