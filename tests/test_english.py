@@ -21,6 +21,7 @@ CLEAN = (
     "tests/test_memory.py",
     "tests/test_packaging.py",
     "tests/test_tensor.py",
+    "tests/testing",
     "tinygrad_peft/__init__.py",
     "tinygrad_peft/__main__.py",
     "tinygrad_peft/arrays.py",
@@ -30,6 +31,7 @@ CLEAN = (
     "tinygrad_peft/models",
     "tinygrad_peft/ops",
     "tinygrad_peft/tensor.py",
+    "tinygrad_peft/testing",
 )
 
 in_checkout = pytest.mark.skipif(

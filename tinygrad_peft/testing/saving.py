@@ -1,4 +1,4 @@
-"""What a method promises about its settings and its weights on disk."""
+"""The promises about settings and weights on disk."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tinygrad_peft.arrays import AnyArray
-from tinygrad_peft.errors import CheckpointError, ConfigError
-from tinygrad_peft.peft import PeftModel, config_from_dict, config_to_dict
+from tinygrad_peft.errors import CheckpointError, ConfigError, listed
+from tinygrad_peft.peft import PeftModel, config_from_dict, config_to_dict, inspect_path
 from tinygrad_peft.testing.case import Case
 from tinygrad_peft.testing.expect import Snapshot, expect, expect_same
 from tinygrad_peft.testing.settings import MethodSettings
@@ -21,13 +21,13 @@ class SavingPromises(MethodSettings):
     """Settings as JSON, weights as safetensors, and nothing lost, added or shared on the way."""
 
     def test_its_settings_survive_json(self, case: Case) -> None:
-        """What is read from JSON equals what was written."""
+        """Settings read from JSON equal those written."""
         written = json.loads(json.dumps(config_to_dict(case.config)))
         read = config_from_dict(type(case.config), written)
         expect(read == case.config, f"{case}: expected {case.config} from JSON, got {read}")
 
     def test_an_unknown_setting_is_refused(self, case: Case) -> None:
-        """A key that the config does not have, or a name that is no name, is an error naming it."""
+        """An unknown key, or a value of a wrong type, is an error that names the key."""
         known = config_to_dict(case.config)
         for key, value in {"no_such_setting": 1, "modules_to_save": 1}.items():
             try:
@@ -47,6 +47,31 @@ class SavingPromises(MethodSettings):
             f"{case}: expected to load the recipe {peft.recipe}, got {loaded.recipe}",
         )
         expect_same(case.logits(loaded), case.logits(peft), f"{case}: logits, saved and loaded")
+
+    def test_its_files_have_the_usual_names(self, case: Case, tmp_path: Path) -> None:
+        """One adapter_config.json and one adapter_model.safetensors, with the format's prefix."""
+        case.trained().save_pretrained(tmp_path)
+        names = {file.name for file in tmp_path.rglob("*") if file.is_file()}
+        missing = {"adapter_config.json", "adapter_model.safetensors"} - names
+        expect(not missing, f"{case}: expected {', '.join(sorted(missing))}, got {sorted(names)}")
+        settings = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+        got, expected = settings.get("peft_type"), case.config.peft_type
+        expect(got == expected, f"{case}: expected peft_type {expected!r} in the file, got {got!r}")
+        prefix = f"{case.config.file_format.prefix}."
+        stored = load_file(tmp_path / "adapter_model.safetensors")
+        wrong = sorted(name for name in stored if not name.startswith(prefix))
+        expect(not wrong, f"{case}: expected tensors named {prefix}..., got {', '.join(wrong)}")
+
+    def test_inspect_finds_nothing_wrong_with_what_is_saved(
+        self, case: Case, tmp_path: Path
+    ) -> None:
+        """A report lists no problem: held against the base, or against the settings alone."""
+        case.trained().save_pretrained(tmp_path)
+        for base, where in ((case.shape, "on the base"), (None, "by its settings")):
+            report = inspect_path(tmp_path, case.host, base=base)
+            problems = [*report.problems, *(p for part in report.parts for p in part.problems)]
+            expect(not problems, f"{case}: inspect finds, {where}:\n{listed(problems)}")
+            (tmp_path / "recipe.json").unlink(missing_ok=True)  # it describes the base
 
     def test_a_missing_extra_or_misshapen_tensor_is_refused(
         self, case: Case, tmp_path: Path
@@ -86,7 +111,7 @@ def _change(peft: PeftModel) -> None:
 
 
 def _changes(tensors: dict[str, AnyArray]) -> Iterator[tuple[str, str, dict[str, AnyArray]]]:
-    """What may be wrong with a file, at which tensor, and what the file then holds."""
+    """Yield what is changed in a file, at which tensor, and what the file then holds."""
     for name in tensors:
         yield "without", name, {key: value for key, value in tensors.items() if key != name}
     for name, tensor in list(tensors.items())[:1]:
