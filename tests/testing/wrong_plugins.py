@@ -435,7 +435,7 @@ class BareNamesConfig(RankOneConfig):
 
 class TestStoresItsTensorsUnderBareNames(Method):
     config = BareNamesConfig()
-    fails = {"its_files_have_the_usual_names": "expected tensors named base_model.model...., got"}
+    fails = {"its_files_have_the_usual_names": "expected tensors named base_model..., got"}
 
 
 @dataclass(frozen=True, kw_only=True)
