@@ -1,6 +1,7 @@
 """The commands' options, help, errors and exit statuses."""
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -165,34 +166,62 @@ def test_what_the_system_refuses_is_told_in_a_line(
     assert told in commands.fails("methods", status=status)
 
 
-# ---------- methods ----------
+# ---------- closed pipes ----------
 
 
-def test_methods_lists_plugins_with_their_settings(commands: Commands) -> None:
-    plugins = commands.ok("methods", "--json").json["plugins"]
-    assert isinstance(plugins, list)
-    lora = next(plugin for plugin in plugins if plugin["plugin"] == "lora")
-    assert lora["distribution"] == "tinygrad-peft"
-    assert lora["version"] == version("tinygrad-peft")
-    (method,) = lora["methods"]
-    assert method["name"] == "lora"
-    assert method["learning_rate"] == 0.001
-    assert (method["settings"]["r"], method["settings"]["bias"]) == ("8", "'none'")
-    lines = commands.ok("methods").out.splitlines()
-    assert f"lora: tinygrad-peft {version('tinygrad-peft')}" in lines
-    assert "  lora (learning rate 0.001)" in lines
-    assert "    r = 8" in lines
+def start_with_closed(stream: str, *arguments: str) -> tuple[int, str]:
+    """Run a program whose reader of `stream` is gone; return its status, and the other stream."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        arguments,
+        stdout=writer if stream == "stdout" else subprocess.PIPE,
+        stderr=writer if stream == "stderr" else subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(writer)
+    return ran.returncode, (ran.stdout or "") + (ran.stderr or "")
 
 
-def test_methods_lists_a_plugin_that_cannot_be_used_with_its_error(commands: Commands) -> None:
-    plugins = commands.ok("--without", "vera", "methods", "--json").json["plugins"]
-    assert isinstance(plugins, list)
-    found = {plugin["plugin"]: plugin for plugin in plugins}
-    assert (found["vera"]["error"], found["vera"]["methods"]) == ("switched off", [])
-    assert found["lora"]["error"] is None
-    lines = commands.ok("--without", "vera", "methods").out.splitlines()
-    at = lines.index(f"vera: tinygrad-peft {version('tinygrad-peft')}")
-    assert lines[at + 1] == "  cannot be used: switched off"
+COUNT = ("count", "--shape", "gpt2", "--method")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-h",),
+        ("count", "-h"),
+        ("--version",),
+        (*COUNT, "lora"),
+        (*COUNT, "lora", "--json"),
+        (*COUNT, "lora", "--debug"),
+    ],
+)
+def test_closed_output_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    assert start_with_closed("stdout", *PROGRAM, *arguments) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tinygrad_peft", "counts"),
+        ("tinygrad_peft", *COUNT, "lorra"),
+        ("tinygrad_peft.cli.demo", "--out", __file__),
+    ],
+)
+def test_closed_error_output_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    assert start_with_closed("stderr", sys.executable, "-m", *arguments) == (141, "")
+
+
+def test_head_gets_its_lines(tmp_path: Path) -> None:
+    pipe = f"{shlex.join((*PROGRAM, 'methods'))} | head -n 1"
+    ran = start("sh", "-c", pipe, folder=tmp_path)
+    assert (len(ran.stdout.splitlines()), ran.stderr) == (1, "")
+
+
+# ---------- plugins ----------
 
 
 def test_plugins_are_left_out_for_one_command(commands: Commands) -> None:

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,20 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
+
+
+def test_closed_output_ends_the_demonstration_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-m", "tinygrad_peft.reference"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 def test_an_unknown_argument_is_an_error() -> None:

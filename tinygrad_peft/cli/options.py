@@ -1,34 +1,26 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
-from functools import reduce
+from dataclasses import fields
+from functools import reduce, wraps
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
-from tinygrad_peft.train.config import OptimizerName, ScheduleName, TrainConfig
+from tinygrad_peft.cli.command import Report
+from tinygrad_peft.cli.training_job import TrainingJob
+from tinygrad_peft.train.config import TrainConfig
 
-__all__ = [
-    "adapter",
-    "as_json",
-    "batches",
-    "data",
-    "method",
-    "methods_to_compare",
-    "methods_to_count",
-    "model",
-    "out",
-    "seed",
-    "training",
-]
+__all__ = ["adapter", "batches", "method", "model", "out", "quiet", "seed", "training_job"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Folder(click.Path):
-    """A folder to write; no name is none, where a path would make it the current one."""
+    """A folder to write. An empty name is refused: as a path it is the current folder."""
 
     def convert(
         self,
@@ -37,7 +29,7 @@ class _Folder(click.Path):
         ctx: click.Context | None,
     ) -> Path:
         if value == "":
-            self.fail("a folder's name is expected (. is the current one)", param, ctx)
+            self.fail("expected a folder's name (. is the current one)", param, ctx)
         return Path(value)
 
 
@@ -45,22 +37,21 @@ METHOD_HELP = (
     "A method of `methods` and its settings: NAME:r=8,target_modules=query+value; lists are "
     "joined by +, and NAME:{...} takes JSON. Several are applied in their order."
 )
-
-
 RECIPE_HELP = (
     "A recipe to compare: a method as in finetune, or several joined by ' + '; ' @ lr=2e-3, "
     "label=NAME' may follow. Give one for each row."
 )
 
 
-def _methods(help_text: str) -> Callable[[F], F]:
+def method(help_text: str = METHOD_HELP) -> Callable[[F], F]:
+    """Add --method, which may be given several times."""
     return click.option(
         "--method", "methods", multiple=True, required=True, metavar="SPEC", help=help_text
     )
 
 
 def adapter(*, required: bool) -> Callable[[F], F]:
-    """An adapter's folder, or its name on the hub."""
+    """Add --adapter: a folder, or a name on the hub."""
     return click.option(
         "--adapter",
         type=click.Path(path_type=Path),
@@ -71,61 +62,59 @@ def adapter(*, required: bool) -> Callable[[F], F]:
 
 
 def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """The options in this order in the help."""
+    """Add options in the order that the help shows."""
     return lambda command: reduce(lambda made, option: option(made), reversed(options), command)
 
 
-def _setting(name: str, kind: "click.ParamType[Any] | type", help_text: str) -> Callable[[F], F]:
-    """Make the option of a setting of `TrainConfig`, with the default that it has there."""
+def _setting(name: str, help_text: str) -> Callable[[F], F]:
+    """Make the option of a setting of `TrainConfig`, with its default and type there."""
     default = getattr(TrainConfig, name)
     return click.option(
         f"--{name.replace('_', '-')}",
-        type=kind,
+        type=_type_of(get_type_hints(TrainConfig)[name]),
         default=default,
         show_default=default is not None,
         help=help_text,
     )
 
 
-as_json: Callable[[F], F] = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object, and no more."
-)
+def _type_of(hint: Any) -> "click.ParamType[Any] | type":  # noqa: ANN401 - a type, as typing has it
+    """Return int for `int | None`, and a choice for a Literal."""
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    (kind,) = {*(get_args(hint) or (hint,))} - {NoneType}
+    assert isinstance(kind, type)
+    return kind
+
+
 model: Callable[[F], F] = click.option(
     "--model",
     required=True,
     help="A folder in Hugging Face layout, a .gguf file, a name that fetch knows, or a name on the "
     "hub: organisation/name, with @revision or without.",
 )
-method: Callable[[F], F] = _methods(METHOD_HELP)
-methods_to_compare: Callable[[F], F] = _methods(RECIPE_HELP)
-methods_to_count: Callable[[F], F] = _methods(
-    f"{METHOD_HELP} `full`, alone, is the whole model trained."
-)
 out: Callable[[F], F] = click.option(
     "--out", type=_Folder(), required=True, help="A folder to write."
 )
-seed: Callable[[F], F] = _setting("seed", int, "The same seed, the same result.")
+quiet: Callable[[F], F] = click.option("--quiet", is_flag=True, help="No progress display.")
+seed: Callable[[F], F] = _setting("seed", "The same seed, the same result.")
 batches: Callable[[F], F] = _all(
-    _setting("batch_size", int, "Examples at a time."),
-    _setting("max_length", int, "Tokens of an example."),
+    _setting("batch_size", "Examples at a time."),
+    _setting("max_length", "Tokens of an example."),
 )
-training: Callable[[F], F] = _all(
-    _setting("epochs", int, "Passes over the data."),
-    _setting("lr", float, "The peak learning rate.  [default: each method's own]"),
+_training: Callable[[F], F] = _all(
+    _setting("epochs", "Passes over the data."),
+    _setting("lr", "The peak learning rate.  [default: each method's own]"),
     batches,
-    _setting("accumulation", int, "Batches per step."),
-    _setting("max_steps", int, "Stop after this many steps."),
-    _setting("eval_every", int, "Steps between evaluations; 0: an epoch."),
-    _setting("warmup", float, "Share of all steps."),
-    _setting(
-        "schedule",
-        click.Choice(get_args(ScheduleName)),
-        "The learning rate after the warm-up.",
-    ),
-    _setting("optimizer", click.Choice(get_args(OptimizerName)), "The optimiser."),
-    _setting("weight_decay", float, "Decoupled under AdamW."),
-    _setting("max_grad_norm", float, "0: no clipping."),
-    _setting("label_smoothing", float, "Share of the other labels."),
+    _setting("accumulation", "Batches per step."),
+    _setting("max_steps", "Stop after this many steps."),
+    _setting("eval_every", "Steps between evaluations; 0: an epoch."),
+    _setting("warmup", "Share of all steps."),
+    _setting("schedule", "The learning rate after the warm-up."),
+    _setting("optimizer", "The optimiser."),
+    _setting("weight_decay", "Decoupled under AdamW."),
+    _setting("max_grad_norm", "0: no clipping."),
+    _setting("label_smoothing", "Share of the other labels."),
     seed,
     click.option(
         "--pooling",
@@ -134,12 +123,30 @@ training: Callable[[F], F] = _all(
         show_default=True,
         help="The input of a new classification head: the tokens' mean, or the first token.",
     ),
-    click.option("--quiet", is_flag=True, help="No progress display."),
 )
 
 
-def data(*, is_compared: bool) -> Callable[[F], F]:
-    """What to train and evaluate on; a comparison needs both, and can tell the task itself."""
+def training_job(*, is_compared: bool) -> Callable[[Callable[..., Report]], Callable[..., Report]]:
+    """Add the options of a training job, which the command gets as one `TrainingJob`.
+
+    A comparison needs --eval, and its data says the task if --task is not given.
+    """
+
+    def add(command: Callable[..., Report]) -> Callable[..., Report]:
+        @wraps(command)
+        def with_job(**given: Any) -> Report:  # noqa: ANN401 - as click gives them
+            settings = {field.name: given.pop(field.name) for field in fields(TrainConfig)}
+            settings["max_grad_norm"] = settings["max_grad_norm"] or None
+            named = {f.name: given.pop(f.name) for f in fields(TrainingJob) if f.name in given}
+            return command(TrainingJob(config=TrainConfig(**settings), **named), **given)
+
+        recipes = method(RECIPE_HELP if is_compared else METHOD_HELP)
+        return _all(model, _data(is_compared=is_compared), recipes, out, _training)(with_job)
+
+    return add
+
+
+def _data(*, is_compared: bool) -> Callable[[F], F]:
     return _all(
         click.option("--train", "train_data", required=True, help="JSON lines or CSV to train on."),
         click.option(

@@ -4,8 +4,9 @@ LoRA, an adapter and a soft prompt at work on a width of 256, and the counts at 
 lines are those of the course; every figure in them is read off the objects.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -105,11 +106,21 @@ def main() -> None:
         print(line)
 
 
+def run(arguments: Sequence[str]) -> None:
+    """Run the demonstration or `check`. End as other tools do where `head` closes the output."""
+    try:
+        match arguments:
+            case ["check", *given]:
+                check.run(given)
+            case []:
+                main()
+                sys.stdout.flush()
+            case unknown:
+                expected = "expected no argument or: check FILE [EXERCISE...]"
+                sys.exit(f"{expected}, got {' '.join(unknown)}")
+    except BrokenPipeError:
+        os._exit(141)  # 128 + SIGPIPE; at once, as another flush would fail again
+
+
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["check", *arguments]:
-            check.run(arguments)
-        case []:
-            main()
-        case unknown:
-            sys.exit(f"expected no argument or: check FILE [EXERCISE...], got {' '.join(unknown)}")
+    run(sys.argv[1:])

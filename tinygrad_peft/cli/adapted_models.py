@@ -1,0 +1,76 @@
+"""Models with their adapters, as commands name them."""
+
+from pathlib import Path
+
+from tinygrad_peft.cli.sources import adapter_path, model_path
+from tinygrad_peft.errors import CheckpointError, ConfigError
+from tinygrad_peft.models import load_model
+from tinygrad_peft.nn import Skeleton, Transformer
+from tinygrad_peft.peft import AdapterFolder, PeftModel
+from tinygrad_peft.peft.model import DEFAULT
+from tinygrad_peft.peft.storage.base_model import Head
+from tinygrad_peft.peft.storage.problems import raise_problems
+from tinygrad_peft.train.examples import Task
+
+__all__ = ["load_adapted", "load_described", "read_folder", "task_of"]
+
+
+def load_adapted(
+    model: str | Path, adapter: Path | AdapterFolder | None, *, name: str = DEFAULT
+) -> Transformer | PeftModel:
+    """Load a model, and apply an adapter as `name`, with the head that it was trained with."""
+    base = load_model(model if isinstance(model, Path) else model_path(model))
+    if adapter is None:
+        return base
+    folder = adapter
+    if not isinstance(folder, AdapterFolder):
+        folder = AdapterFolder.read(adapter_path(folder))
+    head = folder.head()
+    if head is not None and head != _head_of(base):
+        base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
+    peft = PeftModel.from_pretrained(base, folder, adapter_name=name)
+    peft.release_base()
+    return peft
+
+
+def load_described(
+    adapter: Path | AdapterFolder, model: str | None, *, name: str = DEFAULT
+) -> PeftModel:
+    """Load an adapter in its model, or without one in the shapes that its folder describes.
+
+    Raises CheckpointError without a model and a description of it.
+    """
+    if model is not None:
+        adapted = load_adapted(model, adapter, name=name)
+        assert isinstance(adapted, PeftModel)
+        return adapted
+    folder = adapter if isinstance(adapter, AdapterFolder) else read_folder(adapter)
+    if folder.base is None:
+        raise CheckpointError(f"{folder.path} does not describe its model: name the --model")
+    return PeftModel.from_pretrained(
+        Transformer(folder.base, Skeleton()), folder, adapter_name=name
+    )
+
+
+def read_folder(adapter: Path) -> AdapterFolder:
+    """Return an adapter's folder. Raises CheckpointError for any other folder."""
+    folder = AdapterFolder.read(adapter)
+    raise_problems(adapter, folder.problems)
+    return folder
+
+
+def _head_of(model: Transformer) -> Head | None:
+    config = model.config
+    if model.classifier is None:
+        return None
+    return Head(config.num_labels, config.pooling, config.label_names)
+
+
+def task_of(model: Transformer | PeftModel) -> Task:
+    """Return the task that a model's head is for. Raises ConfigError for a bare encoder."""
+    head = model.config.head
+    if head == "none":
+        raise ConfigError(
+            "a bare encoder has nothing to evaluate: name the --adapter with its head"
+        )
+    return "causal-lm" if head == "lm" else "sequence-classification"

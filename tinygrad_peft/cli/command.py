@@ -1,0 +1,55 @@
+"""Commands that return a report, and the one place that prints it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import click
+
+__all__ = ["Report", "command"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of a command.
+
+    values: names and values for programs, as plain Python.
+    lines: the same for people.
+    status: the exit status.
+    """
+
+    values: Mapping[str, object]
+    lines: Sequence[str]
+    status: int = 0
+
+    def json(self) -> str:
+        """Return the values as one JSON object; numbers that are not finite become null."""
+        import msgspec
+
+        return msgspec.json.format(msgspec.json.encode(self.values), indent=2).decode()
+
+    def text(self) -> str:
+        """Return the lines."""
+        return "\n".join(self.lines)
+
+
+def command(function: Callable[..., Report]) -> click.Command:
+    """Make a command of a function: print its report, as JSON with --json.
+
+    With --json a command that takes `quiet` is quiet.
+    """
+
+    @wraps(function)
+    def print_report(*, as_json: bool, **given: Any) -> int:  # noqa: ANN401 - as click gives them
+        if "quiet" in given:
+            given["quiet"] |= as_json
+        report = function(**given)
+        click.echo(report.json() if as_json else report.text())
+        return report.status
+
+    made = click.command()(print_report)
+    made.params.append(
+        click.Option(["--json", "as_json"], is_flag=True, help="One JSON object, and no more.")
+    )
+    return made

@@ -1,0 +1,41 @@
+"""`tinygrad-peft convert`."""
+
+from pathlib import Path
+
+import click
+
+from tinygrad_peft.cli import options
+from tinygrad_peft.cli.command import Report, command
+
+__all__ = ["convert"]
+
+
+@command
+@options.adapter(required=True)
+@options.out
+@click.option(
+    "--layout",
+    required=True,
+    help="The library to write for: peft, or one that a plugin adds (adapterhub, mlx-lm).",
+)
+@click.option("--model", help="The model; needed if the adapter does not describe it.")
+def convert(adapter: Path, out: Path, layout: str, model: str | None) -> Report:
+    """Write an adapter as Hugging Face PEFT, AdapterHub or mlx-lm has it.
+
+    Its present layout is recognised by its files.
+    """
+    from tinygrad_peft.cli.adapted_models import load_described
+    from tinygrad_peft.cli.output_folder import check_output
+    from tinygrad_peft.cli.sources import adapter_path
+    from tinygrad_peft.peft import HUGGING_FACE
+    from tinygrad_peft.peft.storage.layout import known_layouts
+
+    check_output(out, refused=("config.json", "adapter_config.json", "recipe.json"))
+    peft = load_described(adapter_path(adapter), model)
+    known = {each.name.lower(): each.name for each in known_layouts(peft.host)}
+    wanted = (known | {"peft": HUGGING_FACE.name}).get(layout.lower(), layout)
+    peft.save_pretrained(out, layout=wanted)
+    return Report(
+        values={"out": str(out), "layout": wanted},
+        lines=[f"wrote the adapter into {out} in {wanted}'s layout"],
+    )

@@ -1,0 +1,48 @@
+"""`tinygrad-peft evaluate`."""
+
+from pathlib import Path
+
+import click
+
+from tinygrad_peft.cli import options
+from tinygrad_peft.cli.command import Report, command
+from tinygrad_peft.cli.text import columns
+
+__all__ = ["evaluate"]
+
+
+@command
+@options.model
+@options.adapter(required=False)
+@click.option("--data", required=True, help="JSON lines or CSV.")
+@options.batches
+def evaluate(
+    model: str, adapter: Path | None, data: str, batch_size: int, max_length: int
+) -> Report:
+    """Measure the loss, and accuracy or perplexity, of a model on a data set."""
+    from tinygrad_peft.cli.adapted_models import load_adapted, task_of
+    from tinygrad_peft.cli.examples import Examples
+    from tinygrad_peft.cli.sources import model_path
+    from tinygrad_peft.models import load_tokenizer
+    from tinygrad_peft.train import evaluation
+
+    source = model_path(model)
+    tokenizer = load_tokenizer(source)
+    adapted = load_adapted(source, adapter)
+    encoded = Examples.read(data, "test", task_of(adapted)).encoded(
+        tokenizer, max_length, adapted.config
+    )
+    metrics = evaluation.evaluate(adapted, encoded, batch_size=batch_size)
+    values = {
+        "examples": len(encoded),
+        "labels": metrics.labels,
+        "loss": metrics.loss,
+        "accuracy": metrics.accuracy,
+        "perplexity": metrics.perplexity,
+    }
+    rows = [(name, _number(value)) for name, value in values.items() if value is not None]
+    return Report(values=values, lines=columns(rows))
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,108 @@
+"""`tinygrad-peft inspect`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tinygrad_peft.cli.command import Report, command
+from tinygrad_peft.cli.text import columns, printable
+from tinygrad_peft.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tinygrad_peft.models.inspection import Report as Inspection
+    from tinygrad_peft.models.inspection import Tensors
+
+__all__ = ["inspect"]
+
+
+@command
+@click.argument("path")
+@click.option("--model", help="The model to check an adapter against: only its settings are read.")
+def inspect(path: str, model: str | None) -> Report:
+    """Describe a model or an adapter, and list all that is wrong with it. Reads no weights.
+
+    PATH is a folder, or a .gguf or .safetensors file. The exit status is 1 if anything is wrong.
+    """
+    from tinygrad_peft.cli.sources import model_path
+    from tinygrad_peft.models import load_config
+    from tinygrad_peft.peft import inspect_path
+
+    base = None if model is None else load_config(model_path(model))
+    report = inspect_path(_path(path), base=base)
+    return Report(
+        values={"sound": report.sound, **_values(report)},
+        lines=[printable(line) for line in _lines(report)],
+        status=0 if report.sound else 1,
+    )
+
+
+def _path(text: str) -> Path:
+    """Return a path, or where a name is; the hub's repository may hold a model or an adapter.
+
+    Raises DataError for neither.
+    """
+    from tinygrad_peft.cli.sources import adapter_path, model_path
+
+    try:
+        return model_path(text, "model or adapter")
+    except CheckpointError:
+        return adapter_path(Path(text))
+
+
+def _values(report: "Inspection") -> dict[str, object]:
+    return {
+        "path": str(report.path),
+        "kind": report.kind,
+        "facts": report.facts,
+        "tensors": report.tensors,
+        "problems": report.problems,
+        "parts": [_values(part) for part in report.parts],
+    }
+
+
+def _lines(report: "Inspection") -> Iterator[str]:
+    yield f"{report.path}: {report.kind}"
+    yield from columns([*_facts(report.facts), *_totals(report.tensors)])
+    if report.tensors is not None and report.tensors.groups:
+        yield ""
+        yield from columns(_table(report.tensors))
+    if report.problems:
+        count = len(report.problems)
+        yield ""
+        yield f"{count} problem{'s' if count > 1 else ''}:"
+        for problem in report.problems:
+            yield from (f"  {line}" for line in f"- {problem}".splitlines())
+    for part in report.parts:
+        yield ""
+        yield from _lines(part)
+
+
+def _facts(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield name, ", ".join(f"{k}={_text(v)}" for k, v in value.items()) or "all by default"
+        elif value is not None:
+            yield name, _text(value)
+
+
+def _totals(tensors: "Tensors | None") -> Iterator[tuple[str, str]]:
+    if tensors is not None:
+        yield "tensors", f"{tensors.count:,}"
+        yield "parameters", f"{tensors.parameters:,}"
+        yield "bytes", f"{tensors.bytes:,}"
+        yield "dtypes", ", ".join(f"{name} {count:,}" for name, count in tensors.dtypes.items())
+
+
+def _table(tensors: "Tensors") -> list[tuple[str, ...]]:
+    rows = [(g.name, str(g.shape), g.dtype, f"{g.count:,}") for g in tensors.groups]
+    return [("tensor", "shape", "dtype", "times"), *rows]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,46 @@
+"""`tinygrad-peft merge`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tinygrad_peft.cli import options
+from tinygrad_peft.cli.command import Report, command
+from tinygrad_peft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tinygrad_peft.models import SaveDtype
+
+__all__ = ["merge"]
+
+
+@command
+@options.model
+@options.adapter(required=True)
+@options.out
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="The dtype of the weights in the files.",
+)
+def merge(model: str, adapter: Path, out: Path, dtype: "SaveDtype") -> Report:
+    """Fold an adapter into its model: a plain checkpoint that transformers loads."""
+    from tinygrad_peft.cli.adapted_models import load_adapted
+    from tinygrad_peft.cli.output_folder import check_output
+    from tinygrad_peft.cli.sources import model_path
+    from tinygrad_peft.models import load_tokenizer, save_model
+    from tinygrad_peft.peft import PeftModel
+
+    source = model_path(model)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ConfigError(f"--out {out} is the model itself: merge into another folder")
+    check_output(out, refused=("adapter_config.json", "recipe.json"))
+    tokenizer = load_tokenizer(source)  # before anything is written
+    adapted = load_adapted(source, adapter)
+    assert isinstance(adapted, PeftModel)
+    save_model(adapted.merge_and_unload(), out, dtype=dtype)
+    tokenizer.save(out)
+    return Report(values={"out": str(out), "dtype": dtype}, lines=[f"merged into {out}"])

@@ -1,0 +1,67 @@
+"""Examples of a data file, and their token ids."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinygrad_peft.cli.sources import data_path
+from tinygrad_peft.errors import DataError, TokenError
+from tinygrad_peft.models import Tokenizer
+from tinygrad_peft.nn import TransformerConfig
+from tinygrad_peft.train.encoding import EncodedData, encode_examples
+from tinygrad_peft.train.examples import Example, Task, read_examples
+
+__all__ = ["Examples", "check_tokens"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of a data file."""
+
+    path: Path
+    rows: Sequence[Example]
+
+    @classmethod
+    def read(cls, data: str, part: str, task: Task) -> "Examples":
+        """Read a path, or a part ("train", "test") of a fetched data set."""
+        path = data_path(data, part)
+        return cls(path, read_examples(path, task))
+
+    def encoded(
+        self, tokenizer: Tokenizer, max_length: int, model: TransformerConfig
+    ) -> EncodedData:
+        """Return the examples as token ids and labels.
+
+        Raises, with the file's path:
+            DataError: labels that the model does not know, or texts without a token.
+            TokenError: more tokens than the model has positions, or tokens that it does not have.
+        """
+        try:
+            encoded = encode_examples(self.rows, tokenizer, max_length, model.label_names)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        self._check_lengths(encoded, model.max_position_embeddings)
+        tokens = {token for row in encoded for token in row.input_ids}
+        check_tokens(tokens, tokenizer, model, where=f"{self.path}: ")
+        return encoded
+
+    def _check_lengths(self, encoded: EncodedData, limit: int) -> None:
+        long = sum(len(row.input_ids) > limit for row in encoded)
+        if long:
+            raise TokenError(
+                f"{self.path}: {long} of {len(encoded)} examples have more tokens than the "
+                f"model's {limit} positions: use --max-length {limit}"
+            )
+
+
+def check_tokens(
+    tokens: Collection[int], tokenizer: Tokenizer, model: TransformerConfig, where: str = ""
+) -> None:
+    """Raise TokenError for tokens that the model does not have."""
+    largest, size = max(tokens, default=0), model.vocab_size
+    if largest >= size:
+        raise TokenError(
+            f"{where}the tokenizer gives token {largest}, and the model has {size} tokens "
+            f"(0..{size - 1}): the tokenizer ({tokenizer.vocab_size} tokens) belongs to another "
+            "model"
+        )

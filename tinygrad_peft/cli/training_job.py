@@ -1,0 +1,30 @@
+"""The job that finetune and compare are given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tinygrad_peft.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from tinygrad_peft.train.examples import Task
+
+__all__ = ["TrainingJob"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """A model, data, methods, and the settings of training.
+
+    task: None: as the data has it.
+    pooling: the input of a new classification head.
+    """
+
+    model: str
+    train_data: str
+    eval_data: str | None
+    task: "Task | None"
+    methods: tuple[str, ...]
+    out: Path
+    pooling: Literal["mean", "cls"]
+    config: TrainConfig
