@@ -10,6 +10,7 @@ from tests.english import ROOT, files, findings, package_of
 CLEAN = (
     "README.md",
     "tests/conftest.py",
+    "tests/kit",
     "tests/models",
     "tests/ops",
     "tests/test_arrays.py",
@@ -28,6 +29,7 @@ CLEAN = (
     "tinygrad_peft/errors.py",
     "tinygrad_peft/gradcheck.py",
     "tinygrad_peft/graph.py",
+    "tinygrad_peft/kit",
     "tinygrad_peft/models",
     "tinygrad_peft/ops",
     "tinygrad_peft/tensor.py",
