@@ -492,6 +492,7 @@ class TestStoresAllLayersUnderOneName(Method):
     }
     also = (
         "its_files_have_the_usual_names",
+        "inspect_finds_nothing_wrong_with_what_is_saved",
         "what_is_saved_is_independent_of_the_model",
         "a_missing_extra_or_misshapen_tensor_is_refused",
     )
@@ -504,7 +505,6 @@ class TestHidesItsWeightInTheBase(Method):
     }
     also = (
         "its_files_have_the_usual_names",
-        "inspect_finds_nothing_wrong_with_what_is_saved",
         "what_is_saved_is_independent_of_the_model",
         "removing_is_bit_exact",
         "composes_with_every_installed_method",

@@ -123,7 +123,7 @@ def _checked(
     try:
         points = next(p for known, p in declared().items() if known.name == info.name)
         plugin = loaded(info, points)
-    except PluginError:  # its error is that of the host
+    except PluginError:  # the host has its error
         pass
     else:
         marks = marks_of(plugin)

@@ -1,4 +1,4 @@
-"""Example: y = W x + b₀ + B diag(s) A x, of which training leaves only the largest s.
+"""Example: y = W x + b₀ + B diag(s) A x. Training keeps only the largest s.
 
 A (r, in) is random, B (out, r) zero, s (r,) one. After step t of T, the number of s that are not
 zero is at most r - (r - kept) t / T. The loss gains λ Σ (A Aᵀ - I)², the mean over all targets.
