@@ -92,7 +92,7 @@ def test_the_suite_of_each_kind_is_green_at_once(kind: str, tmp_path: Path) -> N
 def test_each_kind_has_strict_types(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     for kind in KINDS:
-        folder = write_plugin(NewPlugin(kind.replace("-", "_"), kind), tmp_path)
+        folder = write_plugin(NewPlugin(f"my_{kind.replace('-', '_')}", kind), tmp_path)
         cache = f"--cache-dir={tmp_path / 'cache'}"
         run("mypy", cache, folder=folder, path=folder)
 
