@@ -45,7 +45,7 @@ class TestPromisesLess(Method):
         ("unmerging_is_bit_exact", "not promised: mergeable"),
         ("makes_a_difference_on_every_family", "not promised: to work on gpt2"),
         ("works_with_grouped_query_heads", "not promised: to work on llama"),
-        ("generation_continues_as_whole_sequences_do", "bert is no language model"),
+        ("generation_continues_as_whole_sequences_do", "bert is not a language model"),
         (
             "a_composition_merges_or_refuses",
             "rank_one on bert over rank_one: merging is refused, and changes nothing",

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import pytest
 
@@ -29,7 +29,7 @@ Said: TypeAlias = Mapping[str, list[tuple[str, str]]]
 
 
 def run_suite(folder: Path) -> list[ET.Element]:
-    """What pytest says of each test of each method."""
+    """Run pytest on all methods, and return its report of each test."""
     path = folder / "report.xml"
     options = ("-q", "-p", "no:cacheprovider", "--tb=no", f"--junitxml={path}")
     run = subprocess.run(
@@ -90,12 +90,45 @@ def test_each_promise_that_is_broken_is_found_out_and_each_that_is_not_made_is_s
     assert [parameters for parameters, _ in fewer] == ["bert-shy-over", "bert-shy-under"]
 
 
-def test_a_subclass_without_its_method_is_told_so() -> None:
+def test_a_subclass_without_its_method_is_refused() -> None:
     class TestNothing(MethodConformance):
         pass
 
     with pytest.raises(ConfigError, match=r"^TestNothing needs the method: config = MyConfig"):
         TestNothing.pytest_generate_tests(None)  # type: ignore[arg-type]
+
+
+def test_settings_that_would_drop_tests_are_refused_all_at_once() -> None:
+    class TestMisspelt(Method):
+        mergable = False
+        trains = "no"  # type: ignore[assignment]
+        configs: ClassVar = {"gtp2": Method.config}
+        companions: ClassVar = {"rank_two": Method.config}
+        composes_with = ("rankone",)
+
+    class TestOneName(Method):
+        composes_with = "rank_one"
+
+    with pytest.raises(ConfigError) as error:
+        TestMisspelt.check_settings()
+    assert str(error.value).splitlines() == [
+        "invalid settings of TestMisspelt:",
+        "  - mergable: unknown setting, did you mean 'mergeable'?",
+        "  - trains: expected True or False, got 'no'",
+        "  - configs: unknown family 'gtp2'; did you mean 'gpt2'? (there are: gpt2, llama, bert)",
+        (
+            "  - companions: unknown installed method 'rank_two'; did you mean 'rank_one'? "
+            "(there are: rank_one)"
+        ),
+        (
+            "  - composes_with: unknown installed method 'rankone'; did you mean 'rank_one'? "
+            "(there are: rank_one)"
+        ),
+    ]
+    with pytest.raises(
+        ConfigError, match=r"composes_with: expected several names, as \('rank_one'"
+    ):
+        TestOneName.check_settings()
 
 
 def test_the_suite_says_what_it_needs() -> None:

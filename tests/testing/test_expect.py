@@ -34,7 +34,7 @@ def test_what_does_not_hold_is_said() -> None:
         (np.full((2, 3), np.nan), "y: 6 of 6 values are not equal; the first is at (0, 0)"),
     ],
 )
-def test_arrays_that_are_not_the_same_are_told_apart(got: np.ndarray, message: str) -> None:
+def test_different_arrays_are_distinguished(got: np.ndarray, message: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(message)):
         expect_same(got, np.ones((2, 3)), "y")
 

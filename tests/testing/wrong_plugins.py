@@ -1,7 +1,7 @@
 """Methods that break a promise each: tests/testing/test_conformance.py runs the suite on them.
 
-`fails` names the tests that are there to find it out, with words that their messages must have, and
-`also` those that cannot but fail with them; all others must pass.
+`fails` names the tests that must find it, with words that their messages must have, and `also`
+those that fail with them unavoidably; all others must pass.
 """
 
 import copy
@@ -20,18 +20,43 @@ from tests.testing.rank_one import (
     RankOneConfig,
     RankOneLinear,
 )
+from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Affine, Init, Linear, Module, Parameter
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.peft import (
     Draft,
     FileFormat,
     ModelShape,
+    Shapes,
     Site,
 )
 from tinygrad_peft.tensor import Tensor, apply
 from tinygrad_peft.testing import SMALL_MODELS
 
 # ---------- running ----------
+
+
+class TestCannotBeApplied(Method):
+    models = SMALL_MODELS
+    fails = {"it_can_be_applied": "gpt2: PeftError: no room"}
+    skips = (
+        ("starts_as_the_base", "it cannot be applied to bert: see test_it_can_be_applied"),
+        ("makes_a_difference_on_every_family", "it cannot be applied to llama"),
+        ("works_with_grouped_query_heads", "it cannot be applied to llama"),
+        ("a_composition_is_counted", "it cannot be applied to gpt2"),
+    )
+
+    class Plugin(RankOne):
+        def adapt(self, site: Site, base: Affine, config: RankOneConfig) -> Module | None:
+            raise PeftError("no room")
+
+
+class TestCannotRun(Method):
+    fails = {"it_can_be_applied": "bert: ZeroDivisionError: division by zero"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            return super().update(x) * (1 / (self.in_features - self.a.shape[1]))
 
 
 class TestStartsElsewhere(Method):
@@ -51,6 +76,7 @@ class TestMakesNoDifference(Method):
         "merged_equals_unmerged",
         "all_that_it_trains_learns",
         "dropout_acts_in_training_alone",
+        "two_adapters_act_at_once",
     )
 
     class Layer(RankOneLinear):
@@ -178,6 +204,7 @@ class TestMovesAFrozenWeight(Method):
         "removing_is_bit_exact",
         "dropout_acts_in_training_alone",
         "composes_with_every_installed_method",
+        "gradients_agree_with_differences",
     )
 
     class Layer(RankOneLinear):
@@ -198,6 +225,8 @@ class TestTrainsNothing(Method):
         "dropout_acts_in_training_alone",
         "works_in_float32_and_in_float64",
         "a_composition_is_counted",
+        "two_adapters_act_at_once",
+        "no_parameter_is_hidden",
     )
 
     class Layer(RankOneLinear):
@@ -233,6 +262,24 @@ class TestHasAWrongGradient(Method):
     class Layer(RankOneLinear):
         def update(self, x: Tensor) -> Tensor:
             return apply(lambda y: (y, (lambda g: g / 2,)), super().update(x))
+
+
+class TestHasAWrongGradientInTraining(Method):
+    fails = {"gradients_agree_with_differences": "in training mode"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            y = super().update(x)
+            return apply(lambda a: (a, (lambda g: g / 2,)), y) if self.training else y
+
+
+class TestHidesAParameter(Method):
+    fails = {"no_parameter_is_hidden": "blocks.0.attn.v_proj.cache"}
+
+    class Layer(RankOneLinear):
+        def update(self, x: Tensor) -> Tensor:
+            self.cache = {"last": Parameter(x.data)}
+            return super().update(x)
 
 
 class TestDrawsAnew(Method):
@@ -363,7 +410,45 @@ class TestSharesItsWeightsAmongAdapters(Method):
             return made
 
 
+class TestPassesOverWhatItWraps(Method):
+    fails = {
+        "two_adapters_act_at_once": "of two adapters at once, default changes nothing",
+        "composes_with_every_installed_method": "two steps moved nothing of 2 weights",
+    }
+    also = ("a_composition_merges_or_refuses",)
+
+    class Layer(RankOneLinear):
+        def __call__(self, x: Tensor) -> Tensor:
+            base = self.base_layer
+            while isinstance(base, RankOneLinear):
+                base = base.base_layer
+            return base(x) + self.update(self.dropout(x))
+
+
 # ---------- saving ----------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BareNamesConfig(RankOneConfig):
+    file_format: ClassVar = FileFormat(tensor_key=lambda path, name: f"{path}.{name}")
+
+
+class TestStoresItsTensorsUnderBareNames(Method):
+    config = BareNamesConfig()
+    fails = {"its_files_have_the_usual_names": "expected tensors named base_model..., got"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContradictoryConfig(RankOneConfig):
+    def contradictions(self, shapes: Shapes) -> list[str]:
+        return [f"{name}: too small" for name in shapes]
+
+    file_format: ClassVar[FileFormat["ContradictoryConfig"]] = FileFormat(checks=contradictions)
+
+
+class TestContradictsItsFiles(Method):
+    config = ContradictoryConfig()
+    fails = {"inspect_finds_nothing_wrong_with_what_is_saved": "too small"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,6 +491,8 @@ class TestStoresAllLayersUnderOneName(Method):
         "a_composition_is_saved_and_loaded": "expected one weight named",
     }
     also = (
+        "its_files_have_the_usual_names",
+        "inspect_finds_nothing_wrong_with_what_is_saved",
         "what_is_saved_is_independent_of_the_model",
         "a_missing_extra_or_misshapen_tensor_is_refused",
     )
@@ -417,6 +504,7 @@ class TestHidesItsWeightInTheBase(Method):
         "a_missing_extra_or_misshapen_tensor_is_refused": "no tensor is saved",
     }
     also = (
+        "its_files_have_the_usual_names",
         "what_is_saved_is_independent_of_the_model",
         "removing_is_bit_exact",
         "composes_with_every_installed_method",

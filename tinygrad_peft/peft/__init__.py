@@ -7,6 +7,7 @@ from tinygrad_peft.peft.accounting.parameters import count_model, count_recipe
 from tinygrad_peft.peft.configs.base import PeftConfig, steps_of
 from tinygrad_peft.peft.configs.file_format import PREFIX, FileFormat, Shapes
 from tinygrad_peft.peft.configs.serialisation import (
+    RESERVED_SETTINGS,
     config_from_dict,
     config_to_dict,
     unknown_settings,
@@ -57,6 +58,7 @@ __all__ = [
     "DEFAULT",
     "HUGGING_FACE",
     "PREFIX",
+    "RESERVED_SETTINGS",
     "AdapterFolder",
     "AffineShape",
     "Applied",

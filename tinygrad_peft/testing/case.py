@@ -1,8 +1,10 @@
-"""One method on one small model: what all tests of the suite start from."""
+"""One method on one small model, where every test of the suite starts."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,13 +39,26 @@ class Case:
 
     @property
     def labels(self) -> IntArray:
-        """What `Transformer.loss` wants for `ids`: classes (2,), or the tokens themselves."""
+        """The labels of `ids` for `Transformer.loss`: classes (2,), or the tokens themselves."""
         return np.arange(2) if self.shape.head == "classification" else self.ids
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the model predicts the next token."""
+        """True if the model predicts the next token."""
         return self.shape.head == "lm"
+
+    @property
+    def dropout_rates(self) -> tuple[str, ...]:
+        """The settings of the method with "dropout" in their names."""
+        fields = dataclasses.fields(self.config)
+        return tuple(field.name for field in fields if "dropout" in field.name)
+
+    def with_dropout(self, rate: float) -> "Case":
+        """Set all of the method's dropout rates."""
+        if not self.dropout_rates:
+            return self
+        rates: dict[str, Any] = dict.fromkeys(self.dropout_rates, rate)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **rates))
 
     def base(self, dtype: type[np.floating] = np.float32) -> Transformer:
         """The model without the method."""

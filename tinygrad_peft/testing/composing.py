@@ -1,4 +1,4 @@
-"""What a method promises about recipes in which it is one step among others."""
+"""The promises about recipes in which the method is one step among others."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Composition:
 
     @property
     def itself(self) -> bool:
-        """Whether the companion is the method itself."""
+        """True if the companion is the method itself."""
         return self.companion == self.case.config.peft_type.lower()
 
     @property

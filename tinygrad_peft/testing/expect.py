@@ -52,7 +52,7 @@ def _expect_within(got: Array, expected: Array, what: str, most: float) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a model is: its modules, its weights, their values and which of them are trained.
+    """A model as it is: its modules and weights, their values, and which of them are trained.
 
     modules: the identity of each module by its path.
     weights: for each weight its identity, whether it is trained, and a copy of its values.
@@ -86,7 +86,7 @@ class Snapshot:
 def _differences(
     name: str, before: tuple[int, bool, Array] | None, after: tuple[int, bool, Array] | None
 ) -> list[str]:
-    """How one weight is not what it was."""
+    """Describe the changes of one weight."""
     if before is None or after is None:
         return [f"{name} is {'new' if before is None else 'gone'}"]
     changes = []

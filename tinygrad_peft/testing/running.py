@@ -1,24 +1,32 @@
-"""What an adapted model promises when it runs."""
+"""The promises of an adapted model when it runs."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tinygrad_peft.arrays import Array, IntArray
-from tinygrad_peft.errors import ConfigError, PeftError
-from tinygrad_peft.peft import Host, PeftConfig, PeftModel, count_recipe
+from tinygrad_peft.errors import ConfigError, PeftError, listed
+from tinygrad_peft.peft import Host, PeftModel, count_recipe
 from tinygrad_peft.testing.case import Case
 from tinygrad_peft.testing.expect import expect, expect_close, expect_same
 from tinygrad_peft.testing.models import SMALL_MODELS
-from tinygrad_peft.testing.settings import MethodSettings
+from tinygrad_peft.testing.settings import MethodSettings, shown
 
 __all__ = ["RunningPromises"]
 
 
 class RunningPromises(MethodSettings):
-    """Where it starts, and what it makes of batches, lengths, padding, dtypes and dropout."""
+    """The start, batches, lengths, padding, dtypes and dropout."""
+
+    def test_it_can_be_applied(self, host: Host) -> None:
+        """On each family the config can be applied, and the model runs.
+
+        Where it cannot, the other tests are skipped.
+        """
+        errors = {family: self.first_error(family, host) for family in self.models}
+        problems = [f"{family}: {shown(e)}" for family, e in errors.items() if e is not None]
+        expect(not problems, f"{self.config} cannot be applied:\n{listed(problems)}")
 
     def test_starts_as_the_base(self, case: Case) -> None:
         """Before anything is learnt, the output is the base's, bit for bit."""
@@ -75,7 +83,7 @@ class RunningPromises(MethodSettings):
     def test_generation_continues_as_whole_sequences_do(self, case: Case) -> None:
         """Greedy generation, which keeps keys and values, finds what whole sequences predict."""
         if not case.is_language_model:
-            pytest.skip(f"{case.family} is no language model")
+            pytest.skip(f"{case.family} is not a language model")
         peft = case.trained(np.float64)
         prompts = np.random.default_rng(1).integers(0, case.shape.vocab_size, (8, 3))
         expected = _continued(case, peft, prompts, 5)
@@ -89,16 +97,15 @@ class RunningPromises(MethodSettings):
 
     def test_dropout_acts_in_training_alone(self, case: Case) -> None:
         """In evaluation a rate changes nothing; in training it does, and without one nothing."""
-        names = [f.name for f in dataclasses.fields(case.config) if "dropout" in f.name]
-        plain = case.trained(recipe=[_with_rates(case.config, names, 0.0)])
+        plain = case.with_dropout(0.0).trained()
         expected = case.logits(plain)
         plain.train()
         expect_same(case.logits(plain), expected, f"{case}: training mode without dropout")
-        if not names:
+        if not case.dropout_rates:
             return
-        named = " and ".join(names)
+        named = " and ".join(case.dropout_rates)
         try:
-            peft = case.trained(recipe=[_with_rates(case.config, names, 0.5)])
+            peft = case.with_dropout(0.5).trained()
         except (ConfigError, PeftError) as error:
             pytest.skip(f"{case}: {named} of 0.5 is refused: {error}")
         expect_same(case.logits(peft), expected, f"{case}: evaluation with {named} of 0.5")
@@ -136,11 +143,6 @@ class RunningPromises(MethodSettings):
         expect(bool(np.isfinite(case.logits(peft)).all()), f"{where}: logits are not finite")
         real, counted = peft.get_nb_trainable_parameters(), count_recipe(shape, [case.config], host)
         expect(counted == real, f"{where}: the model has {real} parameters, the formula {counted}")
-
-
-def _with_rates(config: PeftConfig, names: list[str], rate: float) -> PeftConfig:
-    rates: dict[str, Any] = dict.fromkeys(names, rate)
-    return dataclasses.replace(config, **rates)
 
 
 def _continued(case: Case, peft: PeftModel, ids: IntArray, count: int) -> IntArray:

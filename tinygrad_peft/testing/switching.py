@@ -1,4 +1,4 @@
-"""What a method promises about being merged, switched off, taken off and copied."""
+"""The promises about merging, disabling, removing and copying."""
 
 import copy
 
@@ -19,7 +19,7 @@ class SwitchingPromises(MethodSettings):
     """Merging, unmerging, disabling, removing and copying."""
 
     def test_merged_equals_unmerged(self, case: Case) -> None:
-        """Folded into plain layers it gives the same output; where it cannot be, it refuses."""
+        """Folded into plain layers it gives the same output; otherwise it refuses."""
         merged = merges_or_refuses(case, case, case.trained(np.float64))
         if not self.mergeable:
             expect(not merged, f"{case} can be merged, and mergeable = False says that it cannot")
@@ -85,7 +85,7 @@ class SwitchingPromises(MethodSettings):
 
 
 def merges_or_refuses(what: object, case: Case, peft: PeftModel) -> bool:
-    """Whether the model merges. Raises AssertionError if the output changes, or by a refusal."""
+    """Tell if the model merges. Raises AssertionError if the output or a refused model changes."""
     before, logits = Snapshot.of(peft.base_model), case.logits(peft)
     try:
         peft.merge_adapter()

@@ -1,8 +1,9 @@
-"""What a method promises about training."""
+"""The promises about training."""
 
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from tinygrad_peft.gradcheck import check_gradients
 from tinygrad_peft.nn import Parameter
@@ -16,7 +17,7 @@ __all__ = ["TrainingPromises"]
 
 
 class TrainingPromises(MethodSettings):
-    """Which weights it trains, where they start, what their gradients are, and how many."""
+    """The trained weights: their start, their gradients and their count."""
 
     def test_trains_what_it_added_and_nothing_else(self, case: Case) -> None:
         """No weight of the base requires a gradient, and some of the method's do."""
@@ -54,12 +55,19 @@ class TrainingPromises(MethodSettings):
         for name, parameter, before in frozen:
             expect_same(parameter.data, before, f"{case}: {name}, which is frozen")
 
-    def test_gradients_agree_with_differences(self, case: Case) -> None:
-        """Each of its weights has the loss's gradient, and so has what lies before it."""
+    @pytest.mark.parametrize("mode", ["evaluation", "training"])
+    def test_gradients_agree_with_differences(self, case: Case, mode: str) -> None:
+        """Each of its weights has the loss's gradient, and so has what lies before it.
+
+        In training mode the dropout rates are 0.
+        """
+        case = case.with_dropout(0.0)
         base = case.base(np.float64)
         embedding = dict(base.named_parameters())["embed_tokens.weight"]
         peft = case.adapt(base)
         case.shake(peft)
+        if mode == "training":
+            peft.train()
         checked = _trainable(peft)
         embedding.requires_grad = True
         for name, parameter in {**checked, "the token embedding": embedding}.items():
@@ -68,7 +76,21 @@ class TrainingPromises(MethodSettings):
                     _loss_of(case, peft), [parameter], step=3e-6, tolerance=1e-5, directions=1
                 )
             except AssertionError as error:
-                raise AssertionError(f"{case}: the gradient of {name}: {error}") from None
+                raise AssertionError(
+                    f"{case}: the gradient of {name} in {mode} mode: {error}"
+                ) from None
+
+    def test_no_parameter_is_hidden(self, case: Case) -> None:
+        """After training, each parameter is in a field or in a list of the module tree."""
+        peft = case.adapt(case.base())
+        if self.trains:
+            case.train(peft)
+        case.logits(peft)
+        hidden = peft.base_model.hidden_parameters()
+        expect(
+            not hidden,
+            f"{case}: neither trained nor saved are the parameters in {', '.join(hidden)}",
+        )
 
     def test_the_same_seed_gives_the_same_weights(self, case: Case) -> None:
         """Twice the same seed, twice the same model, bit for bit."""

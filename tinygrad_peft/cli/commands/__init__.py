@@ -4,6 +4,7 @@ Only click and the options are imported with them. A command imports what it run
 that help is there at once.
 """
 
+from tinygrad_peft.cli.commands.check_plugin import check_plugin
 from tinygrad_peft.cli.commands.combine import combine
 from tinygrad_peft.cli.commands.compare import compare
 from tinygrad_peft.cli.commands.convert import convert
@@ -15,11 +16,12 @@ from tinygrad_peft.cli.commands.generate import generate
 from tinygrad_peft.cli.commands.inspect import inspect
 from tinygrad_peft.cli.commands.merge import merge
 from tinygrad_peft.cli.commands.methods import methods
+from tinygrad_peft.cli.commands.new_plugin import new_plugin
 from tinygrad_peft.cli.commands.plot import plot
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = (
-    *(combine, compare, convert, count, evaluate, fetch),
-    *(finetune, generate, inspect, merge, methods, plot),
+    *(check_plugin, combine, compare, convert, count, evaluate, fetch),
+    *(finetune, generate, inspect, merge, methods, new_plugin, plot),
 )

@@ -10,12 +10,18 @@ from tinygrad_peft.errors import ConfigError, listed, nearest
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.setting_types import convert_setting, setting_types
 
-__all__ = ["config_from_dict", "config_from_values", "config_to_dict", "unknown_settings"]
+__all__ = [
+    "RESERVED_SETTINGS",
+    "config_from_dict",
+    "config_from_values",
+    "config_to_dict",
+    "unknown_settings",
+]
 
 C = TypeVar("C", bound=PeftConfig)
 
 # Hugging Face PEFT notes these in every adapter_config.json, beside the method's own settings.
-_BOOKKEEPING = frozenset(
+RESERVED_SETTINGS = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type"),
         *("peft_version", "revision", "task_type"),
@@ -41,7 +47,7 @@ def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "
     """
     known = {field.name: field.default for field in dataclasses.fields(kind)}
     usual = kind.file_format.ignored_settings.items()
-    ignored = _BOOKKEEPING | {key for key, value in usual if values.get(key) == value}
+    ignored = RESERVED_SETTINGS | {key for key, value in usual if values.get(key) == value}
     others = {key: value for key, value in values.items() if key not in ignored}
     if unknown := unknown_settings(others, known):
         raise ConfigError(f"{where}unknown settings of {kind.__name__}:\n{listed(unknown)}")
