@@ -52,6 +52,7 @@ from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.peft.storage.layout import known_layouts
 from tinygrad_peft.peft.storage.problems import raise_problems
 from tinygrad_peft.peft.switching.adapters import BASE
+from tinygrad_peft.peft.switching.weighted_sums import weighted_sum
 
 __all__ = [
     "BASE",
@@ -120,5 +121,6 @@ __all__ = [
     "trained_copy",
     "unknown_settings",
     "virtual_objections",
+    "weighted_sum",
     "with_trained_bias",
 ]
