@@ -16,6 +16,7 @@ from tinygrad_peft.peft.configs.targeted import (
     NamedTargetsConfig,
     TargetedConfig,
     broken_expressions,
+    dropout_problems,
 )
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
 from tinygrad_peft.peft.hook_types import (
@@ -105,6 +106,7 @@ __all__ = [
     "config_to_dict",
     "count_model",
     "count_recipe",
+    "dropout_problems",
     "estimate_full_memory",
     "estimate_memory",
     "get_peft_model",

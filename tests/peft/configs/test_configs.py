@@ -75,7 +75,7 @@ def test_all_problems_with_a_config_are_listed_at_once() -> None:
         "the rank q=-1 must be at least 1",
         "lora_dropout=1.0 must be at least 0 and below 1",
         "target_modules: invalid regular expression '('",
-        "pattern '[': not a regular expression",
+        "rank_pattern: invalid regular expression '['",
     ):
         assert problem in message
 
