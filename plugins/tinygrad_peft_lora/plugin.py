@@ -16,9 +16,9 @@ from tinygrad_peft.peft import (
     PeftConfig,
     Site,
     bias_elements,
+    biased_module,
     hookimpl,
     hookspecs,
-    with_trained_bias,
 )
 from tinygrad_peft_lora.checks import objections
 from tinygrad_peft_lora.combine_loras import combine_loras
@@ -52,14 +52,11 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
 @hookimpl(hookspecs.adapt_module, LoraConfig)
 def adapt_module(config: LoraConfig, site: Site) -> Module | None:
     """Wrap a target or a module with trained tokens; train the biases that `bias` names."""
-    if not site.is_target:
-        if config.token_ids() and (tokens := adapt_tokens(site, config)):
-            return tokens
-        return with_trained_bias(site.module) if config.bias == "all" else None
-    base = site.module
-    if config.bias != "none":
-        base = with_trained_bias(base) or base
-    return _adapted(base, site, config)
+    base = biased_module(site, config.bias)
+    if site.is_target:
+        return _adapted(base, site, config)
+    tokens = adapt_tokens(site, config) if config.token_ids() else None
+    return tokens or (None if base is site.module else base)
 
 
 def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:

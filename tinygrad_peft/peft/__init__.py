@@ -40,7 +40,12 @@ from tinygrad_peft.peft.hook_types import (
 from tinygrad_peft.peft.methods import methods_of, parse_method
 from tinygrad_peft.peft.model import DEFAULT, PeftModel, get_peft_model
 from tinygrad_peft.peft.recipes.apply import apply_recipe, checked_targets
-from tinygrad_peft.peft.recipes.biases import bias_elements, bias_objections, with_trained_bias
+from tinygrad_peft.peft.recipes.biases import (
+    bias_elements,
+    bias_objections,
+    biased_module,
+    with_trained_bias,
+)
 from tinygrad_peft.peft.recipes.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.recipes.saved_modules import is_saved_whole
 from tinygrad_peft.peft.recipes.targets import matches
@@ -99,6 +104,7 @@ __all__ = [
     "apply_recipe",
     "bias_elements",
     "bias_objections",
+    "biased_module",
     "broken_expressions",
     "capture_seams",
     "checked_targets",
