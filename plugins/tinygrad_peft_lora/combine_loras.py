@@ -120,9 +120,9 @@ def _joint_factors(
     if how.combination_type == "linear":
         b = np.concatenate([weight * b for weight, b, _ in parts], axis=1)  # (out, Σ r)
         a = np.concatenate([a for _, _, a in parts])  # (Σ r, in)
-        return (
-            ((b, a), 0.0) if how.rank is None or how.rank >= len(a) else _truncated(b, a, how.rank)
-        )
+        if how.rank is None or how.rank >= len(a):
+            return (b, a), 0.0
+        return _truncated(b, a, how.rank)
     update = weighted_sum(how, [(weight, b @ a) for weight, b, a in parts], place)
     rank = sum(len(a) for _, _, a in parts) if how.rank is None else how.rank
     small = np.eye(min(update.shape), dtype=update.dtype)
