@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from tinygrad_peft.errors import failures
 from tinygrad_peft.nn import Affine, Module
-from tinygrad_peft.peft import FileFormat, Shapes, TargetedConfig
+from tinygrad_peft.peft import FileFormat, Shapes, TargetedConfig, dropout_problems
 
 __all__ = ["AdaLoraConfig", "Pruned"]
 
@@ -75,6 +75,7 @@ class AdaLoraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine,)
+    layers_need_names: ClassVar[bool] = True
 
     init_r: int = 12
     target_r: int = 8
@@ -106,15 +107,10 @@ class AdaLoraConfig(TargetedConfig):
             f"orth_reg_weight={self.orth_reg_weight}: expected at least 0": (
                 self.orth_reg_weight < 0
             ),
-            f"lora_dropout={self.lora_dropout}: expected at least 0 and below 1": (
-                not 0 <= self.lora_dropout < 1
-            ),
-            "layers_to_transform needs target_modules as a list (or None), not as one expression": (
-                isinstance(self.target_modules, str) and self.layers_to_transform is not None
-            ),
         }
         return [
             *super().problems(),
+            *dropout_problems(lora_dropout=self.lora_dropout),
             *failures(rules),
             *([] if self.total_step is None else self.time_problems(self.total_step)),
             *(

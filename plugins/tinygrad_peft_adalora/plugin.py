@@ -11,9 +11,9 @@ from tinygrad_peft.peft import (
     Site,
     bias_elements,
     bias_objections,
+    biased_module,
     hookimpl,
     hookspecs,
-    with_trained_bias,
 )
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft.train import StepEnded
@@ -45,11 +45,9 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
 @hookimpl(hookspecs.adapt_module, AdaLoraConfig)
 def adapt_module(config: AdaLoraConfig, site: Site) -> Module | None:
     """Wrap a target; train the biases that `bias` asks for."""
+    base = biased_module(site, config.bias)
     if not site.is_target:
-        return with_trained_bias(site.module) if config.bias == "all" else None
-    base = site.module
-    if config.bias != "none":
-        base = with_trained_bias(base) or base
+        return None if base is site.module else base
     if not isinstance(base, Affine):
         return None
     budget = site.common.get(Budget, lambda: Budget(config))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from tinygrad_peft.peft import PeftConfig
+from tinygrad_peft.peft import PeftConfig, dropout_problems
 
 __all__ = ["BottleneckAdapterConfig"]
 
@@ -58,9 +58,7 @@ class BottleneckAdapterConfig(PeftConfig):
 
     def problems(self) -> list[str]:
         """List invalid sizes and rates, two widths at once, and an empty list of layers."""
-        found = [*super().problems(), *self._wrong_sizes()]
-        if not 0 <= self.dropout < 1:
-            found.append(f"dropout={self.dropout} must be at least 0 and below 1")
+        found = [*super().problems(), *self._wrong_sizes(), *dropout_problems(dropout=self.dropout)]
         if self.scaling == 0:
             found.append(f"scaling={self.scaling} must be a number other than 0")
         if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:

@@ -1,4 +1,10 @@
-"""One LoRA from several: ΔW = Σ wᵢ sᵢ Bᵢ Aᵢ (see `weighted_sums`).
+"""One LoRA from several.
+
+Concatenating the factors, with sᵢ in Bᵢ, gives the weighted sum of the updates exactly,
+
+    ΔW = Σ wᵢ Bᵢ Aᵢ = [w₁ B₁, w₂ B₂, ...] [A₁; A₂; ...]
+
+of rank Σ rᵢ. A smaller rank keeps the largest singular values.
 
 A bias of B is an update sᵢ βᵢ of its own. Biases and token vectors that are trained in place of the
 base's are updates by their difference: b = b₀ + Σ wᵢ (bᵢ - b₀).
@@ -8,21 +14,22 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import PeftError, listed
-from tinygrad_peft.peft import Combination, Combined
+from tinygrad_peft.peft import Combination, Combined, weighted_sum
 from tinygrad_peft_lora.config import INPUT, LoraConfig
 from tinygrad_peft_lora.tokens import trained_ids
-from tinygrad_peft_lora.weighted_sums import combined_factors, summed
 
 __all__ = ["combine_loras"]
 
 A, B, SHIFT = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 FACTORS = ((A, B), ("lora_embedding_A", "lora_embedding_B"))
 TOKENS = "trainable_tokens_delta"
+Factors: TypeAlias = tuple[Array, Array]  # B (out, r) with the scaling in it, and A (r, in)
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,37 @@ def _factors(
     for a, b in FACTORS:
         pairs = [(p.weight, p.scaling * p.own[b], p.own[a]) for p in parts if a in p.own]
         if pairs:
-            (joint_b, joint_a), lost = combined_factors(how, pairs, place)
+            (joint_b, joint_a), lost = _joint_factors(how, pairs, place)
             return {a: joint_a, b: joint_b}, lost
     return {}, 0.0
+
+
+def _joint_factors(
+    how: Combination, parts: Sequence[tuple[float, Array, Array]], place: int
+) -> tuple[Factors, float]:
+    """Return the factors of the combined update, and the share of it that the rank drops."""
+    if how.combination_type == "linear":
+        b = np.concatenate([weight * b for weight, b, _ in parts], axis=1)  # (out, Σ r)
+        a = np.concatenate([a for _, _, a in parts])  # (Σ r, in)
+        if how.rank is None or how.rank >= len(a):
+            return (b, a), 0.0
+        return _truncated(b, a, how.rank)
+    update = weighted_sum(how, [(weight, b @ a) for weight, b, a in parts], place)
+    rank = sum(len(a) for _, _, a in parts) if how.rank is None else how.rank
+    small = np.eye(min(update.shape), dtype=update.dtype)
+    b, a = (small, update) if len(small) == len(update) else (update, small)
+    return _truncated(b, a, min(rank, len(small)))
+
+
+def _truncated(b: Array, a: Array, rank: int) -> tuple[Factors, float]:
+    """Return the nearest B A of a rank (Eckart and Young 1936), and the rest's relative norm."""
+    q_b, r_b = np.linalg.qr(b)
+    q_a, r_a = np.linalg.qr(a.T)
+    u, s, vt = np.linalg.svd(r_b @ r_a.T)
+    root = np.sqrt(s[:rank])
+    near = (q_b @ (u[:, :rank] * root), (root[:, None] * vt[:rank]) @ q_a.T)
+    whole = float(np.linalg.norm(s))
+    return near, float(np.linalg.norm(s[rank:])) / whole if whole else 0.0
 
 
 def _shift(
@@ -117,7 +152,7 @@ def _shift(
     if not settings.lora_bias or B not in factors:
         return {}
     shifts = [(p.weight, p.scaling * p.own[SHIFT]) for p in parts if SHIFT in p.own]
-    return {SHIFT: summed(how, shifts, place) if shifts else np.zeros_like(factors[B][:, 0])}
+    return {SHIFT: weighted_sum(how, shifts, place) if shifts else np.zeros_like(factors[B][:, 0])}
 
 
 def _bias(
@@ -134,7 +169,7 @@ def _bias(
         return {}
     own = [(p.weight, p.own.get("base_layer.bias", p.own.get("bias"))) for p in parts]
     updates = [(weight, bias - base) for weight, bias in own if bias is not None]
-    bias = base + summed(how, updates, place) if updates else base
+    bias = base + weighted_sum(how, updates, place) if updates else base
     return {"base_layer.bias" if wrapped else "bias": bias}
 
 
@@ -151,7 +186,7 @@ def _tokens(
         update = np.zeros((len(ids), base.shape[1]), base.dtype)
         update[[ids.index(i) for i in part.ids]] = part.own[TOKENS] - base[list(part.ids)]
         updates.append((part.weight, update))
-    return {TOKENS: base[list(ids)] + summed(how, updates, place)}
+    return {TOKENS: base[list(ids)] + weighted_sum(how, updates, place)}
 
 
 def _options(configs: Sequence[LoraConfig]) -> LoraConfig:

@@ -10,7 +10,15 @@ from typing import ClassVar, Literal
 
 from tinygrad_peft.errors import failures, nearest
 from tinygrad_peft.nn import Affine, TokenEmbedding
-from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig, matches
+from tinygrad_peft.peft import (
+    PREFIX,
+    FileFormat,
+    Shapes,
+    TargetedConfig,
+    broken_expressions,
+    dropout_problems,
+    matches,
+)
 from tinygrad_peft_lora.llama_cpp import refused_tensors, unseen_settings
 
 __all__ = ["LoraConfig", "pattern_matches"]
@@ -55,6 +63,7 @@ class LoraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine, TokenEmbedding)
+    layers_need_names: ClassVar[bool] = True
 
     r: int = 8
     lora_alpha: float = 8.0
@@ -74,19 +83,19 @@ class LoraConfig(TargetedConfig):
             *super().problems(),
             *self._number_problems(),
             *self._start_problems(),
-            *self._pattern_problems(),
+            *broken_expressions("rank_pattern", self.rank_pattern),
+            *broken_expressions("alpha_pattern", self.alpha_pattern),
             *self._excluded(),
             *(p for name, ids in self.token_ids().items() for p in _id_problems(name, ids)),
         ]
 
     def _number_problems(self) -> list[str]:
-        found = [f"the rank {k}={v} must be at least 1" for k, v in self._ranks().items() if v < 1]
-        for name, alpha in self._alphas().items():
-            if not alpha:
-                found.append(f"{name}={alpha} must be a number other than 0")
-        if not 0 <= self.lora_dropout < 1:
-            found.append(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
-        return found
+        zeros = {name: alpha for name, alpha in self._alphas().items() if not alpha}
+        return [
+            *(f"the rank {k}={v} must be at least 1" for k, v in self._ranks().items() if v < 1),
+            *(f"{name}={alpha} must be a number other than 0" for name, alpha in zeros.items()),
+            *dropout_problems(lora_dropout=self.lora_dropout),
+        ]
 
     def _ranks(self) -> dict[str, int]:
         return {"r": self.r, **self.rank_pattern}
@@ -112,15 +121,6 @@ class LoraConfig(TargetedConfig):
             ]
         return []
 
-    def _pattern_problems(self) -> list[str]:
-        found = []
-        for key in (*self.rank_pattern, *self.alpha_pattern):
-            try:
-                re.compile(key)
-            except (re.error, OverflowError, RecursionError) as error:
-                found.append(f"pattern {key!r}: not a regular expression: {error}")
-        return found
-
     def _excluded(self) -> list[str]:
         """List settings that exclude one another, here as in PEFT."""
         start = self.init_lora_weights
@@ -131,9 +131,6 @@ class LoraConfig(TargetedConfig):
             ),
             f"use_dora needs the whole weight, which excludes init_lora_weights={start!r}": (
                 self.use_dora and self.leaves_residual
-            ),
-            "layers_to_transform needs target_modules as a list or None, not as an expression": (
-                isinstance(self.target_modules, str) and self.layers_to_transform is not None
             ),
         }
         return failures(rules)

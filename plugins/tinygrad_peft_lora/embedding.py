@@ -14,7 +14,7 @@ import copy
 import numpy as np
 
 from tinygrad_peft.arrays import Array, IntArray
-from tinygrad_peft.errors import PeftError
+from tinygrad_peft.errors import PeftError, failures
 from tinygrad_peft.nn import Embedding, Init, Parameter, TokenEmbedding
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import Tensor, no_grad
@@ -112,9 +112,6 @@ class DoraEmbedding(LoraEmbedding):
 
 def _refuse(config: LoraConfig, path: str) -> None:
     start = config.init_lora_weights
-    for setting, is_set in (
-        (f"init_lora_weights={start!r}", config.leaves_residual),
-        ("lora_bias", config.lora_bias),
-    ):
-        if is_set:
-            raise PeftError(f"{path}: {setting} needs an affine layer, got an embedding")
+    rules = {f"init_lora_weights={start!r}": config.leaves_residual, "lora_bias": config.lora_bias}
+    if found := failures(rules):
+        raise PeftError(f"{path}: {', '.join(found)} needs an affine layer, got an embedding")

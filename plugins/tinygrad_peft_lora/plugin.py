@@ -15,20 +15,20 @@ from tinygrad_peft.peft import (
     ParameterCount,
     PeftConfig,
     Site,
+    bias_elements,
+    biased_module,
     hookimpl,
     hookspecs,
-    with_trained_bias,
 )
 from tinygrad_peft_lora.checks import objections
 from tinygrad_peft_lora.combine_loras import combine_loras
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.counting import count_lora
 from tinygrad_peft_lora.dora import DoraLinear
 from tinygrad_peft_lora.embedding import DoraEmbedding, LoraEmbedding
 from tinygrad_peft_lora.layer import LoraLinear, Mergeable
 from tinygrad_peft_lora.mlx_lm import MLX_LM, read_mlx_lm, write_mlx_lm
 from tinygrad_peft_lora.residual import ResidualLora
-from tinygrad_peft_lora.tokens import adapt_tokens
+from tinygrad_peft_lora.tokens import adapt_tokens, trained_elements
 
 __all__ = [
     "adapt_module",
@@ -52,14 +52,11 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
 @hookimpl(hookspecs.adapt_module, LoraConfig)
 def adapt_module(config: LoraConfig, site: Site) -> Module | None:
     """Wrap a target or a module with trained tokens; train the biases that `bias` names."""
-    if not site.is_target:
-        if config.token_ids() and (tokens := adapt_tokens(site, config)):
-            return tokens
-        return with_trained_bias(site.module) if config.bias == "all" else None
-    base = site.module
-    if config.bias != "none":
-        base = with_trained_bias(base) or base
-    return _adapted(base, site, config)
+    base = biased_module(site, config.bias)
+    if site.is_target:
+        return _adapted(base, site, config)
+    tokens = adapt_tokens(site, config) if config.token_ids() else None
+    return tokens or (None if base is site.module else base)
 
 
 def _adapted(base: Module, site: Site, config: LoraConfig) -> Module | None:
@@ -87,8 +84,22 @@ def merge_module(module: Mergeable) -> Module | None:
 
 @hookimpl(hookspecs.count_parameters, LoraConfig)
 def count_parameters(config: LoraConfig, shape: ModelShape) -> ParameterCount:
-    """Σ r (in + out) over the targets, and what the options add to it."""
-    return count_lora(config, shape)
+    """Σ r (in + out) over the targets, and what the options add to it.
+
+    DoRA adds a magnitude for each output, `lora_bias` a bias. PiSSA and OLoRA keep A₀ and B₀ beside
+    A and B, frozen.
+    """
+    factors = sum(config.rank(t.path) * (t.in_features + t.out_features) for t in shape.targets)
+    per_output = sum(t.out_features for t in shape.targets)
+    for table in shape.embeddings:
+        if table.is_target:
+            factors += config.rank(table.path) * (table.num_embeddings + table.embedding_dim)
+            per_output += table.embedding_dim
+    added = factors + trained_elements(config, shape)
+    added += per_output if config.use_dora or config.lora_bias else 0
+    start = factors if config.leaves_residual else 0
+    trainable = added + bias_elements(config.bias, shape)
+    return ParameterCount(trainable=trainable, added=added + start)
 
 
 @hookimpl(hookspecs.combine_adapters, LoraConfig)

@@ -18,12 +18,19 @@ from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Affine, Embedding, Linear, Module, Parameter, TokenEmbedding
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.ops import Result
-from tinygrad_peft.peft import Site, matches
+from tinygrad_peft.peft import ModelShape, Site, matches
 from tinygrad_peft.tensor import Tensor, apply, no_grad
 from tinygrad_peft_lora.config import INPUT, LoraConfig
 from tinygrad_peft_lora.layer import Mergeable
 
-__all__ = ["TrainedLogits", "TrainedTokens", "adapt_tokens", "shares_weight", "trained_ids"]
+__all__ = [
+    "TrainedLogits",
+    "TrainedTokens",
+    "adapt_tokens",
+    "shares_weight",
+    "trained_elements",
+    "trained_ids",
+]
 
 
 class TrainedTokens(Mergeable):
@@ -86,6 +93,18 @@ def trained_ids(config: LoraConfig, path: str, slot: str) -> tuple[int, ...]:
     if isinstance(ids, Mapping):
         return next((tuple(own) for name, own in ids.items() if matches(path, [name])), ())
     return tuple(ids or ()) if slot == INPUT else ()
+
+
+def trained_elements(config: LoraConfig, shape: ModelShape) -> int:
+    """Count the vectors of trained tokens; a tied output layer shares its embedding's."""
+    elements = sum(
+        len(trained_ids(config, table.path, table.slot)) * table.embedding_dim
+        for table in shape.embeddings
+    )
+    if shape.head is None or any(table.tied for table in shape.embeddings):
+        return elements
+    ids = trained_ids(config, shape.head.path, "lm_head")
+    return elements + len(ids) * shape.head.in_features
 
 
 def adapt_tokens(site: Site, config: LoraConfig) -> Module | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tinygrad_peft.peft import VirtualConfig
+from tinygrad_peft.peft import VirtualConfig, dropout_problems
 
 __all__ = ["PromptEncoderConfig", "PromptTuningConfig", "SoftPromptConfig"]
 
@@ -78,11 +78,9 @@ class PromptEncoderConfig(SoftPromptConfig):
 
     def problems(self) -> list[str]:
         """List a width below one, and a rate outside [0, 1)."""
-        found = super().problems()
+        found = [*super().problems(), *dropout_problems(encoder_dropout=self.encoder_dropout)]
         if self.encoder_hidden_size is not None and self.encoder_hidden_size < 1:
             found.append(f"encoder_hidden_size={self.encoder_hidden_size} must be at least 1")
-        if not 0 <= self.encoder_dropout < 1:
-            found.append(f"encoder_dropout={self.encoder_dropout} must be at least 0 and below 1")
         return found
 
     def untrainable(self) -> list[str]:

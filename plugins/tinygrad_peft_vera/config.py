@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import failures
 from tinygrad_peft.nn import Affine
-from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig
+from tinygrad_peft.peft import PREFIX, FileFormat, Shapes, TargetedConfig, dropout_problems
 
 __all__ = ["VeraConfig"]
 
@@ -45,6 +45,7 @@ class VeraConfig(TargetedConfig):
         "bert": ("query", "value"),
     }
     adapts: ClassVar[tuple[type, ...]] = (Affine,)
+    layers_need_names: ClassVar[bool] = True
 
     r: int = 256
     projection_prng_key: int = 0
@@ -61,15 +62,13 @@ class VeraConfig(TargetedConfig):
             f"projection_prng_key={key} must be an integer from -2⁶³ to below 2⁶⁴": (
                 not KEYS[0] <= key < KEYS[1]
             ),
-            f"vera_dropout={self.vera_dropout} must be at least 0 and below 1": (
-                not 0 <= self.vera_dropout < 1
-            ),
             f"d_initial={self.d_initial} must be a number other than 0": not self.d_initial,
-            "layers_to_transform needs target_modules as a list or None, not as an expression": (
-                isinstance(self.target_modules, str) and self.layers_to_transform is not None
-            ),
         }
-        return [*super().problems(), *failures(rules)]
+        return [
+            *super().problems(),
+            *dropout_problems(vera_dropout=self.vera_dropout),
+            *failures(rules),
+        ]
 
     def contradictions(self, shapes: Shapes) -> list[str]:
         """List matrices that contradict `save_projection`, and shapes that do not fit."""

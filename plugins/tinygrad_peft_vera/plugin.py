@@ -11,9 +11,9 @@ from tinygrad_peft.peft import (
     Site,
     bias_elements,
     bias_objections,
+    biased_module,
     hookimpl,
     hookspecs,
-    with_trained_bias,
 )
 from tinygrad_peft_vera.config import VeraConfig
 from tinygrad_peft_vera.layer import VeraLinear
@@ -31,11 +31,9 @@ def peft_methods() -> Sequence[type[PeftConfig]]:
 @hookimpl(hookspecs.adapt_module, VeraConfig)
 def adapt_module(config: VeraConfig, site: Site) -> Module | None:
     """Wrap a target; train the biases that `bias` names."""
+    base = biased_module(site, config.bias)
     if not site.is_target:
-        return with_trained_bias(site.module) if config.bias == "all" else None
-    base = site.module
-    if config.bias != "none":
-        base = with_trained_bias(base) or base
+        return None if base is site.module else base
     if not isinstance(base, Affine):
         return None
     return VeraLinear(base, config, shared(config, site), site.init)

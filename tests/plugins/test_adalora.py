@@ -510,7 +510,7 @@ def test_inspect_says_what_names_and_shapes_tell(tmp_path: Path) -> None:
         ({"beta1": 1.0}, r"beta1=1\.0: expected a number between 0 and 1"),
         ({"beta2": 0.0}, r"beta2=0\.0: expected a number between 0 and 1"),
         ({"orth_reg_weight": -1}, r"orth_reg_weight=-1\.0: expected at least 0"),
-        ({"lora_dropout": 1}, r"lora_dropout=1\.0: expected at least 0 and below 1"),
+        ({"lora_dropout": 1}, r"lora_dropout=1\.0 must be at least 0 and below 1"),
         ({"total_step": 0}, "expected more than tinit=0 and tfinal=0 steps, got 0"),
         (
             {"total_step": 9, "tinit": 4, "tfinal": 5},

@@ -16,6 +16,7 @@ from tinygrad_peft.peft.configs.targeted import (
     NamedTargetsConfig,
     TargetedConfig,
     broken_expressions,
+    dropout_problems,
 )
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
 from tinygrad_peft.peft.hook_types import (
@@ -39,7 +40,12 @@ from tinygrad_peft.peft.hook_types import (
 from tinygrad_peft.peft.methods import methods_of, parse_method
 from tinygrad_peft.peft.model import DEFAULT, PeftModel, get_peft_model
 from tinygrad_peft.peft.recipes.apply import apply_recipe, checked_targets
-from tinygrad_peft.peft.recipes.biases import bias_elements, bias_objections, with_trained_bias
+from tinygrad_peft.peft.recipes.biases import (
+    bias_elements,
+    bias_objections,
+    biased_module,
+    with_trained_bias,
+)
 from tinygrad_peft.peft.recipes.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.recipes.saved_modules import is_saved_whole
 from tinygrad_peft.peft.recipes.targets import matches
@@ -52,6 +58,7 @@ from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.peft.storage.layout import known_layouts
 from tinygrad_peft.peft.storage.problems import raise_problems
 from tinygrad_peft.peft.switching.adapters import BASE
+from tinygrad_peft.peft.switching.weighted_sums import weighted_sum
 
 __all__ = [
     "BASE",
@@ -97,6 +104,7 @@ __all__ = [
     "apply_recipe",
     "bias_elements",
     "bias_objections",
+    "biased_module",
     "broken_expressions",
     "capture_seams",
     "checked_targets",
@@ -104,6 +112,7 @@ __all__ = [
     "config_to_dict",
     "count_model",
     "count_recipe",
+    "dropout_problems",
     "estimate_full_memory",
     "estimate_memory",
     "get_peft_model",
@@ -120,5 +129,6 @@ __all__ = [
     "trained_copy",
     "unknown_settings",
     "virtual_objections",
+    "weighted_sum",
     "with_trained_bias",
 ]

@@ -1,13 +1,19 @@
-"""The layout of mlx-lm's folders, and its names for modules and tensors."""
+"""The layout of mlx-lm's folders: its settings, and its names for modules and tensors."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import msgspec
+
+from tinygrad_peft.errors import ConfigError, failures
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import FolderLayout, ForeignName
+from tinygrad_peft.peft import FolderLayout, ForeignName, unknown_settings
 
-__all__ = ["ABSENT", "MLX_LM", "Naming", "family_problems"]
+__all__ = ["ABSENT", "MLX_LM", "Naming", "Settings", "family_problems", "read_settings", "within"]
 
+_KINDS = ("lora", "dora")
+_EMBEDDINGS = frozenset(("model.embed_tokens", "model.wte", "model.wpe"))
 _OWN = frozenset(("fine_tune_type", "lora_layers", "lora_parameters", "num_layers"))
 
 
@@ -78,3 +84,63 @@ def family_problems(base: TransformerConfig | None) -> list[str]:
         return []
     found = base.model_type or "a model without a family"
     return [f"mlx-lm: expected one of {', '.join(_ROOTS)}, got {found}"]
+
+
+def within(path: str) -> tuple[int | None, str]:
+    """Split a path into the number of its layer and the path within it."""
+    parts = path.split(".")
+    place = next((i for i, part in enumerate(parts) if re.fullmatch(r"\d{1,9}", part)), None)
+    return (None, "") if place is None else (int(parts[place]), ".".join(parts[place + 1 :]))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """`lora_parameters`."""
+
+    rank: int
+    scale: float
+    dropout: float = 0.0
+    keys: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings in adapter_config.json that describe the adapter."""
+
+    num_layers: int
+    lora_parameters: Parameters
+    fine_tune_type: str = "lora"
+
+    def problems(self) -> list[str]:
+        """List kinds, scales and keys that cannot be read."""
+        own, kind = self.lora_parameters, self.fine_tune_type
+        rules = {
+            f"fine_tune_type: expected 'lora' or 'dora', got {kind!r}": kind not in _KINDS,
+            f"lora_parameters.scale={own.scale:g} must be a number other than 0": not own.scale,
+            "lora_parameters.keys is empty: nothing is adapted": (
+                own.keys is not None and not own.keys
+            ),
+            "fine_tune_type 'dora' on an embedding: its magnitudes differ here": (
+                kind == "dora" and bool(_EMBEDDINGS.intersection(own.keys or ()))
+            ),
+        }
+        return failures(rules)
+
+
+def read_settings(values: Mapping[str, object]) -> Settings:
+    """Read the settings. Raises ConfigError with everything wrong."""
+    if values.get("fine_tune_type") == "full":
+        raise ConfigError(
+            "fine_tune_type 'full': expected an adapter, got all of a model's weights"
+        )
+    parameters, problems = values.get("lora_parameters"), list[str]()
+    if isinstance(parameters, Mapping):
+        unknown = unknown_settings(parameters, [field.name for field in fields(Parameters)])
+        problems += [f"lora_parameters has the unknown {setting}" for setting in unknown]
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError("\n".join([*problems, str(error)])) from None
+    if problems := problems + settings.problems():
+        raise ConfigError("\n".join(problems))
+    return settings

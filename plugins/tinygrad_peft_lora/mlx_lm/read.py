@@ -1,12 +1,18 @@
 """Read a LoRA from a folder of mlx-lm's."""
 
-from tinygrad_peft.errors import ConfigError
+from collections.abc import Mapping, Sequence
+
+from tinygrad_peft.errors import ConfigError, nearest
 from tinygrad_peft.nn import Affine, Skeleton, Transformer
 from tinygrad_peft.peft import ForeignFolder, ForeignStep, capture_seams
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.mlx_lm.file import contradictions, within
-from tinygrad_peft_lora.mlx_lm.layout import Naming, family_problems
-from tinygrad_peft_lora.mlx_lm.settings import Settings, read_settings
+from tinygrad_peft_lora.mlx_lm.layout import (
+    Naming,
+    Settings,
+    family_problems,
+    read_settings,
+    within,
+)
 
 __all__ = ["read_mlx_lm"]
 
@@ -16,19 +22,8 @@ def read_mlx_lm(folder: ForeignFolder) -> ForeignStep:
     settings = read_settings(folder.settings)
     if problems := family_problems(folder.base):
         raise ConfigError("\n".join(problems))
-    wrong = _stored_problems(settings, folder) if folder.base is None else []
+    wrong = _stored_problems(settings, folder.shapes) if folder.base is None else []
     return ForeignStep(_config(settings, folder), folder.settings, Naming(folder.base), wrong)
-
-
-def _stored_problems(settings: Settings, folder: ForeignFolder) -> list[str]:
-    own, is_dora = settings.lora_parameters, settings.fine_tune_type == "dora"
-    return contradictions(
-        folder.shapes,
-        names=("lora_a", "lora_b", "m") if is_dora else ("lora_a", "lora_b"),
-        rank=own.rank,
-        keys=own.keys,
-        num_layers=settings.num_layers,
-    )
 
 
 def _config(settings: Settings, folder: ForeignFolder) -> LoraConfig:
@@ -71,3 +66,64 @@ def _alpha(scale: float, rank: int) -> float:
     alpha = scale * rank
     short = round(alpha, 9)
     return short if rank and short / rank == scale else alpha
+
+
+def _stored_problems(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """List contradictions of the settings to the file's names and shapes, without the model."""
+    own = settings.lora_parameters
+    names = ("lora_a", "lora_b", "m") if settings.fine_tune_type == "dora" else ("lora_a", "lora_b")
+    split = {name: name.rpartition(".") for name in shapes}
+    places = list(dict.fromkeys(path for path, _, last in split.values() if last in names))
+    named = [p for p in places if own.keys is None or within(p)[1] in own.keys]
+    return [
+        *(f"unexpected: {name}" for name, (_, _, last) in split.items() if last not in names),
+        *(f"missing: {p}.{name}" for p in places for name in names if f"{p}.{name}" not in shapes),
+        *_rank_problems(shapes, own.rank),
+        *_key_problems(places, own.keys),
+        *_layer_problems(named, settings.num_layers),
+    ]
+
+
+def _rank_problems(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
+    return [
+        f"{name}: expected rank {rank}, got shape {shape}"
+        for name, shape in shapes.items()
+        for half, axis in ((".lora_a", -1), (".lora_b", 0))
+        if name.endswith(half) and shape and shape[axis] != rank
+    ]
+
+
+def _key_problems(places: Sequence[str], keys: Sequence[str] | None) -> list[str]:
+    """List keys without tensors, and modules without a key."""
+    if keys is None:
+        return []
+    called = {name for path in places for name in (path, within(path)[1]) if name}
+    return [
+        *(
+            f"lora_parameters.keys: {key!r} has no tensors{nearest(key, called, 1)}"
+            for key in keys
+            if key not in called
+        ),
+        *(
+            f"{path}: has tensors, but is not in lora_parameters.keys"
+            for path in places
+            if path not in keys and within(path)[1] not in keys
+        ),
+    ]
+
+
+def _layer_problems(paths: Sequence[str], num_layers: int) -> list[str]:
+    """List modules outside the last `num_layers`; the file's last layer counts as the model's."""
+    layers: dict[str, set[int]] = {}
+    for path in paths:
+        layer, place = within(path)
+        if layer is not None:
+            layers.setdefault(place, set()).add(layer)
+    last = max((max(found) for found in layers.values()), default=0)
+    first = max(0, last + 1 - num_layers) if num_layers > 0 else 0
+    return [
+        f"{place}: expected tensors in layers {first} to {last} (num_layers={num_layers}), "
+        f"got {', '.join(map(str, sorted(found)))}"
+        for place, found in layers.items()
+        if min(found) != first or len(found) != last + 1 - first
+    ]

@@ -7,8 +7,7 @@ from tinygrad_peft.models import module_path
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft import ForeignRequest, ForeignStep
 from tinygrad_peft_lora.config import LoraConfig
-from tinygrad_peft_lora.mlx_lm.file import within
-from tinygrad_peft_lora.mlx_lm.layout import ABSENT, Naming, family_problems
+from tinygrad_peft_lora.mlx_lm.layout import ABSENT, Naming, family_problems, within
 
 __all__ = ["write_mlx_lm"]
 

@@ -10,8 +10,16 @@ import pytest
 
 from tests.peft.small import ShiftConfig, lora_host, plugin
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.peft import Host, PeftConfig, config_from_dict, config_to_dict, parse_method
+from tinygrad_peft.peft import (
+    Host,
+    PeftConfig,
+    config_from_dict,
+    config_to_dict,
+    dropout_problems,
+    parse_method,
+)
 from tinygrad_peft_lora import LoraConfig
+from tinygrad_peft_qlora import QuantizeConfig
 
 HOST = lora_host()
 HOST.register(plugin(ShiftConfig), "shift")
@@ -53,6 +61,19 @@ def test_a_config_does_not_change_with_the_mapping_that_it_was_made_of() -> None
     assert config.rank("layer.q_proj") == 2
 
 
+def test_dropout_rates_outside_zero_to_one_are_listed_by_name() -> None:
+    assert dropout_problems(first=0.0, second=0.999) == []
+    assert dropout_problems(first=1.0, second=0.5, third=-0.1) == [
+        "first=1.0 must be at least 0 and below 1",
+        "third=-0.1 must be at least 0 and below 1",
+    ]
+
+
+def test_a_method_that_peft_does_not_have_takes_layers_beside_an_expression() -> None:
+    config = QuantizeConfig(target_modules="all-linear", layers_to_transform=1)
+    assert config.layers_to_transform == 1
+
+
 def test_a_set_of_targets_has_one_order_whatever_the_hash_seed() -> None:
     config = LoraConfig(target_modules={"v_proj", "q_proj", "k_proj"})  # type: ignore[arg-type]
     assert config.target_modules == ("k_proj", "q_proj", "v_proj")
@@ -75,7 +96,7 @@ def test_all_problems_with_a_config_are_listed_at_once() -> None:
         "the rank q=-1 must be at least 1",
         "lora_dropout=1.0 must be at least 0 and below 1",
         "target_modules: invalid regular expression '('",
-        "pattern '[': not a regular expression",
+        "rank_pattern: invalid regular expression '['",
     ):
         assert problem in message
 

@@ -5,10 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tinygrad_peft.errors import shortened
+from tinygrad_peft.errors import failures, shortened
 from tinygrad_peft.peft.configs.base import PeftConfig
 
-__all__ = ["NamedTargetsConfig", "TargetedConfig", "broken_expressions", "layer_patterns"]
+__all__ = [
+    "NamedTargetsConfig",
+    "TargetedConfig",
+    "broken_expressions",
+    "dropout_problems",
+    "layer_patterns",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +56,43 @@ class TargetedConfig(NamedTargetsConfig):
     layers_to_transform: the numbers of the layers to adapt (the first number in a path); the others
         are left alone. A target that is a whole path is adapted in any layer.
     layers_pattern: the name before the layer's number, where a path has several numbers.
+
+    `layers_need_names` refuses layers_to_transform beside an expression or "all-linear", as PEFT
+    does for its methods.
     """
 
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
 
+    layers_need_names: ClassVar[bool] = False
+
     def problems(self) -> list[str]:
-        """List regular expressions that do not compile, and empty lists."""
-        found = [
-            *super().problems(),
-            *broken_expressions("layers_pattern", layer_patterns(self)),
-        ]
-        if layer_patterns(self) and self.layers_to_transform is None:
-            found.append("layers_pattern has no effect without layers_to_transform")
-        if isinstance(self.layers_to_transform, Sequence) and not self.layers_to_transform:
-            found.append("layers_to_transform is empty: leave it out for all layers")
-        return found
+        """List regular expressions that do not compile, and layers that cannot be chosen."""
+        patterns, layers = layer_patterns(self), self.layers_to_transform
+        rules = {
+            "layers_pattern has no effect without layers_to_transform": (
+                bool(patterns) and layers is None
+            ),
+            "layers_to_transform is empty: leave it out for all layers": (
+                isinstance(layers, Sequence) and not layers
+            ),
+            "layers_to_transform needs target_modules as a list or None, not as an expression": (
+                self.layers_need_names
+                and isinstance(self.target_modules, str)
+                and layers is not None
+            ),
+        }
+        broken = broken_expressions("layers_pattern", patterns)
+        return [*super().problems(), *broken, *failures(rules)]
+
+
+def dropout_problems(**rates: float) -> list[str]:
+    """List the dropout rates, by their settings' names, outside [0, 1)."""
+    return [
+        f"{name}={rate} must be at least 0 and below 1"
+        for name, rate in rates.items()
+        if not 0 <= rate < 1
+    ]
 
 
 def broken_expressions(name: str, values: Iterable[object]) -> list[str]:

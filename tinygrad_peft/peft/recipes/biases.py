@@ -8,13 +8,20 @@ from collections.abc import Mapping
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft.hook_types import Draft, ModelShape
 from tinygrad_peft.peft.recipes.trained_copy import trained_copy
+from tinygrad_peft.peft.sites import Site
 
-__all__ = ["bias_elements", "bias_objections", "with_trained_bias"]
+__all__ = ["bias_elements", "bias_objections", "biased_module", "with_trained_bias"]
 
 
 def with_trained_bias(module: Module) -> Module | None:
     """Copy a module with a trained bias of its own; None if it has no bias."""
     return trained_copy(module, ["bias"])
+
+
+def biased_module(site: Site, bias: str) -> Module:
+    """Return a site's module, with a trained bias of its own if `bias` names it."""
+    is_named = bias == "all" or (bias != "none" and site.is_target)
+    return (with_trained_bias(site.module) if is_named else None) or site.module
 
 
 def bias_elements(bias: str, shape: ModelShape) -> int:
