@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray
-from tinygrad_peft.nn import Module
-from tinygrad_peft.nn.optim import Optimizer
+from tinygrad_peft.nn import Module, Optimizer
 from tinygrad_peft.tensor import Tensor
 from tinygrad_peft_adalora.budget import Budget
 from tinygrad_peft_adalora.layer import AdaLoraLinear

@@ -20,9 +20,8 @@ Pruning leaves s alone, as in PEFT: r stays the rank at the start.
 import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray
-from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Parameter
+from tinygrad_peft.nn import Affine, Dropout, Init, Linear, Module, Optimizer, Parameter
 from tinygrad_peft.nn import functional as F
-from tinygrad_peft.nn.optim import Optimizer
 from tinygrad_peft.ops import Result
 from tinygrad_peft.tensor import Tensor, apply
 from tinygrad_peft_adalora.budget import Budget

@@ -6,8 +6,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import AnyArray, Array
 from tinygrad_peft.errors import CheckpointError, listed
-from tinygrad_peft.nn import Module
-from tinygrad_peft.nn.module import mismatches
+from tinygrad_peft.nn import Module, mismatches
 from tinygrad_peft_adalora.importance import Importance
 from tinygrad_peft_adalora.layer import AdaLoraLinear
 

@@ -94,7 +94,7 @@ def _check(model: Transformer, contenders: Sequence[Contender], host: Host) -> N
     if not all(label.strip() for label in labels):
         raise ConfigError("labels of recipes: expected text, got an empty one")
     if model.adapted:
-        raise PeftError("the model is adapted already: unload or merge that adapter first")
+        raise PeftError("the model is already adapted: unload or merge that adapter first")
     problems = [_misfit(model, contender, host) for contender in contenders if contender.recipe]
     if any(problems):
         raise PeftError("invalid recipes:\n" + listed(filter(None, problems)))

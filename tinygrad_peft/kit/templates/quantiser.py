@@ -37,7 +37,7 @@ class ExampleLinear(Module):
 
     def __init__(self, base: Linear) -> None:
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.codes, self.scale = quantize(base.weight.data)
+        self.codes, self.scale = to_int8(base.weight.data)
         self.dtype = base.weight.dtype
         self.bias = base.bias
         self.packed_elements = self.codes.size
@@ -52,7 +52,7 @@ class ExampleLinear(Module):
         return weight
 
 
-def quantize(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
+def to_int8(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
     """Compute Q (out, in) and c (out, 1) of a weight (out, in)."""
     # ---- The formula, the other way: weights to codes.
     scale = np.abs(weight).max(axis=1, keepdims=True, initial=0.0) / 127
