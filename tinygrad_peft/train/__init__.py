@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tinygrad_peft.train import hookspecs
     from tinygrad_peft.train.batching import Batch, batches, make_batch
     from tinygrad_peft.train.comparison_result import Comparison, Contender, Row
     from tinygrad_peft.train.comparison_run import compare
@@ -42,6 +43,7 @@ else:
                 *("Evaluated", "Event", "Observer", "StepEnded"),
                 *("TrainingEnded", "TrainingStarted"),
             ),
+            "hookspecs": ("hookspecs",),
             "loop": ("train",),
             "result": ("TrainResult",),
             "running_state": ("read_running_state", "write_running_state"),
@@ -56,7 +58,8 @@ else:
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(home), name)
+        module = importlib.import_module(home)
+        return module if home == f"{__name__}.{name}" else getattr(module, name)
 
     def __dir__():  # noqa: ANN202 - hidden from mypy
         return sorted({*globals(), *_HOMES})
@@ -86,6 +89,7 @@ __all__ = [
     "batches",
     "compare",
     "evaluate",
+    "hookspecs",
     "make_batch",
     "read_running_state",
     "train",
