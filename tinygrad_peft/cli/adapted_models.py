@@ -43,7 +43,7 @@ def load_described(
         return adapted
     folder = adapter if isinstance(adapter, AdapterFolder) else read_folder(adapter)
     if folder.base is None:
-        raise CheckpointError(f"{folder.path} does not describe its model: name the --model")
+        raise CheckpointError(f"{folder.path} does not describe its model: expected --model")
     return PeftModel.from_pretrained(
         Transformer(folder.base, Skeleton()), folder, adapter_name=name
     )

@@ -50,9 +50,9 @@ the docstring at its top with it.
 
 ```sh
 pip install -e '.[test]'
-pytest                               # the promises that every method keeps
+pytest -n auto                       # the promises that every method keeps
 tinygrad-peft check-plugin {name}
-pip wheel . --no-deps                # to give away
+pip wheel . --no-deps                # a wheel to share
 ```
 
 Once it is installed, `tinygrad-peft methods` lists it, and `--method {name}` trains it.

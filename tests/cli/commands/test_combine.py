@@ -137,7 +137,7 @@ def test_folder_that_does_not_describe_its_model_needs_one(
         "--out",
         tmp_path / "half",
     ]
-    assert "name the --model" in commands.fails(*arguments)
+    assert "expected --model" in commands.fails(*arguments)
     commands.ok(*arguments, "--model", small_world / "llama")
     loaded = PeftModel.from_pretrained(load_model(small_world / "llama"), tmp_path / "half")
     assert isinstance(loaded.recipe[0], LoraConfig)

@@ -55,7 +55,7 @@ def test_model_is_needed_where_the_adapter_does_not_describe_it(
     commands.ok("convert", "--adapter", adapter, "--layout", "mlx-lm", "--out", tmp_path / "there")
     to_peft = ("convert", "--adapter", tmp_path / "there", "--layout", "peft")
     told = commands.fails(*to_peft, "--out", tmp_path / "again")
-    assert "does not describe its model: name the --model" in told
+    assert "does not describe its model: expected --model" in told
     told = commands.fails(*to_peft, "--out", tmp_path / "there")
     assert "there is an adapter in it" in told
 

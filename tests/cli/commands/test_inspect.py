@@ -39,6 +39,19 @@ def test_an_adapter_is_a_table_of_facts_and_tensors(adapter: Path, commands: Com
     assert "base_model.model.model.layers.#.self_attn.v_proj.lora_B.weight (8, 4) F32 3" in rows
 
 
+def test_a_long_pattern_is_counted_and_json_has_all_of_it(
+    tmp_path: Path, commands: Commands
+) -> None:
+    ranks = {f"layers.{n}.self_attn.{slot}_proj": 3 for n in range(3) for slot in "qv"}
+    folder = tmp_path / "adapter"
+    get_peft_model(small(LLAMA), LoraConfig(r=4, rank_pattern=ranks)).save_pretrained(folder)
+    rows = [" ".join(line.split()) for line in commands.ok("inspect", folder).out.splitlines()]
+    assert "settings r=4, rank_pattern=(6 entries)" in rows
+    facts = commands.ok("inspect", folder, "--json").json["facts"]
+    assert isinstance(facts, dict)
+    assert facts["settings"] == {"r": 4, "rank_pattern": ranks}
+
+
 def test_json_has_every_number(adapter: Path, commands: Commands) -> None:
     told = commands.ok("inspect", adapter, "--json").json
     assert (told["sound"], told["kind"], told["problems"], told["parts"]) == (

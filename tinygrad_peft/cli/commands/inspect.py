@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
+_SHOWN = 4  # entries of a setting by path that fit in a line; --json has all
+
 
 @command
 @click.argument("path", type=options.NAME)
@@ -111,6 +113,8 @@ def _table(tensors: "Tensors") -> list[tuple[str, ...]]:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping) and len(value) > _SHOWN:
+        return f"({len(value):,} entries)"
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -62,7 +62,7 @@ class ExampleLinear(Module):
 
     def update(self, x: Tensor) -> Tensor:
         """U diag(d) Vᵀ x: (..., in) -> (..., out)."""
-        # ---- The formula. Merging follows it by itself, as long as it is linear in x.
+        # ---- The formula. Merging uses it as well, so keep it linear in x.
         low = F.linear(x, self.v) * self.d  # (..., r)
         return F.linear(low, self.u)
 

@@ -65,7 +65,7 @@ class ExampleLinear(Module):
 
     def update(self, x: Tensor) -> Tensor:
         """B diag(s) A x: (..., in) -> (..., out)."""
-        # ---- The formula. Merging follows it by itself, as long as it is linear in x.
+        # ---- The formula. Merging uses it as well, so keep it linear in x.
         low = F.linear(x, self.a) * self.s  # (..., r)
         return F.linear(low, self.b)
 
