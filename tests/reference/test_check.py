@@ -585,7 +585,7 @@ def test_other_names_forms_and_orders_of_the_same_are_right(
         ),
         (
             "class Adapter:\n    def __init__(self, d, m): pass",
-            "Adapter(6, 3): expected a method forward, found none",
+            "Adapter(6, 3): expected a method forward, got none",
         ),
         (
             "class Adapter:\n    def __init__(self, d, m): pass\n    def forward(self, x): pass",
@@ -669,7 +669,7 @@ def test_half_of_the_quantisation_is_not_enough(tmp_path: Path, capsys: Capture)
                 "mine.py: expected at least one of LoRALayer, lora_backward, Adapter, "
                 "PromptTuning, "
                 "LoRAMultiHeadAttention, analyze_peft_efficiency, LoRAManager, quantize_to_4bit, "
-                "dequantize_4bit, QLoRALayer, found none\n"
+                "dequantize_4bit, QLoRALayer, got none\n"
             ),
         ),
         ("1 / 0", "mine.py: executing it: raises ZeroDivisionError: division by zero (line 1)\n"),
@@ -686,7 +686,7 @@ def test_a_file_with_nothing_to_check_ends_with_status_2(
 
 def test_a_missing_file_is_reported(tmp_path: Path, capsys: Capture) -> None:
     assert main([str(tmp_path / "none.py")]) == 2
-    assert capsys.readouterr().err == f"{tmp_path / 'none.py'}: expected a file, found none\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'none.py'}: expected a file, got none\n"
 
 
 def test_a_file_of_another_kind_is_reported(tmp_path: Path, capsys: Capture) -> None:

@@ -13,9 +13,10 @@ __all__ = ["new_plugin"]
 @click.argument("name")
 @click.option(
     "--kind",
+    type=click.Choice(["affine", "from-weight", "residual", "prompt", "schedule", "quantiser"]),
     default="affine",
     show_default=True,
-    help="affine, from-weight, residual, prompt, schedule or quantiser.",
+    help="The kind of method.",
 )
 @click.option(
     "--out",
@@ -44,6 +45,6 @@ def new_plugin(name: str, kind: str, out: Path) -> Report:
         lines=[
             f"wrote {folder}",
             f"the formula is in {method}",
-            f"next: cd {folder} && pip install -e '.[test]' && pytest",
+            f"next: cd {folder} && pip install -e '.[test]' && pytest -n auto",
         ],
     )

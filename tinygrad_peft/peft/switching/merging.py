@@ -46,7 +46,9 @@ def merged_modules(
         module.freeze()
         merged[seam] = stacked(module, left)
     if problems:
-        raise PeftError(f"the adapter cannot be merged, and nothing was:\n{listed(problems)}")
+        raise PeftError(
+            f"the adapter cannot be merged, and nothing was changed:\n{listed(problems)}"
+        )
     _tie(base, merged)
     return merged
 

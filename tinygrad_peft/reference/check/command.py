@@ -83,7 +83,7 @@ def _check(given: argparse.Namespace, out: TextIO) -> int:
     wanted = given.exercises or [n for n, e in EXERCISES.items() if e.is_in(solution)]
     if not wanted:
         names = ", ".join(e.title for e in EXERCISES.values())
-        print(f"{given.file}: expected at least one of {names}, found none", file=sys.stderr)
+        print(f"{given.file}: expected at least one of {names}, got none", file=sys.stderr)
         return 2
     verdicts = [_verdict(solution, number, given.seconds) for number in wanted]
     for number, verdict in zip(wanted, verdicts, strict=True):
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 def _load(path: Path, seconds: float) -> ModuleType:
     """Execute the solution as a module, which may import its neighbours."""
     if not path.is_file():
-        raise Different(f"{path}: expected a file, found none")
+        raise Different(f"{path}: expected a file, got none")
     spec = importlib.util.spec_from_file_location(MODULE, path)
     if spec is None or spec.loader is None:
         raise Different(f"{path}: expected a Python file, named *.py")

@@ -110,7 +110,7 @@ def method_of(where: str, owner: object, *names: str) -> Callable[..., Any]:
     """
     found = taken_from(owner, *names)
     if found is None:
-        raise Different(f"{where}: expected a method {' or '.join(names)}, found none")
+        raise Different(f"{where}: expected a method {' or '.join(names)}, got none")
     return found
 
 
