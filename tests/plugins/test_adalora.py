@@ -451,6 +451,19 @@ def test_a_run_in_two_parts_ends_as_one_run(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.delta(), other.delta())
 
 
+def test_a_running_state_of_after_the_pruning_fits_what_was_saved(tmp_path: Path) -> None:
+    peft = get_peft_model(language_model(), SHORT)
+    stepper = Stepper(peft, SGD, total_steps=8)
+    for seed in range(8):
+        stepper.step(make_batch(countings(4, seed=seed)))
+    assert any(layer.rank < SHORT.init_r for layer in layers(peft))
+    peft.save_pretrained(tmp_path)
+    write_running_state(peft, tmp_path)
+    other = PeftModel.from_pretrained(language_model(), tmp_path, is_trainable=True)
+    read_running_state(other, tmp_path)
+    assert [layer.budget.step for layer in layers(other)] == [8] * len(layers(other))
+
+
 def test_a_running_state_of_other_ranks_is_refused(tmp_path: Path) -> None:
     peft = get_peft_model(language_model(), SHORT)
     write_running_state(peft, tmp_path)
