@@ -45,6 +45,7 @@ __all__ = [
     "explained",
     "failures",
     "listed",
+    "mistyped",
     "nearest",
     "shortened",
     "told",
@@ -139,6 +140,20 @@ def _parts(name: str) -> set[str]:
 def failures(conditions: Mapping[str, bool]) -> list[str]:
     """Return the messages whose condition is true: each condition says that something is wrong."""
     return [message for message, wrong in conditions.items() if wrong]
+
+
+def mistyped(values: Mapping[str, object], kind: type[object], wanted: str) -> list[str]:
+    """List the values that are not numbers of a kind, `Integral` or `Real`; a bool is not one.
+
+    >>> from numbers import Integral
+    >>> mistyped({"epochs": 2, "seed": 1.5}, Integral, "an integer")
+    ['seed: expected an integer, got 1.5']
+    """
+    return [
+        f"{name}: expected {wanted}, got {value!r:.80}"
+        for name, value in values.items()
+        if isinstance(value, bool) or not isinstance(value, kind)
+    ]
 
 
 def listed(problems: Iterable[str], most: int = LISTED) -> str:

@@ -1,6 +1,6 @@
 """The running state: what training on needs beside the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class RunningState:
         """Take over what `state_dict` gave. Raises CheckpointError if it does not fit."""
         wanted = {name: array.shape for name, array in self.state_dict().items()}
         problems = mismatches(wanted, {name: array.shape for name, array in state.items()})
-        if problems:
+        if problems := problems or list(_out_of_range(state)):
             raise CheckpointError(f"the state of AdaLoRA does not fit:\n{listed(problems)}")
         for path, layer in self.layers.items():
             total, layer.budget.start, layer.budget.step = map(int, state[f"{path}.{BUDGET}"])
@@ -48,6 +48,15 @@ class RunningState:
                     _as(parameter.data, state[f"{path}.{name}.sensitivity"]),
                     _as(parameter.data, state[f"{path}.{name}.uncertainty"]),
                 )
+
+
+def _out_of_range(state: Mapping[str, AnyArray]) -> Iterator[str]:
+    """Yield the arrays that no training gives: averages and counts are finite and not negative."""
+    for name, array in state.items():
+        if not (np.isfinite(array) & (array >= 0)).all():
+            yield f"{name}: expected finite numbers of at least 0"
+        elif name.endswith(f".{BUDGET}") and array.dtype.kind not in "iu":
+            yield f"{name}: expected whole numbers, got {array.dtype}"
 
 
 def _as(like: Array, array: AnyArray) -> Array:

@@ -196,6 +196,11 @@ def test_an_exception_in_a_hook_names_the_plugin_and_the_hook() -> None:
     assert caught.value.__cause__ is cause
 
 
+def test_a_plugin_that_exits_in_a_hook_is_named() -> None:
+    with pytest.raises(PluginError, match="plugin 'weak', hook check_recipe: SystemExit: 3"):
+        failing(SystemExit(3)).each(hookspecs.check_recipe, draft())
+
+
 @pytest.mark.parametrize("error", [ConfigError("no such start"), MemoryError("too large")])
 def test_errors_of_the_tree_keep_their_class_and_message_and_are_noted(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:

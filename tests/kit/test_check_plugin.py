@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tinygrad_peft.errors import MissingExtraError, PluginError
+from tinygrad_peft.errors import ConfigError, MissingExtraError, PluginError
 from tinygrad_peft.kit import Outcome, PluginCheck, check_plugin
 from tinygrad_peft.kit import check_plugin as kit_check
+from tinygrad_peft.kit.trial import suite_of
 
 Install = Callable[[str], None]
 
@@ -138,6 +139,29 @@ def test_unknown_names_are_refused() -> None:
         check_plugin("bitfti")
     with pytest.raises(PluginError, match=r"bitfit does not provide 'lora'"):
         check_plugin("bitfit", ["lora:r=2"])
+
+
+def test_unknown_settings_are_refused_before_the_suite_runs() -> None:
+    with pytest.raises(ConfigError, match="bitfit: unknown setting"):
+        check_plugin("bitfit", ["bitfit:nope=3"])
+
+
+@pytest.mark.parametrize(("failure", "promised"), [("KeyError", True), ("TargetError", False)])
+def test_a_family_that_a_method_fails_on_is_tested_and_one_that_it_refuses_is_not(
+    install: Install, failure: str, promised: bool
+) -> None:
+    raising = f"""
+    from tinygrad_peft.errors import TargetError
+    if site.slot == "qkv_proj":
+        raise {failure}("gpt2")
+    return OddLinear"""
+    source = PLUGIN.replace("[OddConfig, AlienConfig]", "[OddConfig]")
+    source = source.replace('{"bert": ("value",)}', '{"bert": ("value",), "gpt2": ("c_attn",)}')
+    install(source.replace("\n    return OddLinear", raising))
+    suite = suite_of("odd")
+    assert ("gpt2" in suite.models) is promised
+    assert "bert" in suite.models
+    assert "llama" not in suite.models
 
 
 def test_the_check_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinygrad_peft.arrays import BoolArray, IntArray
-from tinygrad_peft.errors import ShapeError
+from tinygrad_peft.errors import ShapeError, TokenError
 from tinygrad_peft.nn import (
     Block,
     BlockLike,
@@ -160,6 +160,9 @@ def test_lengths_of_another_shape_are_refused() -> None:
     model, _ = watched()
     with pytest.raises(ShapeError, match=r"prompt_lengths \(3,\) for input ids \(2, 5\)"):
         model(IDS, prompt_lengths=np.array([1, 2, 3]))
+    for wrong in (np.array([1.5, 2.0]), [1, 2], 3):
+        with pytest.raises(TokenError, match="prompt_lengths: expected an array of integers"):
+            model(IDS, prompt_lengths=wrong)  # type: ignore[arg-type]
 
 
 # ---------- virtual tokens ----------

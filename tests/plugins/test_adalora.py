@@ -39,6 +39,7 @@ from tinygrad_peft.train import (
 )
 from tinygrad_peft.train.output_folder import train_into
 from tinygrad_peft_adalora import AdaLoraConfig, AdaLoraLinear, Budget, orthogonality
+from tinygrad_peft_adalora.running_state import RunningState
 from tinygrad_peft_lora import LoraConfig
 from tinygrad_peft_qlora import QuantizeConfig
 
@@ -450,12 +451,45 @@ def test_a_run_in_two_parts_ends_as_one_run(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.delta(), other.delta())
 
 
+def test_a_running_state_of_after_the_pruning_fits_what_was_saved(tmp_path: Path) -> None:
+    peft = get_peft_model(language_model(), SHORT)
+    stepper = Stepper(peft, SGD, total_steps=8)
+    for seed in range(8):
+        stepper.step(make_batch(countings(4, seed=seed)))
+    assert any(layer.rank < SHORT.init_r for layer in layers(peft))
+    peft.save_pretrained(tmp_path)
+    write_running_state(peft, tmp_path)
+    other = PeftModel.from_pretrained(language_model(), tmp_path, is_trainable=True)
+    read_running_state(other, tmp_path)
+    assert [layer.budget.step for layer in layers(other)] == [8] * len(layers(other))
+
+
 def test_a_running_state_of_other_ranks_is_refused(tmp_path: Path) -> None:
     peft = get_peft_model(language_model(), SHORT)
     write_running_state(peft, tmp_path)
     other = get_peft_model(language_model(), replace(SHORT, init_r=5))
     with pytest.raises(CheckpointError, match="the state of AdaLoRA does not fit"):
         read_running_state(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "wrong", "message"),
+    [
+        ("budget", np.array([8, -1, 3]), "budget: expected finite numbers of at least 0"),
+        ("budget", np.array([8, np.nan, 3]), "budget: expected finite numbers of at least 0"),
+        ("budget", np.array([8, 1, 2.5]), "budget: expected whole numbers, got float64"),
+        ("lora_E.sensitivity", np.inf, "sensitivity: expected finite numbers of at least 0"),
+        ("lora_A.uncertainty", -1.0, "uncertainty: expected finite numbers of at least 0"),
+    ],
+)
+def test_a_running_state_out_of_range_is_refused(
+    ending: str, wrong: float | Array, message: str
+) -> None:
+    state = RunningState(get_peft_model(language_model(), SHORT).base_model)
+    arrays = state.state_dict()
+    name = next(name for name in arrays if name.endswith(ending))
+    with pytest.raises(CheckpointError, match=message):
+        state.load_state_dict(arrays | {name: np.zeros_like(arrays[name]) + wrong})
 
 
 def test_settings_that_peft_writes_and_does_not_use_are_passed_over(tmp_path: Path) -> None:

@@ -600,6 +600,14 @@ def test_other_names_forms_and_orders_of_the_same_are_right(
         ),
         ("class Adapter:\n    def __init__(self, d, m): exit()", "calls exit()"),
         (
+            "class Adapter:\n    def __init__(self, d, m): raise BaseException('out')",
+            "raises BaseException: out",
+        ),
+        (
+            "class Adapter:\n    def __init__(self, d, m): raise KeyboardInterrupt",
+            "raises KeyboardInterrupt",
+        ),
+        (
             "class Adapter:\n    def __init__(self, d, m):\n        while True: pass",
             "does not end within 0.2 seconds",
         ),
@@ -701,6 +709,13 @@ def test_an_unknown_exercise_is_a_wrong_usage(capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["mine.py", "9.4"])
     assert "unknown exercise 9.4, expected 9.5, 9.6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "0", "inf", "1e20", "ten"])
+def test_a_time_that_cannot_be_waited_for_is_a_wrong_usage(capsys: Capture, seconds: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["mine.py", f"--seconds={seconds}"])
+    assert f"--seconds: expected a number above 0, got {seconds}" in capsys.readouterr().err
 
 
 def test_the_help_says_that_the_file_is_executed(capsys: Capture) -> None:

@@ -242,6 +242,11 @@ def test_names_and_weights_that_do_not_fit_are_refused(rng: np.random.Generator)
         ValueError, match=r"unknown adapter 'oen'.*0 weights; the name 'one' is tak"
     ):
         manager.combine_adapters(["oen"], [], name="one")
+    for weight in (float("nan"), "x", None):
+        with pytest.raises(ValueError, match=f"weights: expected finite numbers, got {weight!r}"):
+            manager.combine_adapters(["one"], [weight])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="name: expected a str, got NoneType"):
+        manager.add_adapter(None, adapter(rng, 2, 0.5, "q"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown weight 'k', expected one of q, v"):
         manager.forward("k", np.ones((3, 5)))
 

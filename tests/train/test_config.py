@@ -52,3 +52,22 @@ def test_all_invalid_settings_are_listed_at_once() -> None:
 def test_a_learning_rate_is_a_finite_number_above_zero(lr: float) -> None:
     with pytest.raises(ConfigError, match="lr: expected a finite number above 0"):
         TrainConfig(lr=lr)
+
+
+def test_settings_of_other_types_are_all_listed() -> None:
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(
+            epochs="3",  # type: ignore[arg-type]
+            batch_size=2.5,  # type: ignore[arg-type]
+            seed=None,  # type: ignore[arg-type]
+            lr="0.1",  # type: ignore[arg-type]
+            warmup=False,
+        )
+    assert str(error.value).splitlines() == [
+        "invalid TrainConfig:",
+        "  - epochs: expected an integer, got '3'",
+        "  - batch_size: expected an integer, got 2.5",
+        "  - seed: expected an integer, got None",
+        "  - lr: expected a number, got '0.1'",
+        "  - warmup: expected a number, got False",
+    ]

@@ -10,7 +10,7 @@ import pytest
 from tests.train import shrinking
 from tests.train.shrinking import ShrinkingConfig, ShrinkingLinear
 from tests.train.toys import adapted, at_step, countings, language_model, needles, same, weights
-from tinygrad_peft.errors import ConfigError, PeftError, TrainingError
+from tinygrad_peft.errors import ConfigError, PeftError, PluginError, TrainingError
 from tinygrad_peft.peft import (
     Combination,
     Combined,
@@ -28,10 +28,12 @@ from tinygrad_peft.peft import hookspecs as peft_hookspecs
 from tinygrad_peft.train import (
     Event,
     StepEnded,
+    Stepper,
     TrainConfig,
     TrainingEnded,
     evaluate,
     hookspecs,
+    make_batch,
     train,
 )
 from tinygrad_peft.train.output_folder import train_into
@@ -42,6 +44,17 @@ SHORT = TrainConfig(batch_size=4, epochs=2, lr=1e-2)
 
 
 # ---------- step_ended ----------
+
+
+def test_a_hook_that_fails_after_a_step_leaves_no_gradients_to_the_next() -> None:
+    def step_ended(event: StepEnded) -> None:
+        raise ValueError(f"after step {event.step}")
+
+    peft = adapted(SimpleNamespace(f=hookimpl(hookspecs.step_ended)(step_ended)))
+    stepper = Stepper(peft, SHORT, total_steps=2)
+    with pytest.raises(PluginError, match="ValueError: after step 1"):
+        stepper.step(make_batch(needles(4)))
+    assert all(parameter.grad is None for parameter in peft.parameters())
 
 
 def test_plugins_see_the_clipped_gradients_and_the_moved_weights_before_observers() -> None:

@@ -97,6 +97,13 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         read_running_state(adapted(Averaging()), tmp_path)
 
 
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / RUNNING_STATE).mkdir()
+    with pytest.raises(CheckpointError, match=r"running_state\.safetensors cannot be written: "):
+        write_running_state(adapted(Averaging()), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [RUNNING_STATE]
+
+
 def test_plugins_in_only_one_of_the_file_and_the_model_are_all_listed(tmp_path: Path) -> None:
     plugin = Averaging()
     peft: PeftModel = adapted(plugin)

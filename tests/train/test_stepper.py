@@ -1,10 +1,12 @@
 """Steps in a loop of one's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.train.toys import classifier, countings, language_model, needles, same, weights
-from tinygrad_peft.errors import ConfigError, TrainingError
+from tinygrad_peft.errors import ConfigError, TokenError, TrainingError
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.train import (
     Event,
@@ -69,6 +71,17 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_step_before() -> No
     assert all(np.array_equal(a, before[p], equal_nan=True) for p, a in weights(model).items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert stepper.done == 0
+
+
+def test_a_step_that_fails_halfway_leaves_no_gradients_to_the_next() -> None:
+    batch, config = make_batch(needles(4)), TrainConfig(lr=1e-2, warmup=0.0)
+    beyond = replace(batch, input_ids=np.full_like(batch.input_ids, 10**6))
+    one, other = classifier(), classifier()
+    stepper, whole = (Stepper(model, config, total_steps=2) for model in (one, other))
+    with pytest.raises(TokenError, match="token id 1000000"):
+        stepper.step(batch, beyond)
+    assert stepper.step(batch).grad_norm == whole.step(batch).grad_norm
+    assert same(weights(one), weights(other))
 
 
 def test_a_stepper_checks_its_counts() -> None:

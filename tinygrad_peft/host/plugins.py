@@ -93,7 +93,7 @@ def asked(mark: Mark, info: PluginInfo) -> Callable[..., Answer[object] | None]:
         except (TinygradPeftError, MemoryError) as error:
             error.add_note(f"({where})")
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{where}: {type(error).__name__}: {error}") from error
         wanted = mark.spec.hints["return"]
         if not is_of(value, wanted):

@@ -17,7 +17,7 @@ from tinygrad_peft.errors import ConfigError, MissingExtraError, PluginError, ne
 from tinygrad_peft.host import Host, PluginInfo
 from tinygrad_peft.host.entry_points import declared, loaded
 from tinygrad_peft.host.marks import Mark, marks_of
-from tinygrad_peft.peft import RESERVED_SETTINGS, PeftConfig, hookspecs
+from tinygrad_peft.peft import RESERVED_SETTINGS, PeftConfig, hookspecs, parse_method
 from tinygrad_peft.train import hookspecs as train_hookspecs
 
 __all__ = ["MethodCheck", "Outcome", "PluginCheck", "check_plugin"]
@@ -80,8 +80,8 @@ def check_plugin(package: str, settings: Sequence[str] = ()) -> tuple[PluginChec
     `settings` are methods as on the command line, `NAME:key=value`, for methods that should not be
     tested with their defaults.
 
-    Raises MissingExtraError without pytest, and PluginError where no plugin has the name, or no
-    method one of those in `settings`.
+    Raises MissingExtraError without pytest, PluginError where no plugin has the name, or no method
+    one of those in `settings`, and ConfigError for settings that a method does not have.
     """
     if find_spec("pytest") is None:
         raise MissingExtraError("check-plugin needs pytest: pip install 'tinygrad-peft[test]'")
@@ -92,6 +92,8 @@ def check_plugin(package: str, settings: Sequence[str] = ()) -> tuple[PluginChec
     known = {k.peft_type.lower() for name in chosen for k in provided.get(name.name, ())}
     if unknown := sorted(given.keys() - known):
         raise PluginError(f"{package} does not provide {', '.join(map(repr, unknown))}")
+    for text in settings:
+        parse_method(text, host)
     return tuple(_checked(info, provided.get(info.name, ()), given) for info in chosen)
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TypedDict
 
 import numpy as np
 
-from tinygrad_peft.errors import ConfigError, listed
+from tinygrad_peft.errors import ConfigError, failures, listed, mistyped
 from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = ["Generation", "GenerationSettings"]
@@ -37,19 +38,33 @@ class Generation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        wrong = {
-            f"max_new_tokens: expected at least 1, got {self.max_new_tokens}": (
-                self.max_new_tokens < 1
-            ),
-            f"temperature: expected a finite number of at least 0, got {self.temperature}": (
-                not 0 <= self.temperature < np.inf
-            ),
-            f"top_p: expected above 0 and at most 1, got {self.top_p}": not 0 < self.top_p <= 1,
-            f"seed: expected at least 0, got {self.seed}": self.seed < 0,
-        }
-        problems = [problem for problem, holds in wrong.items() if holds]
-        if problems:
+        if problems := self._mistyped() or self._out_of_range():
             raise ConfigError(f"invalid Generation:\n{listed(problems)}")
+
+    def _mistyped(self) -> list[str]:
+        whole = {name: getattr(self, name) for name in ("max_new_tokens", "seed", "pad_id")}
+        real = {"temperature": self.temperature, "top_p": self.top_p}
+        if not isinstance(self.stop_ids, Collection):
+            return [f"stop_ids: expected a collection of integers, got {self.stop_ids!r:.80}"]
+        stops = {f"stop_ids[{place}]": token for place, token in enumerate(self.stop_ids)}
+        return [
+            *mistyped(whole | stops, Integral, "an integer"),
+            *mistyped(real, Real, "a number"),
+        ]
+
+    def _out_of_range(self) -> list[str]:
+        return failures(
+            {
+                f"max_new_tokens: expected at least 1, got {self.max_new_tokens}": (
+                    self.max_new_tokens < 1
+                ),
+                f"temperature: expected a finite number of at least 0, got {self.temperature}": (
+                    not 0 <= self.temperature < np.inf
+                ),
+                f"top_p: expected above 0 and at most 1, got {self.top_p}": not 0 < self.top_p <= 1,
+                f"seed: expected at least 0, got {self.seed}": self.seed < 0,
+            }
+        )
 
     def check(self, config: TransformerConfig) -> None:
         """Raise ConfigError that lists what a model of that config cannot do."""

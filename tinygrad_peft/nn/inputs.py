@@ -20,8 +20,8 @@ class Inputs:
 
     `Transformer.__call__` describes the fields.
 
-    Raises TokenError for ids that are not a matrix, and ShapeError for token types or prompt
-    lengths of another shape.
+    Raises TokenError for ids that are not a matrix and for prompt lengths that are not integers,
+    and ShapeError for token types or prompt lengths of another shape.
     """
 
     front: Front
@@ -38,7 +38,11 @@ class Inputs:
         types, lengths = self.token_type_ids, self.prompt_lengths
         if types is not None and types.shape not in ((1, 1), self.ids.shape):
             raise ShapeError(f"token_type_ids {types.shape} for input ids {self.ids.shape}")
-        if lengths is not None and lengths.shape != (len(self.ids),):
+        if lengths is None:
+            return
+        if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu":
+            raise TokenError(f"prompt_lengths: expected an array of integers, got {lengths!r:.80}")
+        if lengths.shape != (len(self.ids),):
             raise ShapeError(f"prompt_lengths {lengths.shape} for input ids {self.ids.shape}")
 
     @property

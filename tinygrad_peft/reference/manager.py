@@ -64,9 +64,14 @@ class LoRAManager(Generic[Model]):
             scaling that is left out is 1; the mapping may have it under "scaling".
 
         Raises:
-            ValueError: a taken name, or weights that do not fit the base model, all at once.
+            ValueError: a taken name or one that is not a str, and weights that do not fit the base
+                model: all at once.
         """
-        problems = [f"the name {name!r} is taken"] if name in self.adapters else []
+        problems: list[str] = []
+        if not isinstance(name, str):  # None is the base model alone
+            problems.append(f"name: expected a str, got {_kind(name)}")
+        elif name in self.adapters:
+            problems.append(f"the name {name!r} is taken")
         layers: dict[str, LoRALayer] = {}
         if isinstance(lora_weights, Mapping):
             for weight, update in lora_weights.items():
@@ -145,8 +150,8 @@ class LoRAManager(Generic[Model]):
             whatever has that name.
 
         Raises:
-            ValueError: names and weights of different number, none at all, unknown names, or a
-                name that is taken: all at once.
+            ValueError: names and weights of different number, none at all, unknown names, weights
+                that are not finite numbers, or a name that is taken: all at once.
         """
         missing = [n for n in names if n not in self.adapters]
         problems = [str(unknown("adapter", n, self.adapters)) for n in missing]
@@ -155,6 +160,11 @@ class LoRAManager(Generic[Model]):
                 f"expected a weight for each name, "
                 f"got {len(names)} names and {len(weights)} weights"
             )
+        problems += [
+            f"weights: expected finite numbers, got {c!r:.80}"
+            for c in weights
+            if not (isinstance(c, Real) and np.isfinite(c))
+        ]
         if name in self.adapters:
             problems.append(f"the name {name!r} is taken")
         if problems:

@@ -5,15 +5,21 @@ that its help need not wait for NumPy.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args
 
-from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.errors import ConfigError, listed, mistyped, nearest
 
 __all__ = ["OptimizerName", "ScheduleName", "TrainConfig"]
 
 OptimizerName: TypeAlias = Literal["adamw", "sgd"]
 ScheduleName: TypeAlias = Literal["linear", "cosine", "constant"]
+
+_WHOLE = ("epochs", "batch_size", "accumulation", "eval_every", "seed", "max_steps", "max_length")
+_REAL = ("lr", "weight_decay", "warmup", "max_grad_norm", "label_smoothing")
+_OPTIONAL = ("max_steps", "max_length", "lr", "max_grad_norm")  # None has a meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +59,18 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = [*self._choices(), *self._counts(), *self._rates()]
-        if problems:
+        if problems := self._mistyped() or [*self._choices(), *self._counts(), *self._rates()]:
             raise ConfigError(f"invalid TrainConfig:\n{listed(problems)}")
+
+    def _mistyped(self) -> list[str]:
+        return [
+            *mistyped(self._given(_WHOLE), Integral, "an integer"),
+            *mistyped(self._given(_REAL), Real, "a number"),
+        ]
+
+    def _given(self, names: Sequence[str]) -> dict[str, object]:
+        values = {name: getattr(self, name) for name in names}
+        return {k: v for k, v in values.items() if v is not None or k not in _OPTIONAL}
 
     def _choices(self) -> list[str]:
         choices = {"optimizer": get_args(OptimizerName), "schedule": get_args(ScheduleName)}

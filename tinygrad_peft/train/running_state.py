@@ -24,7 +24,10 @@ RUNNING_STATE = "running_state.safetensors"
 
 
 def write_running_state(model: object, folder: Path) -> None:
-    """Write the running state of a model's plugins; without any, write no file."""
+    """Write the running state of a model's plugins; without any, write no file.
+
+    Raises CheckpointError if the file cannot be written.
+    """
     arrays = {
         f"{plugin}:{name}": array
         for plugin, state in _states(model).items()
@@ -32,8 +35,13 @@ def write_running_state(model: object, folder: Path) -> None:
     }
     if arrays:
         whole = {name: np.array(array, order="C") for name, array in arrays.items()}
-        with replacing(folder / RUNNING_STATE) as file:
-            file.write_bytes(save(whole))
+        path = folder / RUNNING_STATE
+        try:
+            with replacing(path) as file:
+                file.write_bytes(save(whole))
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{path} cannot be written: {reason}") from error
 
 
 def read_running_state(model: PeftModel, folder: Path) -> None:

@@ -91,8 +91,10 @@ class Stepper:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             try:
                 loss, norm = self._move(batches)
-            except TrainingError as error:
-                self.optimizer.zero_grad()
+            except BaseException as error:
+                self.optimizer.zero_grad()  # else the next step would add to them
+                if not isinstance(error, TrainingError):
+                    raise
                 where = f"step {self.done + 1}, learning rate {lr:.3g}"
                 raise TrainingError(f"{error} ({where})") from None
         self.losses.append(loss)
@@ -111,9 +113,11 @@ class Stepper:
             tokens=sum(batch.num_tokens for batch in batches),
             seconds=seconds,
         )
-        if self._host is not None:
-            self._host.each(hookspecs.step_ended, event)
-        self.optimizer.zero_grad()
+        try:
+            if self._host is not None:
+                self._host.each(hookspecs.step_ended, event)
+        finally:
+            self.optimizer.zero_grad()
         self.emit(event)
         return event
 

@@ -128,6 +128,7 @@ ONE: Mapping[str, Break] = {
     "wrong types": settings(r="4", target_modules=[3], lora_dropout=2),
     "no such choice": settings(bias="some"),
     "unknown method": settings(peft_type="LORE"),
+    "no name of a method": settings(peft_type=5),
     "unknown targets": settings(target_modules=["q_porj", "v_proj"]),
     "no places": settings(target_modules=["embed_tokens", "norm"]),
     "other rank": settings(r=5),
@@ -161,6 +162,7 @@ STEPS: Mapping[str, Break] = {
         settings(f"1-lora/{CONFIG}", target_modules=["b"]),
     ),
     "a step twice": settings(RECIPE, steps=["0-lora", "0-lora"]),
+    "recipe a folder": both(without(RECIPE), lambda folder: (folder / RECIPE).mkdir()),
 }
 MLX: Mapping[str, Break] = {
     "nothing": nothing,

@@ -571,6 +571,8 @@ def test_a_config_without_a_method_is_an_error(tmp_path: Path) -> None:
     del values["peft_type"]
     (tmp_path / CONFIG).write_text(json.dumps(values))
     refused(tmp_path, CONFIG, "peft_type", kind=CheckpointError)
+    edit_json(tmp_path / CONFIG, peft_type=5)
+    refused(tmp_path, CONFIG, "peft_type: expected a method's name, got 5", kind=CheckpointError)
 
 
 # ---------- broken files ----------

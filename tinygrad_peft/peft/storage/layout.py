@@ -120,7 +120,7 @@ def adapter_folders(directory: Path) -> list[str]:
 def holds_adapter(folder: Path, layouts: Layouts) -> bool:
     """Return True for a folder with any file of an adapter."""
     names = (CONFIG, RECIPE, *(layout.weights for layout in layouts))
-    return any((folder / name).is_file() for name in names)
+    return any((folder / name).exists() for name in names)
 
 
 def without_settings(directory: Path, layouts: Layouts) -> CheckpointError:

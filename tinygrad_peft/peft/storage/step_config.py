@@ -42,9 +42,13 @@ def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
     name, values = (CONFIG, step.settings) if step.origin is None else (ORIGIN, step.origin)
     path = step.path / name
     assert values is not None
-    if not isinstance(values.get("peft_type"), str):
-        raise CheckpointError(f"{path}: peft_type: missing, and it names the method")
-    method, methods = str(values["peft_type"]).lower(), methods_of(adapter.host)
+    match values.get("peft_type"):
+        case str(given):
+            method, methods = given.lower(), methods_of(adapter.host)
+        case None:
+            raise CheckpointError(f"{path}: peft_type: missing, and it names the method")
+        case other:
+            raise CheckpointError(f"{path}: peft_type: expected a method's name, got {other!r:.80}")
     if method not in methods:
         hint = _to_install(adapter, method) or nearest(method, methods)
         there = ", ".join(methods) or "none"

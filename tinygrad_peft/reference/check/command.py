@@ -121,9 +121,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(EXERCISES)}; left out, all that are in the file",
     )
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="how long each exercise may take (%(default)g)"
+        "--seconds",
+        type=_seconds,
+        default=10.0,
+        help="how long each exercise may take (%(default)g)",
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    """Return a time that a thread can be waited for."""
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) <= threading.TIMEOUT_MAX:
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
 
 
 def _load(path: Path, seconds: float) -> ModuleType:
@@ -164,6 +175,8 @@ def _in_time(seconds: float, check: Callable[[], object]) -> str | None:
             found.append("calls exit()")
         except Exception as error:  # noqa: BLE001 - a solution may return objects of any kind
             found.append(f"cannot be compared: {type(error).__name__}: {error}")
+        except BaseException as error:  # noqa: BLE001 - and may raise those of any kind
+            found.append(f"raises {type(error).__name__}: {error}".removesuffix(": "))
         else:
             found.append(None)
 
