@@ -217,6 +217,11 @@ def test_one_module_behind_two_names_is_used_once(install: Install) -> None:
     ]
 
 
+def test_one_text_is_not_a_list_of_names_to_leave_out() -> None:
+    with pytest.raises(PluginError, match="without: expected a list of names, got 'vera'"):
+        Host.installed(without="vera")
+
+
 def test_an_exception_in_a_hook_names_the_distribution(install: Install) -> None:
     source = GOOD.replace("    return", "    draft.no_such_field; return")
     install("weak-dist", "weak = fake_weak", fake_weak=source)

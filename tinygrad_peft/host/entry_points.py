@@ -30,8 +30,10 @@ def declared() -> Mapping[PluginInfo, Points]:
 def names_to_leave_out(without: Iterable[str], known: Collection[str]) -> frozenset[str]:
     """Return the names to leave out, from the caller and the environment.
 
-    Raises PluginError with every name that no installed plugin has.
+    Raises PluginError with every name that no installed plugin has, and for a single text.
     """
+    if isinstance(without, str):
+        raise PluginError(f"without: expected a list of names, got {without!r}")
     in_environment = filter(None, map(str.strip, os.environ.get(WITHOUT, "").split(",")))
     off = frozenset((*without, *in_environment))
     if unknown := sorted(off - set(known)):

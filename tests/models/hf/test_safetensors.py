@@ -83,6 +83,15 @@ def test_numbers_too_large_for_the_dtype_are_refused(
         write_tensors(tmp_path / "x", {"a": np.array([1.0, -value])}, dtype)
 
 
+def test_numbers_in_a_file_beyond_the_dtype_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"a": np.array([1.0, 1e300])}, file)
+    stored = read_header(file)["a"]
+    assert stored.read(np.dtype(np.float64))[1] == 1e300
+    with pytest.raises(CheckpointError, match=r"a: expected numbers within float32's range"):
+        stored.read(FLOAT32)
+
+
 def test_a_header_that_points_outside_the_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x"
     text = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'

@@ -65,7 +65,8 @@ class StoredTensor:
     def read(self, dtype: np.dtype[np.floating], opened: BufferedReader | None = None) -> Array:
         """Read into a new array of `dtype`; `opened` is the file, where it is open already.
 
-        Raises CheckpointError if the file has changed.
+        Raises CheckpointError if the file has changed, or holds a number beyond the range of
+        `dtype`.
         """
         raw = np.empty(self.shape, FLOATS[self.dtype])
         try:
@@ -76,7 +77,13 @@ class StoredTensor:
             raise CheckpointError(f"{self.file} cannot be read: {error.strerror}") from error
         if count != raw.nbytes:
             raise CheckpointError(f"{self.file} ends within {self.key}")
-        return _widened(raw, self.dtype).astype(dtype, copy=False)
+        try:
+            with np.errstate(over="raise"):
+                return _widened(raw, self.dtype).astype(dtype, copy=False)
+        except FloatingPointError:
+            raise CheckpointError(
+                f"{self.file}: {self.key}: expected numbers within {dtype}'s range, got one beyond"
+            ) from None
 
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
