@@ -84,6 +84,7 @@ class TestLoraWithABiasOfB(Variant):
 
 
 class Dora(MethodConformance):
+    @pytest.mark.parametrize("mode", ["evaluation", "training"])
     def test_gradients_agree_with_differences(self, case: Case, mode: str) -> None:
         pytest.skip(f"not promised: {case} takes its norms for constants, in {mode} too")
 

@@ -357,7 +357,7 @@ def test_invalid_contenders_are_refused(
 def test_an_adapted_model_is_refused() -> None:
     model = classifier()
     get_peft_model(model, QUERY)
-    with pytest.raises(PeftError, match="the model is adapted already"):
+    with pytest.raises(PeftError, match="the model is already adapted"):
         compared(TWO, model=model)
 
 

@@ -24,7 +24,7 @@ __all__ = ["check_plugin"]
     help="Settings to test a method with: NAME:key=value,... Its defaults otherwise.",
 )
 def check_plugin(package: str, methods: tuple[str, ...]) -> Report:
-    """Run the conformance suite on the methods of an installed plugin.
+    """Run the conformance suite on an installed plugin.
 
     PACKAGE is a distribution, an entry point or a module. The exit status is 1 if a promise is
     broken or anything else is wrong. Needs the extra "test".

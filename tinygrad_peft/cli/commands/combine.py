@@ -53,7 +53,7 @@ def combine(
     density: float,
     seed: int,
 ) -> Report:
-    """Make one adapter whose update is the weighted sum of several."""
+    """Make one adapter from the weighted sum of several."""
     from tinygrad_peft.cli.output_folder import check_output
     from tinygrad_peft.peft import DEFAULT
 

@@ -20,7 +20,7 @@ __all__ = ["convert"]
 )
 @options.model_of_adapter
 def convert(adapter: Path, out: Path, layout: str, model: str | None) -> Report:
-    """Write an adapter for Hugging Face PEFT, AdapterHub or mlx-lm.
+    """Write an adapter in another library's layout.
 
     Its present layout is recognised by its files.
     """

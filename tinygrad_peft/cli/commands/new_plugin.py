@@ -25,7 +25,7 @@ __all__ = ["new_plugin"]
     help="The folder to make its folder in; by default, this one.",
 )
 def new_plugin(name: str, kind: str, out: Path) -> Report:
-    """Write a distribution with a new method: it works, and waits for its formula.
+    """Write a working distribution for a new method.
 
     NAME is the method's, in lower case with underscores. Nothing is written if a name is taken.
     """

@@ -13,7 +13,7 @@ __all__ = ["plot"]
 @command
 @click.argument("folder", type=options.PATH)
 def plot(folder: Path) -> Report:
-    """Draw comparison.png again from the comparison.json in FOLDER."""
+    """Draw the picture of the comparison in FOLDER again."""
     from tinygrad_peft.cli.comparison_output import PLOT_FILE
     from tinygrad_peft.train.comparison_result import COMPARISON_FILE, read_comparison
     from tinygrad_peft.train.plot import plot_comparison
