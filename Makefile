@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+# Which tests `make unit` runs, as pytest's -m takes it; by default all that need no peer.
+MARKS ?=
 
 VENV := .venv
 PEERS := .venv-peers
@@ -45,7 +47,7 @@ imports: $(READY)
 	$(VENV)/bin/lint-imports --no-logo
 
 unit: $(READY) ## run the tests alone
-	$(PYTEST) -n $(WORKERS)
+	$(PYTEST) -n $(WORKERS) $(if $(MARKS),-m "$(MARKS)")
 
 interop: $(PEERS_READY) ## compare numbers with torch, transformers and PEFT
 	OPENBLAS_NUM_THREADS=1 $(PEERS)/bin/pytest tests/interop -m interop
