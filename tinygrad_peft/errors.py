@@ -11,12 +11,14 @@ TinygradPeftError
 ├── MissingExtraError  an optional dependency is not installed (also an ImportError)
 ├── TokenError         token ids or labels outside the model   (also a ValueError)
 ├── TrainingError      training cannot start or go on
+├── NumericalError     a result is NaN or infinite
 └── PeftError          applying, merging or saving a method failed
     ├── PluginError    a plugin that cannot be loaded or contradicts another
     └── TargetError    targets that the model does not have    (also a LookupError)
 
-Two are UserWarnings, for work that was done as asked: PrecisionWarning, when rounding cost
-accuracy, and BaseModelWarning, for an adapter that was trained on a model of another name.
+Three are UserWarnings, for work that was done as asked: PrecisionWarning, when rounding cost
+accuracy, BaseModelWarning, for an adapter that was trained on a model of another name, and
+NonFiniteWarning, for weights that are NaN or infinite and were allowed.
 """
 
 import difflib
@@ -34,6 +36,8 @@ __all__ = [
     "GraphError",
     "MissingExtraError",
     "NetworkError",
+    "NonFiniteWarning",
+    "NumericalError",
     "PeftError",
     "PluginError",
     "PrecisionWarning",
@@ -96,6 +100,10 @@ class TrainingError(TinygradPeftError):
     """Training cannot start, or cannot go on."""
 
 
+class NumericalError(TinygradPeftError):
+    """A result that is NaN or infinite, so that nothing should be made of it."""
+
+
 class PeftError(TinygradPeftError):
     """A method cannot be applied, merged, removed or saved."""
 
@@ -114,6 +122,10 @@ class PrecisionWarning(UserWarning):
 
 class BaseModelWarning(UserWarning):
     """An adapter for a model of another name than the one it was trained on."""
+
+
+class NonFiniteWarning(UserWarning):
+    """Weights with NaN or infinity that were loaded because the caller allows them."""
 
 
 LISTED = 20  # problems in one message

@@ -46,8 +46,8 @@ class _Part:
 def combine_loras(combination: Combination, configs: Sequence[LoraConfig]) -> Combined:
     """Combine several LoRAs, with these configs, into one.
 
-    Raises PeftError for DoRA, whose magnitudes cannot be summed, and for LoRAs that train tokens of
-    different modules.
+    Raises PeftError for DoRA, whose magnitudes cannot be summed, for LoRAs that train tokens of
+    different modules, and for sums that overflow.
     """
     sources = combination.sources
     whole = combination.combination_type == "linear" and combination.rank is None
@@ -60,7 +60,10 @@ def combine_loras(combination: Combination, configs: Sequence[LoraConfig]) -> Co
     ranks: dict[str, int] = {}
     for place, path in enumerate(dict.fromkeys(p for s in sources for p in s.tensors)):
         parts = _parts(combination, configs, path)
-        factors, lost[path] = _factors(combination, parts, place)
+        try:
+            factors, lost[path] = _factors(combination, parts, place)
+        except OverflowError as error:
+            raise PeftError(f"{path}: {error}") from None
         for a, _ in FACTORS:
             if a in factors:
                 ranks[path] = len(factors[a])
@@ -131,14 +134,21 @@ def _joint_factors(
 
 
 def _truncated(b: Array, a: Array, rank: int) -> tuple[Factors, float]:
-    """Return the nearest B A of a rank (Eckart and Young 1936), and the rest's relative norm."""
+    """Return the nearest B A of a rank (Eckart and Young 1936), and the rest's relative norm.
+
+    Raises OverflowError where the sum is not finite.
+    """
     q_b, r_b = np.linalg.qr(b)
     q_a, r_a = np.linalg.qr(a.T)
-    u, s, vt = np.linalg.svd(r_b @ r_a.T)
+    core = r_b @ r_a.T
+    if not np.isfinite(core).all():  # its singular values would not converge
+        raise OverflowError(f"the weighted sum of the updates is too large for {core.dtype}")
+    u, s, vt = np.linalg.svd(core)
     root = np.sqrt(s[:rank])
     near = (q_b @ (u[:, :rank] * root), (root[:, None] * vt[:rank]) @ q_a.T)
-    whole = float(np.linalg.norm(s))
-    return near, float(np.linalg.norm(s[rank:])) / whole if whole else 0.0
+    wide = s.astype(np.float64)  # squares of large float32 overflow
+    whole = float(np.linalg.norm(wide))
+    return near, float(np.linalg.norm(wide[rank:])) / whole if whole else 0.0
 
 
 def _shift(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinygrad_peft.arrays import IntArray
-from tinygrad_peft.errors import ConfigError, TokenError
+from tinygrad_peft.errors import ConfigError, NumericalError, TokenError
 from tinygrad_peft.nn import (
     Generation,
     GenerationSettings,
@@ -302,3 +302,13 @@ def test_more_tokens_than_positions_are_refused_before_the_first(gpt2: Transform
     with pytest.raises(TokenError, match="5 tokens and 20 new ones are more than the model's 24"):
         generate(gpt2, PROMPT, max_new_tokens=20, on_token=steps.append)
     assert not steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_no_token_is_made_of_logits_that_are_not_finite(broken: float, temperature: float) -> None:
+    model = make(ROTARY)  # whose head is not tied
+    model.state_dict()["embed_tokens.weight"][PROMPT[1, 0]] = broken
+    expected = "the next token's logits: expected finite numbers, rows 1 have NaN or infinity"
+    with pytest.raises(NumericalError, match=expected):
+        model.generate(PROMPT[:, :1], max_new_tokens=3, temperature=temperature)

@@ -169,6 +169,17 @@ def test_unmergeable_methods_are_listed_and_nothing_is_merged() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_base_that_is_not_finite_is_not_merged(broken: float) -> None:
+    model = small()
+    peft = get_peft_model(model, LoraConfig(r=2), host=lora_host())
+    model.state_dict()["blocks.1.attn.v_proj.base_layer.weight"][0, 0] = broken
+    before = Snapshot.of(peft)
+    with pytest.raises(PeftError, match="v_proj: weight of the base holds NaN or infinity"):
+        peft.merge_adapter()
+    before.assert_unchanged(peft)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_an_adapter_that_is_not_finite_is_not_merged(broken: float) -> None:
     model = small()
     base = logits(model)

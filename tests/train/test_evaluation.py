@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.toys import classifier, countings, language_model, needles
-from tinygrad_peft.errors import DataError, TokenError
+from tinygrad_peft.errors import DataError, NumericalError, TokenError
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.train import evaluate
@@ -90,3 +90,11 @@ def test_no_examples_are_an_error() -> None:
 def test_a_class_that_the_model_does_not_have_is_an_error() -> None:
     with pytest.raises(TokenError, match="target 5 is outside the 2 classes"):
         evaluate(classifier(), EncodedData([Encoded((1, 2), 5)]), batch_size=2)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_no_number_is_made_of_a_loss_that_is_not_finite(broken: float) -> None:
+    for model, examples in ((classifier(), needles(5)), (language_model(), countings(3))):
+        next(model.parameters()).data[:] = broken
+        with pytest.raises(NumericalError, match=r"the evaluation loss is (nan|inf)"):
+            evaluate(model, examples, batch_size=4)

@@ -13,10 +13,15 @@ __all__ = ["load_adapted", "load_described", "read_folder", "task_of"]
 
 
 def load_adapted(
-    model: str | Path, adapter: Path | AdapterFolder | None, *, name: str = DEFAULT
+    model: str | Path,
+    adapter: Path | AdapterFolder | None,
+    *,
+    name: str = DEFAULT,
+    allow_nonfinite: bool = False,
 ) -> Transformer | PeftModel:
     """Load a model, and apply an adapter as `name`, with the head that it was trained with."""
-    base = load_model(model if isinstance(model, Path) else model_path(model))
+    place = model if isinstance(model, Path) else model_path(model)
+    base = load_model(place, allow_nonfinite=allow_nonfinite)
     if adapter is None:
         return base
     folder = adapter
@@ -25,7 +30,9 @@ def load_adapted(
     head = folder.head()
     if head is not None and head != _head_of(base):
         base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
-    peft = PeftModel.from_pretrained(base, folder, adapter_name=name)
+    peft = PeftModel.from_pretrained(
+        base, folder, adapter_name=name, allow_nonfinite=allow_nonfinite
+    )
     peft.release_base()
     return peft
 

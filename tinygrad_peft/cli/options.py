@@ -19,6 +19,7 @@ __all__ = [
     "NAME",
     "PATH",
     "adapter",
+    "allow_nonfinite",
     "batches",
     "method",
     "model",
@@ -118,6 +119,9 @@ model_of_adapter: Callable[[F], F] = click.option(
     "--model", type=NAME, help="The model; needed if the adapter does not describe it."
 )
 out: Callable[[F], F] = click.option("--out", type=PATH, required=True, help="A folder to write.")
+allow_nonfinite: Callable[[F], F] = click.option(
+    "--allow-nonfinite", is_flag=True, help="Load weights that are NaN or infinite."
+)
 quiet: Callable[[F], F] = click.option("--quiet", is_flag=True, help="No progress display.")
 seed: Callable[[F], F] = _setting("seed", "The same seed, the same result.")
 batches: Callable[[F], F] = _all(

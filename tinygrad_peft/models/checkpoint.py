@@ -9,19 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.models.families import config_from_json, config_to_json
+from tinygrad_peft.models.families import checkpoint_path, config_from_json, config_to_json
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
 from tinygrad_peft.models.hf import SaveDtype, read_config, read_model, write_model
 from tinygrad_peft.models.safe_files import refuse_pickle
 from tinygrad_peft.nn.config import TransformerConfig
+from tinygrad_peft.nn.finite import check_finite
 from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.transformer import Transformer
 
 __all__ = ["load_config", "load_model", "save_model"]
 
 
-def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float32) -> Transformer:
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    dtype: npt.DTypeLike = np.float32,
+    allow_nonfinite: bool = False,
+) -> Transformer:
     """Load the model in a checkpoint, in evaluation mode.
 
     `path` is a folder in Hugging Face layout (config.json with model.safetensors or its shards;
@@ -31,13 +37,19 @@ def load_model(path: str | os.PathLike[str], *, dtype: npt.DTypeLike = np.float3
     A causal model gives logits (B, T, V), a sequence classifier class logits (B, C), and a bare
     encoder hidden states (B, T, D). Pretraining heads of BERT (`cls.*`) are left out.
 
+    Weights that are NaN or infinite are an error that names them, or with `allow_nonfinite` a
+    NonFiniteWarning.
+
     Raises:
         CheckpointError: a file that is missing or broken, or tensors that do not fit: lists every
-            missing, unexpected or mis-shaped tensor and wrong dtype, by the checkpoint's names.
+            missing, unexpected or mis-shaped tensor and wrong dtype, by the checkpoint's names;
+            or weights that are not finite.
         ConfigError: an unknown model_type, settings that are not supported, another dtype.
     """
     place, wanted = _existing(path), _float_dtype(dtype)
     model = read_gguf(place, wanted) if place.is_file() else read_model(place, wanted)
+    named = ((checkpoint_path(model.config, p), w.data) for p, w in model.named_parameters())
+    check_finite(place, named, allowed=allow_nonfinite)
     model.name_or_path, model.revision = name_and_revision(path)
     model.eval()
     return model
@@ -60,6 +72,8 @@ def save_model(
     The folder gets config.json and model.safetensors, both written whole or not at all. For a
     classifier with mean pooling, or without a pooler, config.json has `classifier_pooling`, which
     `load_model` follows and transformers does not know.
+
+    Warns with PrecisionWarning about weights that are too small for the dtype and become zero.
 
     Raises:
         ConfigError: the model's family has no checkpoints, or the dtype is unknown.

@@ -6,7 +6,7 @@ from typing import Protocol, Unpack
 import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray, IntArray
-from tinygrad_peft.errors import TokenError
+from tinygrad_peft.errors import LISTED, NumericalError, TokenError
 from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.generation import Generation, GenerationSettings, generation_of
@@ -65,6 +65,7 @@ def generate(
     Raises:
         ConfigError: invalid settings, settings given in both ways, a model without a language-model
             head, or ids in the settings outside its vocabulary.
+        NumericalError: logits with NaN or infinity, as of weights that have one.
         TokenError: an empty prompt, ids outside the vocabulary, padding on the right, or more
             tokens than the model has positions.
     """
@@ -76,10 +77,11 @@ def generate(
     decoder = _Decoder(model, keys, generation.max_new_tokens)
     picker = _Picker(generation)
     stop_ids, finished = list(generation.stop_ids), np.zeros(len(ids), bool)
-    with no_grad():
+    # Overflows are found by their results.
+    with no_grad(), np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         decoder.read(ids[:, :-1])
         for _ in range(generation.max_new_tokens):
-            picked = picker.pick(decoder.logits(ids[:, -1:]))
+            picked = picker.pick(_finite(decoder.logits(ids[:, -1:])))
             tokens = np.where(finished, generation.pad_id, picked)
             ids = np.concatenate([ids, tokens[:, None]], axis=1)  # (B, T + 1)
             if on_token is not None:
@@ -167,6 +169,17 @@ def _nucleus(probabilities: Array, top_p: float) -> Array:
     kept = np.zeros_like(probabilities)
     np.put_along_axis(kept, order, np.where(above < top_p, ranked, 0), axis=1)
     return kept
+
+
+def _finite(logits: Array) -> Array:
+    """Return the logits (B, V). Raises NumericalError for rows with NaN or infinity."""
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if broken.size:
+        rows = ", ".join(map(str, broken[:LISTED]))
+        raise NumericalError(
+            f"the next token's logits: expected finite numbers, rows {rows} have NaN or infinity"
+        )
+    return logits
 
 
 def _prompt(input_ids: IntArray) -> IntArray:

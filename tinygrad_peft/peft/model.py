@@ -64,7 +64,12 @@ class PeftModel(AdaptedTransformer):
         self._add(name, lambda: self._applied(recipe, seed=seed))
 
     def load_adapter(
-        self, directory: str | Path | AdapterFolder, name: str, *, is_trainable: bool = False
+        self,
+        directory: str | Path | AdapterFolder,
+        name: str,
+        *,
+        is_trainable: bool = False,
+        allow_nonfinite: bool = False,
     ) -> None:
         """Read another adapter for the same base from a folder; `set_adapter` activates it.
 
@@ -76,7 +81,10 @@ class PeftModel(AdaptedTransformer):
             folder = AdapterFolder.read(folder, self.host)
         warn_of_another_name(self.base_model, folder)
         apply = partial(self._applied, loading=True)
-        self._add(name, partial(load_record, folder, self.base_model, apply))
+        self._add(
+            name,
+            lambda: load_record(folder, self.base_model, apply, allow_nonfinite=allow_nonfinite),
+        )
         if not is_trainable:
             for parameter in self._adapters.records[name].parameters():
                 parameter.requires_grad = False
@@ -227,16 +235,18 @@ class PeftModel(AdaptedTransformer):
         *,
         adapter_name: str = DEFAULT,
         is_trainable: bool = False,
+        allow_nonfinite: bool = False,
         host: Host | None = None,
     ) -> "PeftModel":
         """Apply the recipe in a folder to `model`, with the folder's weights.
 
         The folder may come from Hugging Face PEFT, AdapterHub or mlx-lm. The weights are frozen, as
-        in Hugging Face PEFT, unless `is_trainable`.
+        in Hugging Face PEFT, unless `is_trainable`. Weights that are NaN or infinite are an error
+        that names them, or with `allow_nonfinite` a NonFiniteWarning.
 
         Raises one error with all problems, of the first problem's class:
             CheckpointError: a folder made for another kind of model or head; or every tensor
-                that is missing, unexpected or of another shape.
+                that is missing, unexpected, of another shape or not finite.
             ConfigError: settings that the method does not have.
             PluginError: no plugin provides a step's method.
             TargetError: the model does not have the targets.
@@ -247,7 +257,9 @@ class PeftModel(AdaptedTransformer):
         if host is None:
             host = directory.host if isinstance(directory, AdapterFolder) else Host.installed()
         peft = cls(model, host)
-        peft.load_adapter(directory, adapter_name, is_trainable=is_trainable)
+        peft.load_adapter(
+            directory, adapter_name, is_trainable=is_trainable, allow_nonfinite=allow_nonfinite
+        )
         peft.set_adapter(adapter_name)
         model.adapted = True
         return peft

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tinygrad_peft.errors import NumericalError
 from tinygrad_peft.nn import functional as F
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.train.batching import batches
@@ -35,6 +36,7 @@ def evaluate(model: Trainable, data: EncodedData, *, batch_size: int) -> Metrics
     Plugins' extra losses are left out, so that the loss means the same under all methods.
 
     Raises:
+        NumericalError: a loss that is not finite, as with weights that are NaN.
         DataError: no examples, or some that have nothing to predict.
         ConfigError: a batch size below 1.
         TokenError: ids or labels outside the model.
@@ -43,7 +45,8 @@ def evaluate(model: Trainable, data: EncodedData, *, batch_size: int) -> Metrics
     predictions = np.zeros(len(data), np.int64) if classes else None
     total, count = 0.0, 0
     model.eval()
-    with no_grad():
+    # Overflows are found by their results.
+    with no_grad(), np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for batch in batches(data, batch_size, seed=None):
             if predictions is None:
                 loss = model.loss(batch.input_ids, batch.labels, batch.attention_mask)
@@ -51,6 +54,8 @@ def evaluate(model: Trainable, data: EncodedData, *, batch_size: int) -> Metrics
                 logits = model(batch.input_ids, batch.attention_mask)  # (B, C)
                 loss = F.cross_entropy(logits, batch.labels)
                 predictions[batch.index] = logits.data.argmax(axis=-1)
+            if not math.isfinite(loss.item()):
+                raise NumericalError(f"the evaluation loss is {loss.item()}")
             wanted = batch.num_labels
             total, count = total + loss.item() * wanted, count + wanted
     return _metrics(data, total / count, count, predictions)

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygrad_peft.arrays import keep_freed_memory
-from tinygrad_peft.errors import ConfigError, TrainingError
+from tinygrad_peft.errors import ConfigError, NumericalError, TrainingError
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft.train.best_weights import BestWeights, Save
@@ -164,12 +163,13 @@ class _Run:
 
     def _evaluate(self, step: StepBatches, eval_set: EncodedData) -> Evaluated:
         started, done = time.perf_counter(), self.stepper.done
+        try:
+            metrics = evaluate(self.model, eval_set, batch_size=self.config.batch_size)
+        except NumericalError as error:
+            raise self._stopped(f": {error} after step {done}") from None
         # Overflows are found by their results.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"), no_grad():
-            metrics = evaluate(self.model, eval_set, batch_size=self.config.batch_size)
             extra = self.stepper.ask_extra_losses()
-        if not math.isfinite(metrics.loss):
-            raise self._stopped(f": the evaluation loss is {metrics.loss} after step {done}")
         return Evaluated(
             step=done,
             epoch=step.epochs_seen,

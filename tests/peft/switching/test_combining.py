@@ -24,6 +24,7 @@ from tinygrad_peft.errors import PeftError
 from tinygrad_peft.nn import Linear, TransformerConfig
 from tinygrad_peft.peft import (
     Combination,
+    CombinationType,
     Combined,
     Host,
     PeftConfig,
@@ -265,6 +266,19 @@ def test_adapters_that_hold_nan_are_refused_by_name() -> None:
     )
     with pytest.raises(PeftError, match=expected):
         peft.add_weighted_adapter(["plain", "rslora"], [1, 1], "x", rank=2)
+    before.assert_unchanged(peft)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("kind", ["linear", "ties", "dare_linear"])
+def test_sums_that_overflow_are_refused_by_name(rank: int | None, kind: CombinationType) -> None:
+    peft = three("llama", np.float32)
+    before = Snapshot.of(peft)
+    expected = r"model\.layers\.0\.self_attn\.q_proj.*(would hold NaN or infinity|is too large)"
+    with pytest.raises(PeftError, match=expected):
+        peft.add_weighted_adapter(
+            ["plain", "rslora"], [1e300, 1e300], "x", rank=rank, combination_type=kind
+        )
     before.assert_unchanged(peft)
 
 

@@ -16,8 +16,15 @@ __all__ = ["evaluate"]
 @options.adapter(required=False)
 @click.option("--data", type=options.NAME, required=True, help="JSON lines or CSV.")
 @options.batches
+@options.allow_nonfinite
 def evaluate(
-    model: str, adapter: Path | None, data: str, batch_size: int, max_length: int
+    model: str,
+    adapter: Path | None,
+    data: str,
+    batch_size: int,
+    max_length: int,
+    *,
+    allow_nonfinite: bool,
 ) -> Report:
     """Measure a model's loss, and accuracy or perplexity, on data."""
     from tinygrad_peft.cli.adapted_models import load_adapted, task_of
@@ -28,7 +35,7 @@ def evaluate(
 
     source = model_path(model)
     tokenizer = load_tokenizer(source)
-    adapted = load_adapted(source, adapter)
+    adapted = load_adapted(source, adapter, allow_nonfinite=allow_nonfinite)
     encoded = Examples.read(data, "test", task_of(adapted)).encoded(
         tokenizer, max_length, adapted.config
     )

@@ -30,10 +30,13 @@ __all__ = ["generate"]
     "--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest share."
 )
 @options.seed
+@options.allow_nonfinite
 def generate(
     model: str,
     adapter: Path | None,
     prompt: str,
+    *,
+    allow_nonfinite: bool,
     **settings: Any,  # noqa: ANN401 - as click gives them
 ) -> Report:
     """Go on from a prompt."""
@@ -47,7 +50,7 @@ def generate(
     generation = Generation(**settings)  # before anything slow
     source = model_path(model)
     tokenizer = load_tokenizer(source)
-    adapted = load_adapted(source, adapter)
+    adapted = load_adapted(source, adapter, allow_nonfinite=allow_nonfinite)
     given = _prompt_ids(prompt, tokenizer, model, adapted.config)
     generation = replace(generation, stop_ids=_stop_ids(tokenizer, adapted.config))
     output = adapted.generate(np.array([given]), generation)

@@ -27,20 +27,24 @@ _SHOWN = 4  # entries of a setting by path that fit in a line; --json has all
     type=options.NAME,
     help="The model to check an adapter against: only its settings are read.",
 )
-def inspect(path: str, model: str | None) -> Report:
+@click.option("--weights", is_flag=True, help="Read the weights too, and report NaN or infinity.")
+def inspect(path: str, model: str | None, *, weights: bool) -> Report:
     """Describe a model or an adapter, and list its problems.
 
-    PATH is a folder, or a .gguf or .safetensors file. Reads no weights. The exit status is 1 if
-    anything is wrong.
+    PATH is a folder, or a .gguf or .safetensors file. Reads no weights without --weights. The exit
+    status is 1 if anything is wrong.
     """
     from tinygrad_peft.cli.sources import model_path
     from tinygrad_peft.models import load_config
+    from tinygrad_peft.models.weight_values import with_value_problems
     from tinygrad_peft.peft import inspect_path
 
     base = None if model is None else load_config(model_path(model))
     report = inspect_path(_path(path), base=base)
     if base is not None and report.kind == "model":
         raise ConfigError(f"--model {model}: expected an adapter to check against it, got a model")
+    if weights:
+        report = with_value_problems(report)
     return Report(
         values={"sound": report.sound, **_values(report)},
         lines=[printable(line) for line in _lines(report)],

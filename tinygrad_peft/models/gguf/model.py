@@ -4,7 +4,7 @@ llama.cpp orders the rows of q and k differently from Hugging Face: it rotates r
 a head together, Hugging Face rows i and i + D/2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,13 @@ from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.nn.transformer import Transformer
 
-__all__ = ["check_gguf_fit", "gguf_config", "read_gguf", "read_gguf_config"]
+__all__ = [
+    "check_gguf_fit",
+    "gguf_config",
+    "read_gguf",
+    "read_gguf_arrays",
+    "read_gguf_config",
+]
 
 _PATHS = PathMap(
     {
@@ -63,6 +69,13 @@ def read_gguf(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
         state[own] = _in_halves(array, _heads(config, own))
     model.load_state_dict(state)
     return model
+
+
+def read_gguf_arrays(path: Path) -> Iterator[tuple[str, Array]]:
+    """Dequantise the tensors of a GGUF file one by one: float32, by their names there."""
+    data: AnyArray = np.memmap(path, np.uint8, "r")
+    for info in read_gguf_header(path).tensors:
+        yield info.name, _dequantised(path, data, info)
 
 
 def check_gguf_fit(path: Path, header: GgufHeader, config: TransformerConfig) -> None:

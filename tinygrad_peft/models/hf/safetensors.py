@@ -7,6 +7,7 @@ after another without gaps.
 import math
 import os
 import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from tinygrad_peft.arrays import AnyArray, Array, Shape
-from tinygrad_peft.errors import CheckpointError, nearest, shortened, told
+from tinygrad_peft.errors import CheckpointError, PrecisionWarning, nearest, shortened, told
 from tinygrad_peft.models.safe_files import decode_json_object
 
 __all__ = ["FLOATS", "SaveDtype", "StoredTensor", "read_header", "write_tensors"]
@@ -131,8 +132,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def write_tensors(path: Path, tensors: Mapping[str, Array], dtype: SaveDtype) -> None:
     """Write a safetensors file, one array at a time.
 
-    Raises CheckpointError for a number too large for the dtype.
+    Warns with PrecisionWarning about numbers that are too small for the dtype and become zero.
+    Raises CheckpointError for a number too large for it.
     """
+    lost: dict[str, int] = {}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset, width = 0, 4 if dtype == "float32" else 2
     for key, array in tensors.items():
@@ -144,7 +147,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Array], dtype: SaveDtype) ->
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, array in tensors.items():
-            file.write(_narrowed(key, array, dtype).reshape(-1).view(np.uint8).data)
+            narrow = _narrowed(key, array, dtype)
+            if dtype != "float32" and (zeros := _became_zero(array, narrow)):
+                lost[key] = zeros
+            file.write(narrow.reshape(-1).view(np.uint8).data)
+    if lost:
+        _warn_of_underflow(path, lost, sum(array.size for array in tensors.values()), dtype)
 
 
 def _damaged(path: Path, total: int, problems: Sequence[str]) -> CheckpointError:
@@ -222,6 +230,22 @@ def _narrowed(key: str, array: Array, dtype: SaveDtype) -> AnyArray:
     if not np.isfinite(wide).all() and np.isinf(wide[np.isfinite(array)]).any():
         raise CheckpointError(f"{key} has numbers too large for {dtype}")
     return narrow
+
+
+def _became_zero(array: Array, narrow: AnyArray) -> int:
+    """Count the numbers that were not zero and are zero now, of either sign."""
+    bits = narrow.view("<u2")
+    return int(np.count_nonzero(((bits & 0x7FFF) == 0) & (array != 0)))
+
+
+def _warn_of_underflow(path: Path, lost: Mapping[str, int], size: int, dtype: SaveDtype) -> None:
+    worst = sorted(lost, key=lambda key: -lost[key])[:3]
+    warnings.warn(
+        f"{path}: {sum(lost.values()):,} of {size:,} numbers are too small for {dtype} and became "
+        f"0, in {len(lost)} tensors (most in {', '.join(f'{k}: {lost[k]:,}' for k in worst)})",
+        PrecisionWarning,
+        stacklevel=2,
+    )
 
 
 def _upper_half(x: Array) -> AnyArray:

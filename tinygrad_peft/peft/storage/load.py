@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from tinygrad_peft.errors import BaseModelWarning, CheckpointError
 from tinygrad_peft.nn import Transformer
+from tinygrad_peft.nn.finite import check_finite
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.storage.base_model import BaseName, differing_base
@@ -16,7 +17,11 @@ __all__ = ["load_record", "warn_of_another_name"]
 
 
 def load_record(
-    folder: AdapterFolder, model: Transformer, apply: Callable[[Sequence[PeftConfig]], Record]
+    folder: AdapterFolder,
+    model: Transformer,
+    apply: Callable[[Sequence[PeftConfig]], Record],
+    *,
+    allow_nonfinite: bool = False,
 ) -> Record:
     """Return the record of a folder's recipe on `model`, with the folder's weights.
 
@@ -24,7 +29,8 @@ def load_record(
 
     Raises one error with all problems, of the first problem's class:
         CheckpointError: missing or broken files; another model or head; every tensor that is
-            missing, unexpected, of another shape or not of floats.
+            missing, unexpected, of another shape or not of floats; weights that are NaN or
+            infinite, unless `allow_nonfinite`.
         ConfigError: settings that a method does not have.
         PluginError: no plugin provides a step's method.
         TargetError, PeftError: the recipe cannot be applied to the model.
@@ -40,8 +46,10 @@ def load_record(
         examined.compare(model, apply_and_keep)
         raise_problems(folder.path, examined.problems)
         # Read all arrays before assigning any.
-        found = [pair for step in examined.steps if step.match for pair in step.match.arrays()]
-        for parameter, array in found:
+        found = [each for step in examined.steps if step.match for each in step.match.arrays()]
+        named = ((key, array) for key, _, array in found)
+        check_finite(folder.path, named, allowed=allow_nonfinite)
+        for _, parameter, array in found:
             parameter.data = array
     except BaseException as error:
         for record in applied:

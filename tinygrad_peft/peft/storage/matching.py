@@ -43,8 +43,10 @@ class Match:
         differences = _differences(self.wanted, self.found, self.transposed)
         return list(dict.fromkeys([*self.more, *differences]))
 
-    def arrays(self) -> Iterator[tuple[Parameter, Array]]:
-        """Yield each parameter with its array, for a match without problems. Opens each file once.
+    def arrays(self) -> Iterator[tuple[str, Parameter, Array]]:
+        """Yield each tensor's name, parameter and array, for a match without problems.
+
+        Opens each file once.
 
         Raises CheckpointError if a file has changed.
         """
@@ -61,7 +63,7 @@ class Match:
                 stored = self.found[key]
                 array = stored.read(parameter.dtype, files[stored.file])
                 transposed = key in self.transposed
-                yield parameter, np.ascontiguousarray(array.T) if transposed else array
+                yield key, parameter, np.ascontiguousarray(array.T) if transposed else array
 
 
 def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignStep | None) -> Match:

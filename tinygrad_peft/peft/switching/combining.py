@@ -66,7 +66,8 @@ def combine_records(
         raise PeftError(f"the adapters cannot be combined:\n{listed(problems)}")
     how = Combination((), combination_type, rank, density, seed)
     steps = range(len(next(iter(records.values())).recipe))
-    combined = [_step(step, list(records.values()), weights, host, how) for step in steps]
+    with np.errstate(over="ignore", invalid="ignore"):  # overflows are found by their results
+        combined = [_step(step, list(records.values()), weights, host, how) for step in steps]
     lost = {path: share for step in combined for path, share in step.lost.items()}
     return CombinedAdapter(
         tuple(step.config for step in combined), tuple(step.tensors for step in combined), lost
@@ -76,8 +77,10 @@ def combine_records(
 def fill_record(record: Record, combined: CombinedAdapter) -> None:
     """Set the weights of the combined recipe's record to the combined ones.
 
-    Raises PeftError with every mismatch of a plugin's answer and its own settings.
+    Raises PeftError with every mismatch of a plugin's answer and its own settings, and with the
+    weights that would be NaN or infinite.
     """
+    problems: list[str] = []
     for step, tensors in enumerate(combined.tensors):
         wanted = record.named_parameters(step)
         found = {f"{path}.{n}": a for path, named in tensors.items() for n, a in named.items()}
@@ -88,7 +91,12 @@ def fill_record(record: Record, combined: CombinedAdapter) -> None:
                 f"step {step} of the combination does not fit its settings:\n{listed(problems)}"
             )
         for name, parameter in wanted.items():
-            parameter.data = np.array(found[name], parameter.dtype)
+            with np.errstate(over="ignore"):  # found by its result
+                parameter.data = np.array(found[name], parameter.dtype)
+            if not np.isfinite(parameter.data).all():
+                problems.append(f"{name} would hold NaN or infinity")
+    if problems:
+        raise PeftError(f"the adapters cannot be combined:\n{listed(problems)}")
 
 
 def _wrong_settings(

@@ -89,8 +89,9 @@ def _tie(base: Mapping[Seam, Module], merged: Mapping[Seam, Module]) -> None:
 
 
 def _not_finite(seam: Seam, before: Module, after: Module) -> list[str]:
-    was_finite = all(np.isfinite(p.data).all() for p in before.parameters())
-    broken = [name for name, p in after.named_parameters() if not np.isfinite(p.data).all()]
-    if not was_finite or not broken:
-        return []
-    return [f"{seam.path}: {', '.join(broken)} would hold NaN or infinity"]
+    """List the weights with NaN or infinity: the base's own, or else those that merging makes."""
+    for module, holds in ((before, "of the base holds"), (after, "would hold")):
+        broken = [n for n, p in module.named_parameters() if not np.isfinite(p.data).all()]
+        if broken:
+            return [f"{seam.path}: {', '.join(broken)} {holds} NaN or infinity"]
+    return []
