@@ -99,7 +99,9 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / RUNNING_STATE).mkdir()
-    with pytest.raises(CheckpointError, match=r"running_state\.safetensors cannot be written: "):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written: running_state\.safetensors is a "
+    ):
         write_running_state(adapted(Averaging()), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [RUNNING_STATE]
 

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
+from tinygrad_peft.files import refuse_pickle
 from tinygrad_peft.models.families import checkpoint_path, config_from_json, config_to_json
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
 from tinygrad_peft.models.hf import SaveDtype, read_config, read_model, write_model
-from tinygrad_peft.models.safe_files import refuse_pickle
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.finite import check_finite
 from tinygrad_peft.nn.init import Skeleton

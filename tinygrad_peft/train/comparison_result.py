@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.safe_files import replacing
+from tinygrad_peft.files import replacing
 from tinygrad_peft.peft import PeftConfig
 from tinygrad_peft.train.events import Evaluated
 

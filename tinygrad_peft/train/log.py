@@ -11,7 +11,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from tinygrad_peft.models.safe_files import replacing
+from tinygrad_peft.files import replacing
 from tinygrad_peft.train.config import TrainConfig
 from tinygrad_peft.train.events import (
     Evaluated,

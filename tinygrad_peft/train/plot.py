@@ -15,7 +15,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import MissingExtraError
-from tinygrad_peft.models.safe_files import replacing
+from tinygrad_peft.files import replacing
 from tinygrad_peft.train.comparison_result import Comparison, Row
 
 if TYPE_CHECKING:

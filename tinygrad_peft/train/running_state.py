@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save
 
 from tinygrad_peft.arrays import AnyArray
 from tinygrad_peft.errors import CheckpointError, PluginError, listed
+from tinygrad_peft.files import saving, settled
 from tinygrad_peft.models.hf.safetensors import read_header
-from tinygrad_peft.models.safe_files import replacing
 from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train import hookspecs
 from tinygrad_peft.train.trainable import Stateful
@@ -24,24 +24,19 @@ RUNNING_STATE = "running_state.safetensors"
 
 
 def write_running_state(model: object, folder: Path) -> None:
-    """Write the running state of a model's plugins; without any, write no file.
+    """Write the running state of a model's plugins; without any, remove an old file.
 
     Raises CheckpointError if the file cannot be written.
     """
     arrays = {
-        f"{plugin}:{name}": array
+        f"{plugin}:{name}": np.array(array, order="C")
         for plugin, state in _states(model).items()
         for name, array in state.state_dict().items()
     }
-    if arrays:
-        whole = {name: np.array(array, order="C") for name, array in arrays.items()}
-        path = folder / RUNNING_STATE
-        try:
-            with replacing(path) as file:
-                file.write_bytes(save(whole))
-        except OSError as error:
-            reason = error.strerror or error
-            raise CheckpointError(f"{path} cannot be written: {reason}") from error
+    with saving(folder) as files:
+        files.remove([RUNNING_STATE])
+        if arrays:
+            files.path(RUNNING_STATE).write_bytes(save(arrays))
 
 
 def read_running_state(model: PeftModel, folder: Path) -> None:
@@ -50,7 +45,7 @@ def read_running_state(model: PeftModel, folder: Path) -> None:
     Raises CheckpointError for a file that is missing or broken, for plugins in only one of the file
     and the model, and for arrays that a plugin refuses.
     """
-    path = folder / RUNNING_STATE
+    path = settled(folder) / RUNNING_STATE
     read_header(path)  # checks more than the format's own library
     found: dict[str, dict[str, AnyArray]] = {}
     for key, array in load_file(path).items():

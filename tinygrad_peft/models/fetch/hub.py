@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tinygrad_peft.errors import CheckpointError, FetchError, MissingExtraError, shortened
-from tinygrad_peft.models.safe_files import PICKLES
+from tinygrad_peft.files import PICKLES
 
 __all__ = ["HubKind", "download_from_hub", "is_hub_name"]
 

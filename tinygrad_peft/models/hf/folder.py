@@ -10,6 +10,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, told
+from tinygrad_peft.files import PICKLES, is_plain_name, read_json_object, replacing
 from tinygrad_peft.models.families import config_from_json, config_to_json, family
 from tinygrad_peft.models.families.family import Family
 from tinygrad_peft.models.hf.safetensors import (
@@ -19,7 +20,6 @@ from tinygrad_peft.models.hf.safetensors import (
     read_header,
     write_tensors,
 )
-from tinygrad_peft.models.safe_files import PICKLES, is_plain_name, read_json_object, replacing
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.module import mismatches

@@ -20,7 +20,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import AnyArray, Array, Shape
 from tinygrad_peft.errors import CheckpointError, PrecisionWarning, nearest, shortened, told
-from tinygrad_peft.models.safe_files import decode_json_object
+from tinygrad_peft.files import decode_json_object
 
 __all__ = ["FLOATS", "SaveDtype", "StoredTensor", "read_header", "write_tensors"]
 

@@ -14,13 +14,13 @@ from tinygrad_peft.errors import (
     MissingExtraError,
     shortened,
 )
-from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
-from tinygrad_peft.models.safe_files import (
+from tinygrad_peft.files import (
     decode_json_object,
     read_bytes,
     read_json_object,
     replacing,
 )
+from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:
     import tokenizers

@@ -10,7 +10,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.safe_files import replacing
+from tinygrad_peft.files import replacing
 
 __all__ = ["make_folder", "remove_files", "remove_if_empty", "write_json", "write_tensors"]
 

@@ -6,9 +6,9 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.files import read_json_object
 from tinygrad_peft.host import Host
 from tinygrad_peft.models.hf.safetensors import StoredTensor, read_header
-from tinygrad_peft.models.safe_files import read_json_object
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
 from tinygrad_peft.peft.storage.base_model import Head, base_in, head_in

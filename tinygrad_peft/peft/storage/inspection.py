@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.files import PICKLES, refuse_pickle
 from tinygrad_peft.host import Host
 from tinygrad_peft.models.inspection import Report, inspect_gguf, inspect_model, inspect_tensors
-from tinygrad_peft.models.safe_files import PICKLES, refuse_pickle
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.storage.folder import AdapterFolder
 from tinygrad_peft.peft.storage.layout import (

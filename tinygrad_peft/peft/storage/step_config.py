@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, PluginError, nearest
-from tinygrad_peft.models.safe_files import read_json_object
+from tinygrad_peft.files import read_json_object
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.serialisation import config_from_dict

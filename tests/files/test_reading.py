@@ -4,29 +4,12 @@ from pathlib import Path
 import pytest
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.models.safe_files import (
-    LARGEST_JSON,
+from tinygrad_peft.files import (
     is_plain_name,
     read_json_object,
     refuse_pickle,
-    replacing,
 )
-
-
-def test_a_file_is_replaced_on_success(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    with replacing(tmp_path / "a") as temporary:
-        temporary.write_text("new")
-        assert (tmp_path / "a").read_text() == "old"
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "new")]
-
-
-def test_a_file_is_unchanged_after_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+from tinygrad_peft.files.reading import LARGEST_JSON
 
 
 def test_a_folder_is_not_read_as_a_file(tmp_path: Path) -> None:

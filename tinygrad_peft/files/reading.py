@@ -1,17 +1,13 @@
-"""Read files strictly, and write them whole or not at all.
+"""Read files strictly.
 
 Reading any file ends with its content or a CheckpointError: no code in it runs, and memory stays
 within a small multiple of its size.
 """
 
 import json
-import os
 import re
-import secrets
 import stat
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,7 +21,6 @@ __all__ = [
     "read_bytes",
     "read_json_object",
     "refuse_pickle",
-    "replacing",
 ]
 
 PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
@@ -87,17 +82,6 @@ def refuse_pickle(path: Path) -> None:
             f"{path} is a pickle, which can run any code, and is never read: save it as "
             "safetensors, with save_pretrained of transformers or PEFT, or safetensors.torch"
         )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, and move it to `path` if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        os.replace(temporary, path)  # noqa: PTH105 - the name says that it is atomic
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _repeated(pairs: list[tuple[str, object]]) -> list[str]:

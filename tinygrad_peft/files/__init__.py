@@ -1,0 +1,31 @@
+"""Files of any kind: read strictly, saved whole or not at all, claimed while a run writes them.
+
+`saving` a folder is one transaction, which readers complete with `settled` if it was broken off.
+`claimed` keeps a second process out of a folder. The readers of `reading` refuse what a file should
+not hold.
+"""
+
+from tinygrad_peft.files.claims import claimed
+from tinygrad_peft.files.reading import (
+    PICKLES,
+    decode_json_object,
+    is_plain_name,
+    read_bytes,
+    read_json_object,
+    refuse_pickle,
+)
+from tinygrad_peft.files.transaction import Transaction, replacing, saving, settled
+
+__all__ = [
+    "PICKLES",
+    "Transaction",
+    "claimed",
+    "decode_json_object",
+    "is_plain_name",
+    "read_bytes",
+    "read_json_object",
+    "refuse_pickle",
+    "replacing",
+    "saving",
+    "settled",
+]
