@@ -92,6 +92,9 @@ def test_a_block_that_raises_changes_nothing(tmp_path: Path, kind: type[BaseExce
         save.remove(["stale"])
         raise kind
     assert read(tmp_path) == {"a": "old", "stale": "s"}
+    with pytest.raises(kind), saving(tmp_path / "new"):
+        raise kind
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_error_of_the_system_names_the_folder(tmp_path: Path) -> None:
@@ -183,6 +186,21 @@ def test_links_among_new_files_are_refused(tmp_path: Path) -> None:
         saving(tmp_path) as save,
     ):
         save.path("a").symlink_to("/etc/passwd")
+
+
+def test_files_that_cannot_be_moved_are_named_and_moved_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    message = r"complete in .*\.saving-\w+, and cannot be moved: no space left; the next reader"
+    with pytest.raises(CheckpointError, match=message):
+        save_files(tmp_path, {"a": "a", "b.json": "b"})
+    monkeypatch.undo()
+    settled(tmp_path)
+    assert read(tmp_path) == {"a": "a", "b.json": "b"}
 
 
 # ---------- a save that was killed ----------

@@ -9,7 +9,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from tinygrad_peft.errors import ConfigError
+from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.kit import KINDS, NewPlugin, write_plugin
 from tinygrad_peft.peft import Host
 
@@ -157,6 +157,6 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         return write(self, *args, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CheckpointError, match="no space left"):
         write_plugin(NewPlugin("mild_shift"), tmp_path, Host.installed())
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
@@ -81,13 +81,18 @@ def saving(folder: Path, *, size: int = 0) -> Iterator[Transaction]:
         yield outer
         return
     folder = real_path(folder)
-    with _named(folder), shared_claim(folder, _PATIENCE) as ours:
-        if not ours:
-            raise refusal(folder)
-        _tidy(folder)
-        _require_space(folder, size)
-        with _staged(folder) as transaction:
-            yield transaction
+    is_new = not folder.exists()
+    try:
+        with _named(folder), _claimed(folder):
+            _tidy(folder)
+            _require_space(folder, size)
+            with _staged(folder) as transaction:
+                yield transaction
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # there is more in it by now
+                folder.rmdir()
+        raise
 
 
 def settled(folder: Path) -> Path:
@@ -141,13 +146,31 @@ def _staged(folder: Path) -> Iterator[Transaction]:
         journal = Journal.of(stage, [path.relative_to(folder).as_posix() for path in stale])
         with _MOVING:
             journal.write(stage)
-            journal.carry_out(stage)
+            _move(journal, stage)
     except BaseException:
         if not stage.is_committed:
             shutil.rmtree(stage.path, ignore_errors=True)
         raise
     finally:
         del _OPEN[stage.new]
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    with shared_claim(folder, _PATIENCE) as ours:
+        if not ours:
+            raise refusal(folder)
+        yield
+
+
+def _move(journal: Journal, stage: Stage) -> None:
+    try:
+        journal.carry_out(stage)
+    except OSError as error:
+        raise CheckpointError(
+            f"{stage.folder}: the new files are complete in {stage.path}, and cannot be moved: "
+            f"{error.strerror or error}; the next reader or save tries again"
+        ) from error
 
 
 def _tidy(folder: Path) -> None:

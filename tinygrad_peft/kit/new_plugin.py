@@ -2,8 +2,6 @@
 
 import keyword
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tinygrad_peft.errors import ConfigError, failures, listed
+from tinygrad_peft.files import saving
 from tinygrad_peft.host import Host
 from tinygrad_peft.kit.texts import PYPROJECT, README, TEST
 from tinygrad_peft.peft import methods_of
@@ -150,18 +149,10 @@ def write_plugin(plugin: NewPlugin, out: Path, host: Host | None = None) -> Path
     if problems := plugin.problems(host or Host.installed(), folder):
         raise ConfigError(f"cannot make the plugin {plugin.name!r}:\n{listed(problems)}")
     contents = plugin.contents()
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".new-plugin-", dir=out))
-    try:
+    with saving(out) as save:
         for name, text in contents.items():
-            file = unfinished / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, "utf-8", newline="\n")
-        unfinished.chmod(0o755)  # mkdtemp's folder is its owner's alone
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+            path = save.path(f"{plugin.distribution}/{name}")
+            path.write_text(text, "utf-8", newline="\n")
     return folder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.files import refuse_pickle
+from tinygrad_peft.files import refuse_pickle, settled
 from tinygrad_peft.models.families import checkpoint_path, config_from_json, config_to_json
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
@@ -69,9 +69,10 @@ def save_model(
 ) -> None:
     """Write a folder that `load_model` and transformers load, with the same logits.
 
-    The folder gets config.json and model.safetensors, both written whole or not at all. For a
-    classifier with mean pooling, or without a pooler, config.json has `classifier_pooling`, which
-    `load_model` follows and transformers does not know.
+    The folder gets config.json and model.safetensors, both or neither. With `saving`, other files
+    are saved together with them: its tokenizer, say. For a classifier with mean pooling, or without
+    a pooler, config.json has `classifier_pooling`, which `load_model` follows and transformers does
+    not know.
 
     Warns with PrecisionWarning about weights that are too small for the dtype and become zero.
 
@@ -84,10 +85,7 @@ def save_model(
         raise ConfigError(f"dtype: expected one of {', '.join(get_args(SaveDtype))}, got {dtype!r}")
     _check_plain(model)
     _check_expressible(model.config)
-    try:
-        write_model(model, Path(path), dtype)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    write_model(model, Path(path), dtype)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -99,7 +97,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(
             f"{place} is a file: expected the folder with it and config.json, or a .gguf file"
         )
-    return place
+    return settled(place) if place.is_dir() else place
 
 
 def _float_dtype(dtype: npt.DTypeLike) -> np.dtype[np.floating]:

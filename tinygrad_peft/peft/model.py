@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from tinygrad_peft.errors import PeftError
+from tinygrad_peft.files import saving
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import hookspecs
@@ -208,7 +209,7 @@ class PeftModel(AdaptedTransformer):
         `adapters` names those to save, all by default. Reparameterised weights (a prefix computed
         by its projection, say) are written together with the weights that they are computed from,
         for further training, unless `flatten`. With `layout`, adapters of one step are written for
-        another library, such as "AdapterHub" or "mlx-lm". Each file is complete or absent.
+        another library, such as "AdapterHub" or "mlx-lm". All is saved or, if that fails, nothing.
 
         Raises PeftError after `unload` and for unknown names; ConfigError, and writes nothing, for
         an unknown layout and with everything that the layout cannot hold; CheckpointError where a
@@ -218,14 +219,14 @@ class PeftModel(AdaptedTransformer):
         self._require_adapter()
         names = list(self._adapters.records) if adapters is None else list(adapters)
         self._adapters.require(names)
-        root = Path(directory)
-        folders = {name: root if name == DEFAULT else root / name for name in names}
         records = {name: self._adapters.records[name] for name in names}
-        if wanted != HUGGING_FACE:
-            save_foreign(records, folders, self.base_model, self.host, wanted)
-            return
-        for name, record in records.items():
-            save_adapter(record, self.base_model, self.host, folders[name], flatten=flatten)
+        with saving(Path(directory)) as save:
+            parts = {name: save if name == DEFAULT else save.within(name) for name in names}
+            if wanted != HUGGING_FACE:
+                save_foreign(records, parts, self.base_model, self.host, wanted)
+                return
+            for name, record in records.items():
+                save_adapter(record, self.base_model, self.host, parts[name], flatten=flatten)
 
     @classmethod
     def from_pretrained(

@@ -1,16 +1,15 @@
 """The weights that a run keeps: in memory, and in a folder."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from tinygrad_peft.files import saving
 from tinygrad_peft.nn.module import Parameter
 
-__all__ = ["BestWeights", "Save", "replace_files"]
+__all__ = ["BestWeights", "Save"]
 
 Save: TypeAlias = Callable[[Path], None]  # writes the model's weights into a folder
 
@@ -72,27 +71,7 @@ class BestWeights:
 
     def _write(self, folder: Path) -> None:
         assert self.save is not None, "out and save go together"
-        replace_files(folder, self.save, self.optional)
+        with saving(folder) as files:
+            files.remove(self.optional)
+            self.save(files.staged)
         self.saved_to = folder
-
-
-def replace_files(folder: Path, save: Save, optional: Sequence[str] = ()) -> None:
-    """Let `save` write files, and move them into `folder` once all of them are complete.
-
-    Files of the names `optional` that `save` did not write are removed from `folder`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        save(made)
-        for name in optional:
-            if not (made / name).exists():
-                (folder / name).unlink(missing_ok=True)
-        for path in sorted(made.rglob("*")):
-            target = folder / path.relative_to(made)
-            if path.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                path.replace(target)
-    finally:
-        shutil.rmtree(made)

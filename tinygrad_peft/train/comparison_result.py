@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.files import replacing
+from tinygrad_peft.files import replacing, settled
 from tinygrad_peft.peft import PeftConfig
 from tinygrad_peft.train.events import Evaluated
 
@@ -102,7 +102,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 def read_comparison(path: Path) -> Comparison:
     """Read a comparison. Raises CheckpointError for a file that is missing or invalid."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Comparison)
+        return msgspec.json.decode((settled(path.parent) / path.name).read_bytes(), type=Comparison)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -152,14 +152,14 @@ BOTH: tuple[str, ...] = ("mlx-lm", "Hugging Face PEFT")
 @pytest.mark.parametrize("layout", BOTH)
 def test_a_folder_that_cannot_be_made_is_an_error(layout: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="below cannot be made: Not a directory"):
+    with pytest.raises(CheckpointError, match="below cannot be written: Not a directory"):
         saved(tmp_path / "file" / "below", layout)
 
 
 @pytest.mark.parametrize("layout", BOTH)
 def test_a_folder_in_a_files_place_is_an_error_that_names_it(layout: str, tmp_path: Path) -> None:
     (tmp_path / CONFIG).mkdir()
-    with pytest.raises(CheckpointError, match=f"{CONFIG} cannot be written: Is a directory"):
+    with pytest.raises(CheckpointError, match=f"cannot be written: {CONFIG} is a folder"):
         saved(tmp_path, layout)
     assert not list(tmp_path.glob(".*"))
 
@@ -168,11 +168,11 @@ def test_a_folder_in_a_files_place_is_an_error_that_names_it(layout: str, tmp_pa
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_is_an_error(layout: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match="safetensors cannot be written: Permission denied"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written: Permission denied"):
         saved(tmp_path, layout)
 
 
 def test_a_folder_in_the_place_of_another_layouts_weights_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "adapters.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match=r"adapters.safetensors cannot be removed: "):
+    with pytest.raises(CheckpointError, match=r"written: adapters.safetensors is a folder"):
         saved(tmp_path, "Hugging Face PEFT")

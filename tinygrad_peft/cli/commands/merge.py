@@ -34,6 +34,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: "SaveDtype") -> Report:
     from tinygrad_peft.cli.adapted_models import load_adapted
     from tinygrad_peft.cli.output_folder import check_output
     from tinygrad_peft.cli.sources import model_path
+    from tinygrad_peft.files import saving
     from tinygrad_peft.models import load_tokenizer, save_model
     from tinygrad_peft.peft import PeftModel
 
@@ -44,6 +45,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: "SaveDtype") -> Report:
     tokenizer = load_tokenizer(source)  # before anything is written
     adapted = load_adapted(source, adapter)
     assert isinstance(adapted, PeftModel)
-    save_model(adapted.merge_and_unload(), out, dtype=dtype)
-    tokenizer.save(out)
+    with saving(out) as save:
+        save_model(adapted.merge_and_unload(), save.staged, dtype=dtype)
+        tokenizer.save(save.staged)
     return Report(values={"out": str(out), "dtype": dtype}, lines=[f"merged into {out}"])

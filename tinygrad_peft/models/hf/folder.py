@@ -10,13 +10,14 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, told
-from tinygrad_peft.files import PICKLES, is_plain_name, read_json_object, replacing
+from tinygrad_peft.files import PICKLES, is_plain_name, read_json_object, saving
 from tinygrad_peft.models.families import config_from_json, config_to_json, family
 from tinygrad_peft.models.families.family import Family
 from tinygrad_peft.models.hf.safetensors import (
     FLOATS,
     SaveDtype,
     StoredTensor,
+    file_size,
     read_header,
     write_tensors,
 )
@@ -94,7 +95,10 @@ def _checked(
 
 
 def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
-    """Write config.json and model.safetensors into the folder `path`, both or neither."""
+    """Write config.json and model.safetensors into the folder `path`, both or neither.
+
+    Weights that the folder has in shards are removed.
+    """
     expressed, state = _expressed(model)
     config = config_to_json(expressed)
     known = family(expressed.model_type)
@@ -103,10 +107,14 @@ def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
         stored = known.path(expressed, name)
         arrays[stored] = array.T if known.is_transposed(stored) else array
     text = msgspec.json.format(msgspec.json.encode({**config, "torch_dtype": dtype}), indent=2)
-    path.mkdir(parents=True, exist_ok=True)
-    with replacing(path / _CONFIG) as settings, replacing(path / _WEIGHTS) as weights:
-        write_tensors(weights, arrays, dtype)
-        settings.write_bytes(text + b"\n")
+    with saving(path, size=file_size(arrays, dtype)) as save:
+        write_tensors(save.path(_WEIGHTS), arrays, dtype)
+        save.path(_CONFIG).write_bytes(text + b"\n")
+        save.remove((_INDEX, *_shards_in(save.folder)))
+
+
+def _shards_in(path: Path) -> list[str]:
+    return [f.name for f in path.glob("model-*-of-*.safetensors")]
 
 
 def _expressed(model: Transformer) -> tuple[TransformerConfig, dict[str, Array]]:

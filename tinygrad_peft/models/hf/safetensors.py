@@ -129,6 +129,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
+def file_size(tensors: Mapping[str, Array], dtype: SaveDtype) -> int:
+    """Return the bytes that the arrays take in a file, without its header."""
+    return sum(array.size for array in tensors.values()) * (4 if dtype == "float32" else 2)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Array], dtype: SaveDtype) -> None:
     """Write a safetensors file, one array at a time.
 
@@ -239,10 +244,10 @@ def _became_zero(array: Array, narrow: AnyArray) -> int:
 
 
 def _warn_of_underflow(path: Path, lost: Mapping[str, int], size: int, dtype: SaveDtype) -> None:
-    worst = sorted(lost, key=lambda key: -lost[key])[:3]
+    worst = ", ".join(f"{k}: {lost[k]:,}" for k in sorted(lost, key=lambda key: -lost[key])[:3])
     warnings.warn(
-        f"{path}: {sum(lost.values()):,} of {size:,} numbers are too small for {dtype} and became "
-        f"0, in {len(lost)} tensors (most in {', '.join(f'{k}: {lost[k]:,}' for k in worst)})",
+        f"{path.name}: {sum(lost.values()):,} of {size:,} numbers are too small for {dtype} and "
+        f"became 0, in {len(lost)} tensors (most in {worst})",
         PrecisionWarning,
         stacklevel=2,
     )

@@ -18,7 +18,8 @@ from tinygrad_peft.files import (
     decode_json_object,
     read_bytes,
     read_json_object,
-    replacing,
+    saving,
+    settled,
 )
 from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_SPECIAL = "special_tokens_map.json"
+_BESIDE = (_SPECIAL, "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt")
 
 
 class Tokenizer:
@@ -50,13 +53,13 @@ class Tokenizer:
 
         Raises CheckpointError if it is missing or broken.
         """
-        file = path / _TOKENIZER
+        file = settled(path) / _TOKENIZER
         if not file.is_file():
             raise CheckpointError(f"no tokenizer in {path}: expected a file {_TOKENIZER}")
         text = read_bytes(file)
         _check_sizes(decode_json_object(text, str(file)).get("normalizer"), file)
         backend = _backend(text.decode(), file)
-        settings = _read_object(path / "special_tokens_map.json") | _read_object(path / _SETTINGS)
+        settings = _read_object(path / _SPECIAL) | _read_object(path / _SETTINGS)
         return cls(backend, _special_tokens(path / "config.json", backend) | settings)
 
     @classmethod
@@ -127,11 +130,16 @@ class Tokenizer:
         return self._special_id("eos_token")
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_text(directory / _TOKENIZER, self._backend.to_str(pretty=False))
+        """Write tokenizer.json and tokenizer_config.json, as transformers reads them.
+
+        Files of another tokenizer that transformers would read beside them are removed.
+        """
+        document = self._backend.to_str(pretty=False)
         settings = json.dumps(self._settings, indent=2, ensure_ascii=False)
-        _write_text(directory / _SETTINGS, settings + "\n")
+        with saving(directory) as save:
+            save.path(_TOKENIZER).write_text(document, "utf-8")
+            save.path(_SETTINGS).write_text(settings + "\n", "utf-8")
+            save.remove(_BESIDE)
 
     def _special_id(self, name: str) -> int | None:
         token = self._settings.get(name)
@@ -241,8 +249,3 @@ def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[
 def _read_object(file: Path) -> dict[str, object]:
     """Read an optional JSON file: empty if it is missing."""
     return read_json_object(file) if file.is_file() else {}
-
-
-def _write_text(file: Path, text: str) -> None:
-    with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.files import read_json_object
+from tinygrad_peft.files import read_json_object, settled
 from tinygrad_peft.host import Host
 from tinygrad_peft.models.hf.safetensors import StoredTensor, read_header
 from tinygrad_peft.nn import TransformerConfig
@@ -126,7 +126,7 @@ class AdapterFolder:
 
         Raises PluginError if plugins contradict each other.
         """
-        directory, host = Path(path), host or Host.installed()
+        directory, host = settled(Path(path)), host or Host.installed()
         layouts = known_layouts(host)
         problems: list[Problem] = []
         recipe = gathered(problems, lambda: _read_recipe(directory, layouts))

@@ -5,30 +5,24 @@ tensors, in the hooks `read_foreign` and `write_foreign`.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened, told
+from tinygrad_peft.files import Transaction
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.folder_layout import FolderLayout
 from tinygrad_peft.peft.hook_types import ForeignFolder, ForeignName, ForeignRequest, ForeignStep
 from tinygrad_peft.peft.recipes.record import Record
-from tinygrad_peft.peft.storage.atomic import (
-    make_folder,
-    remove_files,
-    write_json,
-    write_tensors,
-)
 from tinygrad_peft.peft.storage.folder import StepFolder, steps_in
 from tinygrad_peft.peft.storage.layout import (
     CONFIG,
     RECIPE,
     Layouts,
     known_layouts,
-    remove_step,
-    stale_files,
+    step_files,
 )
+from tinygrad_peft.peft.storage.writing import write_json, write_tensors
 
 __all__ = ["foreign_places", "read_foreign", "save_foreign"]
 
@@ -64,24 +58,23 @@ def foreign_places(record: Record, step: int, of: ForeignStep) -> dict[ForeignNa
 
 def save_foreign(
     records: Mapping[str, Record],
-    folders: Mapping[str, Path],
+    parts: Mapping[str, Transaction],
     model: Transformer,
     host: Host,
     layout: FolderLayout,
 ) -> None:
-    """Write adapters by their names, each into its folder, in another library's layout.
+    """Write adapters by their names, each as its part of a save, in another library's layout.
 
-    Raises ConfigError, and writes nothing, with everything that the layout cannot hold;
-    CheckpointError if a file or folder cannot be written.
+    Raises ConfigError with everything that the layout cannot hold.
     """
     steps = {name: _expressed(r, model, host, layout, name) for name, r in records.items()}
     for name, step in steps.items():
         places = foreign_places(records[name], 0, step)
-        _write(folders[name], layout, step, places, known_layouts(host))
+        _write(parts[name], layout, step, places, known_layouts(host))
 
 
 def _write(
-    folder: Path,
+    save: Transaction,
     layout: FolderLayout,
     step: ForeignStep,
     places: Mapping[ForeignName, Parameter],
@@ -89,13 +82,11 @@ def _write(
 ) -> None:
     """Write an adapter, and remove another layout's files from the folder."""
     arrays = {place.name: p.data.T if place.transposed else p.data for place, p in places.items()}
-    left = [name for name in steps_in(folder) if name != "."]
-    make_folder(folder)
-    write_tensors(folder / layout.weights, arrays)
-    write_json(folder / CONFIG, dict(sorted(step.settings.items())))
-    remove_files((folder / RECIPE, *stale_files(folder, layout, layouts)))
-    for name in left:
-        remove_step(folder / name, layouts)
+    for name in {".", *steps_in(save.folder)}:
+        save.within(name).remove(step_files(layouts))
+    save.remove([RECIPE])
+    write_tensors(save.path(layout.weights), arrays)
+    write_json(save.path(CONFIG), dict(sorted(step.settings.items())))
 
 
 def _expressed(

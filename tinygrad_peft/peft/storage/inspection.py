@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.files import PICKLES, refuse_pickle
+from tinygrad_peft.files import PICKLES, refuse_pickle, settled
 from tinygrad_peft.host import Host
 from tinygrad_peft.models.inspection import Report, inspect_gguf, inspect_model, inspect_tensors
 from tinygrad_peft.nn import TransformerConfig
@@ -35,12 +35,12 @@ def inspect_path(
     PluginError for installed plugins that contradict each other.
     """
     if path.is_dir():
-        return _inspect_folder(path, host or Host.installed(), base)
+        return _inspect_folder(settled(path), host or Host.installed(), base)
     refuse_pickle(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, or is not a regular file")
     if path.name in _SETTINGS:
-        return _inspect_folder(path.parent, host or Host.installed(), base)
+        return _inspect_folder(settled(path.parent), host or Host.installed(), base)
     if path.suffix.lower() == ".gguf":
         return inspect_gguf(path)
     if path.suffix.lower() == ".safetensors":

@@ -9,7 +9,6 @@ from tinygrad_peft.errors import CheckpointError, ConfigError, PluginError, near
 from tinygrad_peft.host import Host
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
-from tinygrad_peft.peft.storage.atomic import remove_files, remove_if_empty
 
 __all__ = [
     "CONFIG",
@@ -26,8 +25,7 @@ __all__ = [
     "layout_called",
     "layout_of_tensors",
     "named_otherwise",
-    "remove_step",
-    "stale_files",
+    "step_files",
     "step_names",
     "without_settings",
     "without_weights",
@@ -92,20 +90,9 @@ def step_names(recipe: Mapping[str, object], path: Path) -> list[str]:
     return steps
 
 
-def remove_step(folder: Path, layouts: Layouts) -> None:
-    """Remove a step's files in any layout, and its folder if it is empty then.
-
-    Raises CheckpointError if that fails.
-    """
-    weights = (layout.weights for layout in layouts)
-    remove_files(folder / name for name in (CONFIG, *weights, *_BESIDE))
-    remove_if_empty(folder)
-
-
-def stale_files(folder: Path, layout: FolderLayout, layouts: Layouts) -> list[Path]:
-    """List the files of other layouts' weights in a folder, with reparameterised ones."""
-    names = [other.weights for other in layouts if other != layout]
-    return [folder / name for name in (*names, *(_BESIDE if layout != HUGGING_FACE else ()))]
+def step_files(layouts: Layouts) -> list[str]:
+    """List the names that a step's files have in any layout."""
+    return [CONFIG, *(layout.weights for layout in layouts), *_BESIDE]
 
 
 def adapter_folders(directory: Path) -> list[str]:
@@ -113,7 +100,8 @@ def adapter_folders(directory: Path) -> list[str]:
     return sorted(
         folder.name
         for folder in directory.iterdir()
-        if any((folder / name).is_file() for name in (RECIPE, CONFIG))
+        if not folder.name.startswith(".")  # of a save that was broken off
+        and any((folder / name).is_file() for name in (RECIPE, CONFIG))
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from tinygrad_peft.files import Transaction
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
@@ -11,12 +12,6 @@ from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.serialisation import config_to_dict
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE
 from tinygrad_peft.peft.recipes.record import Record
-from tinygrad_peft.peft.storage.atomic import (
-    make_folder,
-    remove_files,
-    write_json,
-    write_tensors,
-)
 from tinygrad_peft.peft.storage.base_model import base_of
 from tinygrad_peft.peft.storage.folder import steps_in
 from tinygrad_peft.peft.storage.layout import (
@@ -26,51 +21,44 @@ from tinygrad_peft.peft.storage.layout import (
     RECIPE,
     REPARAMETERIZATION,
     known_layouts,
-    remove_step,
-    stale_files,
+    step_files,
 )
 from tinygrad_peft.peft.storage.target_names import given_targets, with_names
+from tinygrad_peft.peft.storage.writing import write_json, write_tensors
 
 __all__ = ["save_adapter"]
 
 
 def save_adapter(
-    record: Record, model: Transformer, host: Host, directory: Path, *, flatten: bool = False
+    record: Record, model: Transformer, host: Host, save: Transaction, *, flatten: bool = False
 ) -> None:
-    """Write all steps of a record, and the recipe last, when the other files are complete.
+    """Write all steps of a record, and the recipe, as a part of a save.
 
     Reparameterised weights are written with the weights that they are computed from, unless
     `flatten`. Files that another recipe left in the folder are removed.
-
-    Raises CheckpointError if a file or folder cannot be written.
     """
-    folders, left = _folders(record.recipe), steps_in(directory)
-    layouts = known_layouts(host)
+    folders, layouts = _folders(record.recipe), known_layouts(host)
+    for name in {".", *folders, *steps_in(save.folder)}:
+        save.within(name).remove(step_files(layouts))
     notes: dict[str, object] = {}
     for step, (given, name) in enumerate(zip(record.recipe_as_trained(), folders, strict=True)):
-        folder = directory / name
+        part = save.within(name)
         config = with_names(given, record.targets[step])
         if note := given_targets(given, config):
             notes[name] = note
-        make_folder(folder)
-        _write_tensors(
-            folder / HUGGING_FACE.weights, record.stored_parameters(step), record.transposed(step)
-        )
-        origin = {} if flatten else record.reparameterization(step)
-        _write_tensors(folder / REPARAMETERIZATION, origin)
-        differs = bool(origin) and config.flattened() != config
-        _write_config(folder / ORIGIN, config if differs else None, model)
-        _write_config(folder / CONFIG, config.flattened(), model)
-        remove_files(stale_files(folder, HUGGING_FACE, layouts))
+        if stored := record.stored_parameters(step):
+            _write_tensors(part.path(HUGGING_FACE.weights), stored, record.transposed(step))
+        if origin := {} if flatten else record.reparameterization(step):
+            _write_tensors(part.path(REPARAMETERIZATION), origin)
+            if config.flattened() != config:
+                _write_config(part.path(ORIGIN), config, model)
+        _write_config(part.path(CONFIG), config.flattened(), model)
     about = {
         "targets": notes,
         "plugins": _distributions(record.recipe, host),
         "base": base_of(model),
     }
-    write_json(directory / RECIPE, {"format": FORMAT, "steps": folders, **about})
-    for name in left:
-        if name not in folders:
-            remove_step(directory / name, layouts)
+    write_json(save.path(RECIPE), {"format": FORMAT, "steps": folders, **about})
 
 
 def _task_type(model: Transformer, config: PeftConfig) -> str:
@@ -99,18 +87,10 @@ def _distributions(recipe: Sequence[PeftConfig], host: Host) -> dict[str, str]:
 def _write_tensors(
     path: Path, parameters: Mapping[str, Parameter], transposed: Collection[str] = ()
 ) -> None:
-    """Write the file, or remove it if there are no parameters."""
-    if not parameters:
-        remove_files([path])
-        return
     write_tensors(path, {n: p.data.T if n in transposed else p.data for n, p in parameters.items()})
 
 
-def _write_config(path: Path, config: PeftConfig | None, model: Transformer) -> None:
-    """Write a step's settings, or remove the file if there are none."""
-    if config is None:
-        remove_files([path])
-        return
+def _write_config(path: Path, config: PeftConfig, model: Transformer) -> None:
     settings = _written(config) | {
         "base_model_name_or_path": model.name_or_path,
         "inference_mode": True,
