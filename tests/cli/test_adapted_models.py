@@ -35,6 +35,7 @@ def test_head_with_other_labels_than_the_model_is_restored(
     told = commands.ok(
         *("finetune", "--train", data, "--eval", data, "--task", "sequence-classification"),
         *("--method", "lora:r=4", "--epochs", "3", "--out", tmp_path / "out", *arguments),
+        "--new-head",
     ).json
     seen = commands.ok("evaluate", "--data", data, "--adapter", tmp_path / "out", *arguments).json
     assert (seen["loss"], seen["accuracy"]) == (told["eval_loss"], told["eval_accuracy"])

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
-from tinygrad_peft.errors import DataError
-from tinygrad_peft.train.encoding import Encoded, encode_causal, encode_classification
+from tinygrad_peft.errors import ConfigError, DataError
+from tinygrad_peft.models import TokenizedText
+from tinygrad_peft.train.encoding import Encoded, encode_causal, encode_classification, prompt_ids
 from tinygrad_peft.train.examples import ClassificationExample, CompletionExample, TextExample
 from tinygrad_peft.train.labels import IGNORED
 
@@ -13,27 +14,25 @@ from tinygrad_peft.train.labels import IGNORED
 class Letters:
     """One token per character, its code point; the given ids at the ends."""
 
-    def __init__(
-        self, bos_id: int | None = None, eos_id: int | None = 0, pad_id: int | None = None
-    ) -> None:
+    def __init__(self, bos_id: int | None = None, eos_id: int | None = 0) -> None:
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.pad_id = pad_id
+        self.end_ids = frozenset({0, ord("$")})
+        self.closing: tuple[int, ...] = ()
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, max_length: int | None = None
-    ) -> list[int]:
-        start = [self.bos_id] if add_special_tokens and self.bos_id is not None else []
-        return [*start, *map(ord, text)][:max_length]
+    def tokenize(self, text: str) -> TokenizedText:
+        start = [] if self.bos_id is None else [self.bos_id]
+        ids = [*start, *map(ord, text), *self.closing]
+        ends = [0 for _ in start] + list(range(1, len(text) + 1)) + [0 for _ in self.closing]
+        return TokenizedText(ids, ends, len(start), len(self.closing))
 
 
 class Closing(Letters):
     """Ends every text with the end-of-sequence token, as T5's tokenizer does."""
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool = True, max_length: int | None = None
-    ) -> list[int]:
-        return super().encode(text)[:max_length] + ([0] if add_special_tokens else [])
+    def __init__(self, bos_id: int | None = None) -> None:
+        super().__init__(bos_id)
+        self.closing = (0,)
 
 
 def test_classification_labels_become_their_places() -> None:
@@ -54,13 +53,69 @@ def test_all_unknown_labels_are_listed() -> None:
 
 
 def test_a_text_without_tokens_is_refused() -> None:
-    with pytest.raises(DataError, match="the text 'x': expected at least one token, got none"):
-        encode_classification([ClassificationExample("x", "a")], ("a",), Letters(), max_length=0)
+    with pytest.raises(DataError, match="the text '': expected at least one token, got none"):
+        encode_classification([ClassificationExample("", "a")], ("a",), Letters())
 
 
-def test_every_token_of_a_text_is_supervised() -> None:
-    encoded = encode_causal([TextExample("abc")], Letters(bos_id=1), 3)
-    assert list(encoded) == [Encoded((1, 97, 98), (1, 97, 98))]
+def test_a_limit_without_room_for_the_special_tokens_is_refused() -> None:
+    example, tokenizer = ClassificationExample("x", "a"), Closing(bos_id=1)
+    [shortest] = encode_classification([example], ("a",), tokenizer, max_length=2)
+    assert shortest.input_ids == (1, 0)
+    with pytest.raises(ConfigError, match="max_length: expected at least 2, got 1"):
+        encode_classification([example], ("a",), tokenizer, max_length=1)
+
+
+def test_every_token_of_a_text_and_its_end_are_supervised() -> None:
+    [encoded] = encode_causal([TextExample("ab")], Letters(bos_id=1), 4)
+    assert encoded == Encoded((1, 97, 98, 0), (1, 97, 98, 0))
+
+
+def test_a_text_that_was_cut_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    encoded = encode_causal(
+        [TextExample("abc"), TextExample("a")], Letters(bos_id=1), 3, where="x: "
+    )
+    assert list(encoded) == [Encoded((1, 97, 98), (1, 97, 98)), Encoded((1, 97, 0), (1, 97, 0))]
+    assert encoded.cut == 1
+    assert caplog.messages == ["x: 1 of 2 examples were cut to 3 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer", "ids"),
+    [
+        ("a\0", Letters(), (97, 0)),
+        ("a$", Letters(), (97, 36)),  # another token that ends texts
+        ("a", Closing(), (97, 0)),
+        ("a\0", Closing(), (97, 0)),
+        ("a", Letters(eos_id=None), (97,)),
+    ],
+)
+def test_a_text_gets_one_end(text: str, tokenizer: Letters, ids: tuple[int, ...]) -> None:
+    [encoded] = encode_causal([TextExample("z" + text)], tokenizer)
+    assert encoded.input_ids == (122, *ids)
+    [completed] = encode_causal([CompletionExample("zz", text)], tokenizer)
+    assert completed.input_ids == (122, 122, *ids)
+
+
+def test_a_text_that_brings_its_first_token_has_it_once() -> None:
+    tokenizer = Letters(bos_id=1)
+    [encoded] = encode_causal([TextExample("\1ab")], tokenizer)
+    assert encoded.input_ids == (1, 97, 98, 0)
+    [completed] = encode_causal([CompletionExample("\1a", "b")], tokenizer)
+    assert completed == Encoded((1, 97, 98, 0), (IGNORED, IGNORED, 98, 0))
+    assert prompt_ids("\1ab", tokenizer) == prompt_ids("ab", tokenizer) == [1, 97, 98]
+    [classified] = encode_classification([ClassificationExample("\1a", "x")], ["x"], tokenizer)
+    assert classified.input_ids == (1, 97)
+
+
+def test_an_empty_prompt_leaves_the_whole_completion_to_learn() -> None:
+    [encoded] = encode_causal([CompletionExample("", "ab")], Letters(bos_id=1))
+    assert encoded == Encoded((1, 97, 98, 0), (IGNORED, 97, 98, 0))
+    [bare] = encode_causal([CompletionExample("", "ab")], Letters())
+    assert bare == Encoded((97, 98, 0), (97, 98, 0))
+
+
+def test_a_prompt_is_open_where_the_tokenizer_closes_texts() -> None:
+    assert prompt_ids("ab", Closing(bos_id=1)) == [1, 97, 98]
 
 
 def test_only_the_completion_and_its_end_are_supervised() -> None:
@@ -104,8 +159,9 @@ def test_examples_with_nothing_to_predict_are_dropped_and_counted(
 ) -> None:
     examples = [TextExample("abc"), TextExample("a"), TextExample("b")]
     with caplog.at_level(logging.WARNING):
-        encoded = encode_causal(examples, Letters(), 64)
+        encoded = encode_causal(examples, Letters(eos_id=None), 64)
     assert [row.input_ids for row in encoded] == [(97, 98, 99)]
+    assert encoded.left_out == 2
     assert caplog.messages == [
         "2 of 3 examples have nothing to predict within 64 tokens and are left out"
     ]

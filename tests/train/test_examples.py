@@ -195,7 +195,12 @@ def test_an_empty_file_is_an_error(write: Write, content: str) -> None:
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_line(write: Write) -> None:
     path = write("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n{"text": "caf\xe9"}\n')
-    assert message(path) == f"{path} is not UTF-8: line 2 holds the byte 0xe9"
+    assert message(path) == f"{path} is not UTF-8: line 2, column 14 holds the byte 0xe9"
+
+
+def test_a_spreadsheet_in_utf16_is_refused_by_name(write: Write) -> None:
+    path = write("a.csv", "text,label\nx,y\n".encode("utf-16"))
+    assert message(path) == f"{path} is UTF-16: save it as UTF-8"
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
@@ -207,7 +212,7 @@ def test_an_unknown_extension_is_an_error(write: Write) -> None:
     path = write("a.txt", "x")
     assert message(path) == (
         f"cannot tell the format of {path}: expected an extension of .jsonl, .json-lines, .csv, "
-        "got .txt"
+        ".tsv, got .txt"
     )
 
 

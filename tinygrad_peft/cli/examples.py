@@ -10,8 +10,9 @@ from tinygrad_peft.models import Tokenizer
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.train.encoding import EncodedData, encode_examples
 from tinygrad_peft.train.examples import Example, Task, read_examples
+from tinygrad_peft.train.label_matching import class_names
 
-__all__ = ["Examples", "check_tokens"]
+__all__ = ["Examples", "check_tokens", "token_limit"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ class Examples:
     def encoded(
         self, tokenizer: Tokenizer, max_length: int, model: TransformerConfig
     ) -> EncodedData:
-        """Return the examples as token ids and labels.
+        """Return the examples as token ids and labels, and log the number of those that were cut.
 
         Raises, with the file's path:
             DataError: labels that the model does not know, or texts without a token.
             TokenError: more tokens than the model has positions, or tokens that it does not have.
         """
         try:
-            encoded = encode_examples(self.rows, tokenizer, max_length, model.label_names)
+            names = class_names(model.label_names, model.num_labels)
+            where = f"{self.path}: "
+            encoded = encode_examples(self.rows, tokenizer, max_length, names, where=where)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from error
         self._check_lengths(encoded, model.max_position_embeddings)
@@ -52,6 +55,17 @@ class Examples:
                 f"{self.path}: {long} of {len(encoded)} examples have more tokens than the "
                 f"model's {limit} positions: use --max-length {limit}"
             )
+
+
+def token_limit(
+    asked: int | None, tokenizer: Tokenizer, model: TransformerConfig, virtual: int = 0
+) -> int:
+    """Return --max-length, or else the most tokens that the model and its tokenizer are made for.
+
+    `virtual` tokens take positions too.
+    """
+    positions = max(model.max_position_embeddings - virtual, 1)
+    return asked or min(positions, tokenizer.model_max_length or positions)
 
 
 def check_tokens(

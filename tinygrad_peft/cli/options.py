@@ -126,7 +126,7 @@ quiet: Callable[[F], F] = click.option("--quiet", is_flag=True, help="No progres
 seed: Callable[[F], F] = _setting("seed", "The same seed, the same result.")
 batches: Callable[[F], F] = _all(
     _setting("batch_size", "Examples at a time."),
-    _setting("max_length", "Tokens of an example."),
+    _setting("max_length", "Tokens of an example.  [default: the model's limit]"),
 )
 _training: Callable[[F], F] = _all(
     _setting("epochs", "Passes over the data."),
@@ -148,6 +148,9 @@ _training: Callable[[F], F] = _all(
         default="mean",
         show_default=True,
         help="The input of a new classification head: the tokens' mean, or the first token.",
+    ),
+    click.option(
+        "--new-head", is_flag=True, help="Train a new head, also where the model has one."
     ),
 )
 

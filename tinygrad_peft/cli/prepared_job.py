@@ -1,15 +1,18 @@
 """A training job's model with its head, and its data as token ids."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tinygrad_peft.cli.examples import Examples
+from tinygrad_peft.cli.examples import Examples, token_limit
 from tinygrad_peft.cli.sources import data_path, model_path
 from tinygrad_peft.cli.training_job import TrainingJob
 from tinygrad_peft.errors import ConfigError, DataError
 from tinygrad_peft.models import load_model, load_tokenizer
 from tinygrad_peft.nn import Transformer
+from tinygrad_peft.peft import PeftConfig, VirtualConfig
 from tinygrad_peft.train.encoding import EncodedData
 from tinygrad_peft.train.examples import ClassificationExample, Task, label_names, task_of_file
+from tinygrad_peft.train.label_matching import class_names, class_numbers, quoted
 
 __all__ = ["PreparedJob", "prepare"]
 
@@ -21,26 +24,32 @@ class PreparedJob:
     job: TrainingJob
     task: Task
     model: Transformer
+    max_length: int  # tokens of an example
     train_set: EncodedData
     eval_set: EncodedData | None
 
     def description(self) -> dict[str, object]:
         """Return the job as the files of a run record it."""
+        config, sets = self.model.config, {"train": self.train_set, "eval": self.eval_set}
         return {
             "model": self.job.model,
             "train": self.job.train_data,
             "eval": self.job.eval_data,
             "task": self.task,
             "methods": list(self.job.methods),
-            "labels": list(self.model.config.label_names),
+            "labels": list(class_names(config.label_names, config.num_labels)),
+            "max_length": self.max_length,
+            "cut": {part: data.cut for part, data in sets.items() if data},
+            "left_out": {part: data.left_out for part, data in sets.items() if data},
         }
 
 
-def prepare(job: TrainingJob) -> PreparedJob:
-    """Read the data and the model.
+def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> PreparedJob:
+    """Read the data and the model; leave room for the virtual tokens of each recipe.
 
-    Raises DataError for data that cannot be used or has one label only, TokenError where it does
-    not fit the model, and ConfigError for an encoder without a language-model head.
+    Raises DataError for data that cannot be used, has one label only, or labels that the model's
+    head does not have; TokenError where it does not fit the model; and ConfigError for an encoder
+    without a language-model head.
     """
     task = job.task or task_of_file(data_path(job.train_data, "train"))
     # Both data sets before anything slow, so that errors in them come at once.
@@ -50,12 +59,13 @@ def prepare(job: TrainingJob) -> PreparedJob:
     tokenizer = load_tokenizer(source)
     model = load_model(source)
     _give_head(model, task, train_set, job)
-    length = job.config.max_length
-    assert length is not None, "--max-length has a default"
+    virtual = max(map(_virtual_tokens, recipes), default=0)
+    length = token_limit(job.config.max_length, tokenizer, model.config, virtual)
     return PreparedJob(
         job=job,
         task=task,
         model=model,
+        max_length=length,
         train_set=train_set.encoded(tokenizer, length, model.config),
         eval_set=eval_set.encoded(tokenizer, length, model.config) if eval_set else None,
     )
@@ -74,5 +84,18 @@ def _give_head(model: Transformer, task: Task, train_set: Examples, job: Trainin
         raise DataError(
             f"{train_set.path}: every example has the label {labels[0]!r}, expected two or more"
         )
-    if model.classifier is None or set(model.config.label_names) != set(labels):
+    if model.classifier is None or job.new_head:
         model.with_classifier(labels, pooling=job.pooling, seed=job.config.seed)
+        return
+    names = class_names(model.config.label_names, model.config.num_labels)
+    try:
+        class_numbers(labels, names)
+    except DataError:
+        raise DataError(
+            f"{train_set.path}: expected labels of the head of {job.model}, {quoted(names)}, got "
+            f"{quoted(labels)}: --new-head trains a new head for them"
+        ) from None
+
+
+def _virtual_tokens(recipe: Sequence[PeftConfig]) -> int:
+    return sum(step.num_virtual_tokens for step in recipe if isinstance(step, VirtualConfig))

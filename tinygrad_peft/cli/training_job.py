@@ -18,6 +18,7 @@ class TrainingJob:
 
     task: None: as the data has it.
     pooling: the input of a new classification head.
+    new_head: train a new head, also where the model has one.
     """
 
     model: str
@@ -27,4 +28,5 @@ class TrainingJob:
     methods: tuple[str, ...]
     out: Path
     pooling: Literal["mean", "cls"]
+    new_head: bool
     config: TrainConfig

@@ -10,12 +10,13 @@ from tinygrad_peft.models.families import (
     is_transposed,
     module_path,
 )
-from tinygrad_peft.models.hf import SaveDtype, Tokenizer, load_tokenizer
+from tinygrad_peft.models.hf import SaveDtype, TokenizedText, Tokenizer, load_tokenizer
 from tinygrad_peft.models.named_shapes import SHAPES, named_shape
 
 __all__ = [
     "SHAPES",
     "SaveDtype",
+    "TokenizedText",
     "Tokenizer",
     "checkpoint_path",
     "config_to_json",

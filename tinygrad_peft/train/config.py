@@ -47,7 +47,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulation: int = 1
     max_steps: int | None = None
-    max_length: int | None = 128
+    max_length: int | None = None
     lr: float | None = None
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0

@@ -1,7 +1,6 @@
 """Rows of a JSON lines or CSV file, with their line numbers and their problems."""
 
-import csv
-import io
+import codecs
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from tinygrad_peft.errors import DataError
+from tinygrad_peft.train.csv_rows import read_csv
 
 __all__ = ["Fields", "Problems", "RowError", "read_rows"]
 
@@ -57,7 +57,8 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, Fields]]:
     Raises DataError for a file that cannot be read at all: missing, not UTF-8, unknown extension.
     """
     readers: dict[str, Callable[[str, Problems], Iterator[tuple[int, Fields]]]]
-    readers = {".jsonl": _json_rows, ".json-lines": _json_rows, ".csv": _csv_rows}
+    readers = {".jsonl": _json_rows, ".json-lines": _json_rows}
+    readers |= {".csv": _csv_rows, ".tsv": _csv_rows}
     if path.suffix.lower() not in readers:
         raise DataError(
             f"cannot tell the format of {path}: expected an extension of "
@@ -78,12 +79,16 @@ def _read_text(path: Path) -> str:
 
 
 def _not_utf8(path: Path, raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"{path} is UTF-16: save it as UTF-8"
     # Line by line: an offset of the whole decoding would be wrong by the length of a BOM.
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return f"{path} is not UTF-8: line {number} holds the byte 0x{line[error.start]:02x}"
+            column = len(line[: error.start].decode("utf-8")) + 1
+            byte = f"the byte 0x{line[error.start]:02x}"
+            return f"{path} is not UTF-8: line {number}, column {column} holds {byte}"
     return f"{path} is not UTF-8"
 
 
@@ -120,22 +125,20 @@ def _require_unique(names: Sequence[str]) -> None:
 
 
 def _csv_rows(text: str, problems: Problems) -> Iterator[tuple[int, Fields]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = (cells for cells in reader if cells)
+    table = read_csv(text)
     try:
-        header = next(rows, [])
-        _require_unique(header)
-        for cells in rows:
-            if len(cells) == len(header):
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-            else:
-                problems.add(reader.line_num, _wrong_width(header, cells))
-    except (RowError, csv.Error) as error:
-        problems.add(reader.line_num, f"not CSV: {error}")
-
-
-def _wrong_width(header: Sequence[str], cells: Sequence[str]) -> str:
-    return f"expected {len(header)} columns as in the header, got {len(cells)}"
+        _require_unique([name for name in table.header if name])
+    except RowError as error:
+        problems.add(1, f"not CSV: {error}")
+        return
+    for line, cells in table.rows:
+        try:
+            yield line, table.fields(cells)
+        except ValueError as error:
+            problems.add(line, str(error))
+    if table.fault is not None:
+        line, reason = table.fault
+        problems.add(line, f"not CSV: {reason}")
 
 
 def _line_numbers(lines: Sequence[int]) -> str:

@@ -168,7 +168,7 @@ def _example(fields: Fields, row_type: _RowType) -> Example:
 
 
 def _label_text(label: str | int | bool) -> str:  # noqa: FBT001 - what JSON has
-    return str(label).lower() if isinstance(label, bool) else str(label)
+    return str(label).lower() if isinstance(label, bool) else str(label).strip()
 
 
 def _names(row_type: _RowType) -> tuple[str, ...]:

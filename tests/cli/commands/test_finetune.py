@@ -197,7 +197,8 @@ def test_texts_longer_than_the_models_positions_are_refused_before_training(
 ) -> None:
     rows: list[dict[str, object]] = [*reviews(4), {"text": "good " * 200, "label": "pos"}]
     data = write_jsonl(tmp_path / "long.jsonl", rows)
-    message = commands.fails(*classify(small_world, tmp_path / "out", "--train", data))
+    long = classify(small_world, tmp_path / "out", "--train", data, "--max-length", "128")
+    message = commands.fails(*long)
     assert message == (
         f"tinygrad-peft: {data}: 1 of 5 examples have more tokens than the model's 48 positions: "
         "use --max-length 48\n"

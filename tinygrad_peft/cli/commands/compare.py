@@ -42,7 +42,7 @@ def compare(job: TrainingJob, *, baseline: bool, quiet: bool) -> Report:
     contenders = parse_contenders(job.methods, host)
     refused = ("config.json", "adapter_config.json", "recipe.json", COMPARISON_FILE)
     check_output(job.out, refused=refused)
-    ready = prepare(job)
+    ready = prepare(job, [contender.recipe for contender in contenders])
     if baseline:
         name = "frozen model" if ready.model.classifier is None else "frozen probe"
         contenders.insert(0, train.Contender(label=name))

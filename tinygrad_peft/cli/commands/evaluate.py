@@ -10,6 +10,8 @@ from tinygrad_peft.cli.text import columns
 
 __all__ = ["evaluate"]
 
+_SELDOM = ("cut", "left_out")  # shown to people where it happened
+
 
 @command
 @options.model
@@ -22,32 +24,38 @@ def evaluate(
     adapter: Path | None,
     data: str,
     batch_size: int,
-    max_length: int,
+    max_length: int | None,
     *,
     allow_nonfinite: bool,
 ) -> Report:
     """Measure a model's loss, and accuracy or perplexity, on data."""
     from tinygrad_peft.cli.adapted_models import load_adapted, task_of
-    from tinygrad_peft.cli.examples import Examples
+    from tinygrad_peft.cli.examples import Examples, token_limit
     from tinygrad_peft.cli.sources import model_path
     from tinygrad_peft.models import load_tokenizer
+    from tinygrad_peft.peft import PeftModel
     from tinygrad_peft.train import evaluation
 
     source = model_path(model)
     tokenizer = load_tokenizer(source)
     adapted = load_adapted(source, adapter, allow_nonfinite=allow_nonfinite)
+    virtual = (adapted.base_model if isinstance(adapted, PeftModel) else adapted).num_virtual_tokens
+    length = token_limit(max_length, tokenizer, adapted.config, virtual)
     encoded = Examples.read(data, "test", task_of(adapted)).encoded(
-        tokenizer, max_length, adapted.config
+        tokenizer, length, adapted.config
     )
     metrics = evaluation.evaluate(adapted, encoded, batch_size=batch_size)
     values = {
         "examples": len(encoded),
+        "cut": encoded.cut,
+        "left_out": encoded.left_out,
         "labels": metrics.labels,
         "loss": metrics.loss,
         "accuracy": metrics.accuracy,
         "perplexity": metrics.perplexity,
     }
-    rows = [(name, _number(value)) for name, value in values.items() if value is not None]
+    shown = {k: v for k, v in values.items() if v is not None and (v or k not in _SELDOM)}
+    rows = [(name, _number(value)) for name, value in shown.items()]
     return Report(values=values, lines=columns(rows))
 
 

@@ -35,7 +35,7 @@ def finetune(job: TrainingJob, *, quiet: bool) -> Report:
     host = Host.installed()
     recipe = [parse_method(spec, host) for spec in job.methods]
     check_output(job.out, refused=("config.json", "adapter_config.json", "recipe.json"))
-    ready = prepare(job)
+    ready = prepare(job, [recipe])
     recipe_with_head = with_saved_head(recipe, ready.model)
     peft = get_peft_model(ready.model, recipe_with_head, seed=job.config.seed, host=host)
     peft.release_base()  # only the adapter is saved

@@ -78,10 +78,10 @@ def _prompt_ids(
 
 
 def _stop_ids(tokenizer: "Tokenizer", config: "TransformerConfig") -> set[int]:
-    """Return the tokens that end a text; a checkpoint's config may name several."""
+    """Return the tokens that end a text; a checkpoint's settings may name several."""
     named = config.eos_token_id
-    ends = {tokenizer.eos_id, *(named if isinstance(named, tuple) else (named,))}
-    return {token for token in ends if token is not None}
+    ends = named if isinstance(named, tuple) else (named,)
+    return {*tokenizer.end_ids, *(token for token in ends if token is not None)}
 
 
 def _completion(tokenizer: "Tokenizer", given: Sequence[int], new: Sequence[int]) -> str:

@@ -14,12 +14,14 @@ from tinygrad_peft.models.hf.safetensors import (
     read_header,
     write_tensors,
 )
+from tinygrad_peft.models.hf.tokenized import TokenizedText
 from tinygrad_peft.models.hf.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "FLOATS",
     "SaveDtype",
     "StoredTensor",
+    "TokenizedText",
     "Tokenizer",
     "check_fit",
     "load_tokenizer",

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +22,16 @@ from tinygrad_peft.files import (
     settled,
 )
 from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
+from tinygrad_peft.models.hf.tokenized import TokenizedText
 
 if TYPE_CHECKING:
     import tokenizers
 
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
-_SPECIAL = "special_tokens_map.json"
-_BESIDE = (_SPECIAL, "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt")
+_MAP = "special_tokens_map.json"
+_BESIDE = (_MAP, "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt")
+_SPECIAL = ("bos_token", "eos_token", "pad_token")
+_NAMING_TOKENS = ("config.json", "generation_config.json")  # by id; the last one prevails
 
 
 class Tokenizer:
@@ -39,13 +42,21 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: "tokenizers.Tokenizer", settings: Mapping[str, object] | None = None
+        self,
+        backend: "tokenizers.Tokenizer",
+        settings: Mapping[str, object] | None = None,
+        *,
+        end_ids: Iterable[int] = (),
     ) -> None:
-        """Wrap `backend`; `settings` is a tokenizer_config.json, special tokens included."""
+        """Wrap `backend`; `settings` is a tokenizer_config.json, special tokens included.
+
+        `end_ids` are tokens that end a text beside the end-of-sequence token.
+        """
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
         self._settings = dict(settings or {})
+        self._end_ids = frozenset(end_ids)
 
     @classmethod
     def from_directory(cls, path: Path) -> "Tokenizer":
@@ -59,8 +70,11 @@ class Tokenizer:
         text = read_bytes(file)
         _check_sizes(decode_json_object(text, str(file)).get("normalizer"), file)
         backend = _backend(text.decode(), file)
-        settings = _read_object(path / _SPECIAL) | _read_object(path / _SETTINGS)
-        return cls(backend, _special_tokens(path / "config.json", backend) | settings)
+        named = [_read_object(path / name) for name in _NAMING_TOKENS]
+        settings = _read_object(path / _MAP) | _read_object(path / _SETTINGS)
+        given = {k: v for k, v in settings.items() if v is not None or k not in _SPECIAL}
+        ends = {place for config in named for place in _ids(config.get("eos_token_id"), backend)}
+        return cls(backend, _special_tokens(named, backend) | given, end_ids=ends)
 
     @classmethod
     def from_gguf(cls, path: Path) -> "Tokenizer":
@@ -109,6 +123,16 @@ class Tokenizer:
         with _library_errors("the tokenizer cannot be used"):
             return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
+    def tokenize(self, text: str) -> TokenizedText:
+        """Encode `text` with its special tokens, and note the place of each token in it.
+
+        Raises DataError for text that is not valid Unicode, and CheckpointError if use shows that
+        the tokenizer's file is broken.
+        """
+        _require_unicode([text])
+        with _library_errors("the tokenizer cannot be used"):
+            return TokenizedText.of(self._backend.encode(text))
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
@@ -128,6 +152,18 @@ class Tokenizer:
     def eos_id(self) -> int | None:
         """The id of the token that ends a text, if there is one."""
         return self._special_id("eos_token")
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """All tokens that end a text: that token, and those in the settings of generation."""
+        return self._end_ids if self.eos_id is None else self._end_ids | {self.eos_id}
+
+    @property
+    def model_max_length(self) -> int | None:
+        """The most tokens of a text, if tokenizer_config.json has a limit."""
+        length = self._settings.get("model_max_length")
+        # transformers writes 10³⁰ for none.
+        return length if isinstance(length, int) and 0 < length < 10**9 else None
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as transformers reads them.
@@ -234,16 +270,22 @@ def _require_unicode(texts: Sequence[str]) -> None:
 # ---------- files ----------
 
 
-def _special_tokens(config_file: Path, backend: "tokenizers.Tokenizer") -> dict[str, object]:
+def _special_tokens(
+    configs: Sequence[Mapping[str, object]], backend: "tokenizers.Tokenizer"
+) -> dict[str, object]:
     # GPT-2's own checkpoint names its special tokens only in config.json.
-    config = _read_object(config_file)
-    tokens: dict[str, object] = {}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        given = config.get(f"{name}_id")
-        place = given[0] if isinstance(given, list) and given else given
-        if isinstance(place, int) and place >= 0 and backend.id_to_token(place) is not None:
-            tokens[name] = backend.id_to_token(place)
-    return tokens
+    return {
+        name: backend.id_to_token(place)
+        for config in configs
+        for name in _SPECIAL
+        for place in _ids(config.get(f"{name}_id"), backend)[:1]
+    }
+
+
+def _ids(given: object, backend: "tokenizers.Tokenizer") -> list[int]:
+    """Return the tokens that a setting names: one, or several."""
+    places = given if isinstance(given, list) else [given]
+    return [p for p in places if isinstance(p, int) and p >= 0 and backend.id_to_token(p)]
 
 
 def _read_object(file: Path) -> dict[str, object]:
