@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from tinygrad_peft.errors import failures
+from tinygrad_peft.models import equal_names
 from tinygrad_peft.nn import Affine, Module
 from tinygrad_peft.peft import FileFormat, Shapes, TargetedConfig, dropout_problems
 
@@ -135,8 +136,9 @@ class AdaLoraConfig(TargetedConfig):
 
     def kept(self, path: str) -> tuple[bool, ...]:
         """Return which of the initial triplets are left at a path: (init_r,)."""
-        everything = (True,) * self.init_r
-        return tuple((self.rank_pattern or {}).get(f"{path}.lora_E", everything))
+        keys = (f"{name}.lora_E" for name in equal_names(path))
+        patterns = self.rank_pattern or {}
+        return tuple(next((patterns[k] for k in keys if k in patterns), (True,) * self.init_r))
 
     def rank(self, path: str) -> int:
         """Return the rank at a path."""

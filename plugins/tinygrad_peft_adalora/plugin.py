@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tinygrad_peft.models import equal_names
 from tinygrad_peft.nn import Affine, Module
 from tinygrad_peft.peft import (
     Draft,
@@ -77,7 +78,7 @@ def check_recipe(draft: Draft) -> Sequence[str]:
             f"step {i}: rank_pattern names {key}, which is not a target"
             for i, config in configs.items()
             for key in config.rank_pattern or ()
-            if key.removesuffix(".lora_E") not in draft.targets[i]
+            if draft.targets[i].isdisjoint(equal_names(key.removesuffix(".lora_E")))
         ),
     ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinygrad_peft.errors import failures, nearest
+from tinygrad_peft.models import equal_names
 from tinygrad_peft.nn import Affine, TokenEmbedding
 from tinygrad_peft.peft import (
     PREFIX,
@@ -229,8 +230,11 @@ class LoraConfig(TargetedConfig):
 
 
 def pattern_matches(key: str, path: str) -> bool:
-    """Tell whether a pattern's key matches a path, or its end after a dot."""
-    return re.fullmatch(rf"(.*\.)?({key})", path) is not None
+    """Tell whether a pattern's key matches a path, or its end after a dot.
+
+    With the family's prefix or without, it is the same path.
+    """
+    return any(re.fullmatch(rf"(.*\.)?({key})", name) for name in equal_names(path))
 
 
 def _id_problems(name: str, ids: Sequence[int]) -> list[str]:

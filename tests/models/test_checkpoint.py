@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import SaveDtype, load_config, load_model, save_model
+from tinygrad_peft.models.hf import read_tensors
+from tinygrad_peft.models.hf.safetensors import write_tensors
 from tinygrad_peft.nn import Linear, Parameter, Transformer, TransformerConfig
 from tinygrad_peft.tensor import Tensor
 
@@ -129,22 +132,100 @@ def test_a_new_head_on_a_bare_encoder_is_saved_with_its_labels(
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["id2label"] == {"0": "no", "1": "yes"}
     assert config["label2id"] == {"no": 0, "yes": 1}
-    assert "classifier_pooling" not in config, "it is transformers' own head"
+    assert "pooled_classifier" not in config, "it is transformers' own head"
     np.testing.assert_array_equal(load_model(tmp_path)(IDS).data, model(IDS).data)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-tied", "bert-no-pooler"])
-def test_a_head_unknown_to_transformers_is_saved_with_its_pooling(
+CLASSES = {"gpt2": "GPT2Model", "llama": "LlamaModel", "llama3-tied": "LlamaModel"}
+OWN_HEADS = [
+    *itertools.product(CLASSES, ["mean", "cls"]),
+    *itertools.product(["bert", "bert-no-pooler"], ["mean", "last"]),
+    ("bert-no-pooler", "cls"),
+]
+
+
+@pytest.mark.parametrize(("name", "pooling"), OWN_HEADS)
+def test_a_head_unknown_to_transformers_is_saved_beside_the_bare_model(
     golden: Golden, tmp_path: Path, name: str, pooling: str
 ) -> None:
     model = load_model(golden(name))
     model.with_classifier(3, pooling=pooling)
     save_model(model, tmp_path)
-    assert saved_config(tmp_path)["classifier_pooling"] == pooling
+    config = saved_config(tmp_path)
+    assert config["architectures"] == [CLASSES.get(name, "BertModel")]
+    assert config["pooled_classifier"] == pooling
+    assert "classifier_pooling" not in config
+    stored = {key.partition(".")[0] for key in read_tensors(tmp_path)}
+    assert "pooled_classifier" in stored
+    assert not stored & {"classifier", "score", "bert", "transformer", "model"}
+    again = load_model(tmp_path)
+    assert again.config == load_config(tmp_path) == model.config
+    np.testing.assert_array_equal(again(IDS).data, model(IDS).data)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-tied", "bert", "bert-no-pooler"])
+def test_the_usual_head_is_saved_as_transformers_class(
+    golden: Golden, tmp_path: Path, name: str
+) -> None:
+    model = load_model(golden(name))
+    model.with_classifier(3)
+    save_model(model, tmp_path)
+    config, stored = saved_config(tmp_path), read_tensors(tmp_path)
+    family = {"gpt2": "GPT2", "llama": "Llama", "bert": "Bert"}[model.config.model_type]
+    assert config["architectures"] == [f"{family}ForSequenceClassification"]
+    assert "pooled_classifier" not in config
+    heads = {key for key in stored if key.partition(".")[0] in ("classifier", "score", "bert")}
+    if family == "Bert":
+        assert {"classifier.bias", "bert.pooler.dense.weight"} <= heads
+    else:
+        assert heads == {"score.weight"}
     again = load_model(tmp_path)
     assert again.config == model.config
     np.testing.assert_array_equal(again(IDS).data, model(IDS).data)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert-no-pooler"])
+def test_a_head_that_was_written_under_transformers_class_is_still_read(
+    golden: Golden, tmp_path: Path, name: str, pooling: str
+) -> None:
+    model = load_model(golden(name))
+    model.with_classifier(3, pooling=pooling)
+    expected = model(IDS).data
+    save_model(model, tmp_path)
+    old, bare = saved_config(tmp_path), read_tensors(tmp_path)
+    family = {"gpt2": "GPT2", "llama": "Llama", "bert": "Bert"}[model.config.model_type]
+    del old["pooled_classifier"]
+    old |= {
+        "architectures": [f"{family}ForSequenceClassification"],
+        "classifier_pooling": pooling,
+    }
+    prefix, head = {
+        "gpt2": ("transformer", "score"),
+        "llama": ("model", "score"),
+        "bert": ("bert", "classifier"),
+    }[model.config.model_type]
+    arrays = {
+        key.replace("pooled_classifier", head)
+        if key.startswith("pooled_classifier")
+        else f"{prefix}.{key}": tensor.read(np.dtype(np.float32))
+        for key, tensor in bare.items()
+    }
+    write_tensors(tmp_path / "model.safetensors", arrays, "float32")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    np.testing.assert_array_equal(again(IDS).data, expected)
+
+
+def test_a_pooling_of_its_own_belongs_to_a_bare_model(golden: Golden, tmp_path: Path) -> None:
+    model = load_model(golden("bert"))
+    model.with_classifier(3, pooling="mean")
+    save_model(model, tmp_path)
+    config = saved_config(tmp_path) | {"architectures": ["BertForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="pooled_classifier: expected the architecture of a mod"):
+        load_model(tmp_path)
 
 
 def test_an_adapted_model_is_refused_by_the_names_of_its_modules(

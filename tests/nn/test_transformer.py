@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from tinygrad_peft.nn import (
     seed_dropout,
 )
 from tinygrad_peft.nn import functional as F
+from tinygrad_peft.nn.config import Pooling
 from tinygrad_peft.nn.rotary import RotaryAngles
 from tinygrad_peft.nn.virtual import VirtualTokens
 from tinygrad_peft.tensor import Tensor, no_grad
@@ -66,7 +67,7 @@ BERT = TransformerConfig(
     model_type="bert",
 )
 FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "bert": BERT}
-POOLINGS: tuple[Literal["cls", "mean"], ...] = ("cls", "mean")
+POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last")
 CLASSIFIERS = {
     f"{name}-{pooling}": dataclasses.replace(
         config, head="classification", num_labels=3, pooling=pooling
@@ -345,14 +346,99 @@ def test_cls_pooling_is_the_first_token_through_the_pooler() -> None:
     np.testing.assert_array_equal(without.pooled(IDS).data, hidden.data[:, 0])
 
 
+def test_the_last_token_that_is_not_padding_is_pooled() -> None:
+    model = build(CLASSIFIERS["llama-last"])
+    hidden = model.hidden_states(IDS, RIGHT_PADDED).data
+    expected = hidden[[0, 1], [4, 2]]
+    np.testing.assert_array_equal(model.pooled(IDS, RIGHT_PADDED).data, expected)
+
+    left, mask = IDS[:, [3, 4, 0, 1, 2]], RIGHT_PADDED[:, [3, 4, 0, 1, 2]]
+    left_hidden = model.hidden_states(left, mask).data
+    np.testing.assert_array_equal(model.pooled(left, mask).data, left_hidden[:, -1])
+
+
+def test_the_padding_token_is_passed_over_with_a_mask_and_without() -> None:
+    config = dataclasses.replace(CLASSIFIERS["gpt2-last"], pad_token_id=5)
+    model, ids = build(config), np.array([[3, 1, 5, 4, 5], [5, 5, 5, 5, 5]])
+    hidden = model.hidden_states(ids).data
+    for mask in (None, np.ones_like(ids)):
+        # A row of padding tokens alone has its first position, as in transformers.
+        np.testing.assert_array_equal(model.pooled(ids, mask).data, hidden[[0, 1], [3, 0]])
+
+
+def test_the_last_token_comes_after_virtual_tokens() -> None:
+    model = with_virtual_tokens(CLASSIFIERS["gpt2-last"])
+    hidden = model.hidden_states(IDS, RIGHT_PADDED).data
+    np.testing.assert_array_equal(model.pooled(IDS, RIGHT_PADDED).data, hidden[[0, 1], [7, 5]])
+
+
+@pytest.mark.parametrize(("name", "drops"), [("gpt2-last", False), ("bert-cls", True)])
+def test_only_an_encoders_classifier_drops_what_it_reads(name: str, drops: bool) -> None:
+    model = build(dataclasses.replace(CLASSIFIERS[name], hidden_dropout=0.5))
+    assert model.classifier is not None
+    seed_dropout(model, 0)
+    logits = model(IDS).data
+    seed_dropout(model, 0)
+    assert (logits != model.classifier(model.pooled(IDS)).data).any() == drops
+
+
+def test_the_usual_head_of_an_encoder_has_a_pooler_new_where_there_is_none() -> None:
+    model = build(dataclasses.replace(BERT, pooler=False))
+    model.with_classifier(2, seed=1)
+    assert (model.config.pooling, model.config.pooler) == ("cls", True)
+    assert model.new_modules == ("classifier", "pooler")
+    assert isinstance(model.pooler, Linear)
+    assert 0.005 < model.pooler.weight.data.std() < 0.05
+    first = model.pooler.weight.data
+    model.with_classifier(2, seed=1)
+    np.testing.assert_array_equal(model.pooler.weight.data, first)
+    assert model.new_modules == ("classifier", "pooler")
+
+    model.with_classifier(2, pooling="mean")
+    assert model.pooler is None
+    assert not model.config.pooler
+    assert model.new_modules == ("classifier",)
+
+
+def test_a_pooler_of_the_checkpoint_is_kept() -> None:
+    model = build(BERT)
+    pooler = model.pooler
+    for pooling in (None, "mean", "cls"):
+        model.with_classifier(2, pooling=pooling)
+        assert model.pooler is pooler
+        assert model.new_modules == ("classifier",)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling", "usual"),
+    [
+        (BERT, "cls", True),
+        (BERT, "mean", False),
+        (BERT, "last", False),
+        (dataclasses.replace(BERT, pooler=False), "cls", False),
+        (GPT2, "last", True),
+        (GPT2, "mean", False),
+        (LLAMA, "cls", False),
+    ],
+)
+def test_the_classifiers_that_transformers_computes_are_known(
+    config: TransformerConfig, pooling: str, usual: bool
+) -> None:
+    model = build(config)
+    model.with_classifier(2, pooling=pooling)
+    assert model.config.is_usual_classifier is usual
+    assert not config.is_usual_classifier, "it has no classifier"
+
+
 def test_a_new_classifier_takes_the_place_of_any_head() -> None:
     model = build(GPT2)
     model.with_classifier(3, seed=4)
     assert model.lm_head is None
     assert (model.config.head, model.config.num_labels, model.config.pooling) == (
         *("classification", 3),
-        "mean",
+        "last",
     )
+    assert "classifier.bias" not in model.state_dict()
     assert model(IDS, RIGHT_PADDED).shape == (2, 3)
     assert model(IDS).dtype == np.float64
     assert "embed_tokens.weight" in dict(model.named_parameters())
@@ -371,7 +457,7 @@ def test_a_new_classifier_takes_the_place_of_any_head() -> None:
 @pytest.mark.parametrize(
     ("labels", "pooling", "message"),
     [
-        (2, "max", "pooling: expected 'cls' or 'mean', got 'max'"),
+        (2, "max", "pooling: expected one of 'cls', 'mean', 'last', got 'max'"),
         (0, "mean", "num_labels of at least 1"),
         ([], "mean", "num_labels of at least 1"),
     ],

@@ -6,7 +6,7 @@ from tinygrad_peft.cli.sources import adapter_path, model_path
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Skeleton, Transformer
-from tinygrad_peft.peft import DEFAULT, AdapterFolder, Head, PeftModel, raise_problems
+from tinygrad_peft.peft import DEFAULT, AdapterFolder, PeftModel, raise_problems
 from tinygrad_peft.train.examples import Task
 
 __all__ = ["load_adapted", "load_described", "read_folder", "task_of"]
@@ -28,8 +28,8 @@ def load_adapted(
     if not isinstance(folder, AdapterFolder):
         folder = AdapterFolder.read(adapter_path(folder))
     head = folder.head()
-    if head is not None and head != _head_of(base):
-        base.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
+    if head is not None and not head.is_on(base):
+        head.give(base)
     peft = PeftModel.from_pretrained(
         base, folder, adapter_name=name, allow_nonfinite=allow_nonfinite
     )
@@ -61,13 +61,6 @@ def read_folder(adapter: Path) -> AdapterFolder:
     folder = AdapterFolder.read(adapter)
     raise_problems(adapter, folder.problems)
     return folder
-
-
-def _head_of(model: Transformer) -> Head | None:
-    config = model.config
-    if model.classifier is None:
-        return None
-    return Head(config.num_labels, config.pooling, config.label_names)
 
 
 def task_of(model: Transformer | PeftModel) -> Task:

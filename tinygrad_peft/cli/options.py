@@ -144,10 +144,9 @@ _training: Callable[[F], F] = _all(
     seed,
     click.option(
         "--pooling",
-        type=click.Choice(["mean", "cls"]),
-        default="mean",
-        show_default=True,
-        help="The input of a new classification head: the tokens' mean, or the first token.",
+        type=click.Choice(["cls", "mean", "last"]),
+        help="The input of a new classification head: the first token, the tokens' mean, or the "
+        "last token.  [default: as in transformers' class for the model]",
     ),
     click.option(
         "--new-head", is_flag=True, help="Train a new head, also where the model has one."

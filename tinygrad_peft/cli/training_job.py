@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tinygrad_peft.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from tinygrad_peft.nn.config import Pooling
     from tinygrad_peft.train.examples import Task
 
 __all__ = ["TrainingJob"]
@@ -17,7 +18,7 @@ class TrainingJob:
     """A model, data, methods, and the settings of training.
 
     task: None: as the data has it.
-    pooling: the input of a new classification head.
+    pooling: the input of a new classification head; None: as transformers' class has it.
     new_head: train a new head, also where the model has one.
     """
 
@@ -27,6 +28,6 @@ class TrainingJob:
     task: "Task | None"
     methods: tuple[str, ...]
     out: Path
-    pooling: Literal["mean", "cls"]
+    pooling: "Pooling | None"
     new_head: bool
     config: TrainConfig

@@ -7,6 +7,7 @@ from tinygrad_peft.models.checkpoint import load_config, load_model, save_model
 from tinygrad_peft.models.families import (
     checkpoint_path,
     config_to_json,
+    equal_names,
     is_transposed,
     module_path,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Tokenizer",
     "checkpoint_path",
     "config_to_json",
+    "equal_names",
     "is_transposed",
     "load_config",
     "load_model",

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from typing import Literal, TypeAlias, get_args, get_origin
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
 
-__all__ = ["RopeScaling", "TransformerConfig"]
+__all__ = ["Pooling", "RopeScaling", "TransformerConfig"]
+
+Pooling: TypeAlias = Literal["cls", "mean", "last"]
 
 # Far beyond any existing model: a broken file must not make us build one.
 MOST: Mapping[str, int] = {"num_hidden_layers": 10_000, "head_dim": 100_000, "num_labels": 100_000}
@@ -79,8 +81,8 @@ class TransformerConfig:
     tie_word_embeddings: bool = True
     num_labels: int = 0
     label_names: tuple[str, ...] = ()  # the classes' names in order: num_labels, or 0
-    pooler: bool = False  # a dense layer and tanh on the first token
-    pooling: Literal["cls", "mean"] = "cls"
+    pooler: bool = False  # a dense layer and tanh after "cls" pooling
+    pooling: Pooling = "cls"
 
     bos_token_id: int | None = None  # for generation and padding alone
     eos_token_id: int | tuple[int, ...] | None = None
@@ -97,6 +99,22 @@ class TransformerConfig:
         problems = [*_unknown_choices(self), *self._wrong_sizes(), *self._contradictions()]
         if problems:
             raise ConfigError(f"invalid TransformerConfig:\n{listed(problems)}")
+
+    @property
+    def classifier_bias(self) -> bool:
+        """True if a classifier has a bias: transformers' heads on a decoder's last token do not."""
+        return not (self.causal and self.pooling == "last")
+
+    @property
+    def usual_pooling(self) -> Pooling:
+        """The pooling of the classifier that transformers has for the family."""
+        return "last" if self.causal else "cls"
+
+    @property
+    def is_usual_classifier(self) -> bool:
+        """True for a classifier that transformers' class computes: an encoder's has a pooler."""
+        usual = self.pooling == self.usual_pooling and (self.causal or self.pooler)
+        return self.head == "classification" and usual
 
     def _wrong_sizes(self) -> list[str]:
         sizes = [

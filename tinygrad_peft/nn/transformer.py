@@ -14,6 +14,7 @@ from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.generate import generate
 from tinygrad_peft.nn.generation import Generation, GenerationSettings
+from tinygrad_peft.nn.heads import POOLINGS, classifier_config, new_dense
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.inputs import Inputs
 from tinygrad_peft.nn.layers import Dropout, Embedding, Linear
@@ -54,6 +55,7 @@ class Transformer(Module):
     adapted: bool = False  # a recipe is applied
     name_or_path: str | None = None  # the source it was loaded from
     revision: str | None = None  # the source's commit on the hub
+    new_modules: tuple[str, ...] = ()  # the parts of a head that no checkpoint has
 
     def __init__(self, config: TransformerConfig, init: Init | None = None) -> None:
         init = init or Init()
@@ -78,7 +80,8 @@ class Transformer(Module):
         self.classifier = None
         self.lm_head = None
         if config.head == "classification":
-            self.classifier = Linear(width, config.num_labels, init=init)
+            bias = config.classifier_bias
+            self.classifier = Linear(width, config.num_labels, bias=bias, init=init)
         elif config.head == "lm" and config.tie_word_embeddings:
             self.lm_head = Linear.of(tokens.weight)
         elif config.head == "lm":
@@ -120,7 +123,11 @@ class Transformer(Module):
         )
         hidden = self._hidden_states(inputs)
         if self.classifier is not None:
-            return self.classifier(self.dropout(self._pool(inputs, hidden)))
+            pooled = self._pool(inputs, hidden)
+            # No dropout here in transformers' classifiers on the last token.
+            return self.classifier(
+                pooled if self.config.pooling == "last" else self.dropout(pooled)
+            )
         return hidden if self.lm_head is None else self.lm_head(hidden)
 
     def hidden_states(
@@ -194,25 +201,13 @@ class Transformer(Module):
         return self.dropout(x)
 
     def _pool(self, inputs: Inputs, hidden: Tensor) -> Tensor:
-        """tanh(pooler(first position)), or the mean: (B, N + T, D) -> (B, D).
-
-        The first position may be a virtual token, as in Hugging Face PEFT; the mean is over the
-        real tokens.
+        """Pool as the config says, and apply the pooler after "cls": (B, N + T, D) -> (B, D).
 
         Raises TokenError where a row is all padding.
         """
-        front, keys, rows = inputs.front, inputs.mask, hidden.shape[0]
-        if self.config.pooling == "cls":
-            first = hidden[np.arange(rows), front.first(rows)]
-            return first if self.pooler is None else self.pooler(first).tanh()
-        hidden = hidden[:, front.tokens :] if front.tokens else hidden
-        if keys is None:
-            return hidden.mean(axis=1)
-        counts = keys.sum(axis=1, keepdims=True)
-        if not counts.all():
-            raise TokenError(f"row {int(counts.argmin())} of the attention mask is all padding")
-        weights = keys / counts
-        return (hidden * Tensor(weights[:, :, None].astype(hidden.dtype))).sum(axis=1)
+        pooling = self.config.pooling
+        pooled = POOLINGS[pooling](inputs, hidden, self.config.pad_token_id)
+        return self.pooler(pooled).tanh() if pooling == "cls" and self.pooler else pooled
 
     def loss(
         self,
@@ -274,31 +269,29 @@ class Transformer(Module):
         )
 
     def with_classifier(
-        self, labels: int | Sequence[str], *, pooling: str = "mean", seed: int = 0
+        self, labels: int | Sequence[str], *, pooling: str | None = None, seed: int = 0
     ) -> None:
         """Replace the head by a new classification head.
 
-        `labels` are the classes' names or their number. The head's weight is drawn from `seed`,
-        N(0, 0.02²), and its bias is zero. "cls" pooling goes through the pooler where the
-        checkpoint has one.
+        `labels` are the classes' names or their number. `pooling` is "cls" (the first token,
+        through the pooler where the model has one), "mean", or "last" (the last token that is not
+        padding). By default it is the head of transformers' class: for an encoder "cls" with a
+        pooler, a new one where the checkpoint lacks it; for a decoder "last", without a bias.
+        `new_modules` names what is new. Its weights are drawn from `seed`, N(0, 0.02²), and its
+        biases are zero.
 
         Raises ConfigError for another pooling, and for no labels.
         """
-        if pooling not in ("cls", "mean"):
-            raise ConfigError(f"pooling: expected 'cls' or 'mean', got {pooling!r}")
-        names = () if isinstance(labels, int) else tuple(labels)
-        num_labels = labels if isinstance(labels, int) else len(names)
-        self.config = dataclasses.replace(
-            self.config,
-            head="classification",
-            num_labels=num_labels,
-            label_names=names,
-            pooling="cls" if pooling == "cls" else "mean",
-        )
-        init = Init((seed, 1), next(self.parameters()).dtype)
-        head = Linear(self.config.hidden_size, num_labels, init=init)
-        head.weight.data = init.normal(num_labels, self.config.hidden_size, std=0.02)
-        self.lm_head, self.classifier = None, head
+        has_pooler = self.pooler is not None and "pooler" not in self.new_modules
+        config = dataclasses.replace(self.config, pooler=has_pooler)
+        self.config = config = classifier_config(config, labels, pooling)
+        width, init = config.hidden_size, Init((seed, 1), next(self.parameters()).dtype)
+        self.lm_head = None
+        self.classifier = new_dense(width, config.num_labels, init, bias=config.classifier_bias)
+        self.new_modules = ("classifier",)
+        if not has_pooler:
+            self.pooler = new_dense(width, width, init) if config.pooler else None
+            self.new_modules += ("pooler",) if config.pooler else ()
 
     @property
     def num_virtual_tokens(self) -> int:

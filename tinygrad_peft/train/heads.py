@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.nn import Transformer
-from tinygrad_peft.peft import PeftConfig
+from tinygrad_peft.peft import PeftConfig, is_saved_whole
 
 __all__ = ["with_saved_head"]
 
@@ -13,13 +13,14 @@ __all__ = ["with_saved_head"]
 def with_saved_head(recipe: Sequence[PeftConfig], model: Transformer) -> tuple[PeftConfig, ...]:
     """Add the model's classification head to the modules that the recipe trains whole.
 
-    The recipe stays as it is if the model has no head, or if the recipe trains it already.
+    A new pooler, which no checkpoint has, is trained with the classifier. The recipe stays as it is
+    if the model has no head, or if the recipe trains it already.
     """
-    if model.classifier is None:
+    if model.classifier is None or not recipe:
         return tuple(recipe)
-    head = checkpoint_path(model.config, "classifier")
-    if not recipe or any(head in config.modules_to_save for config in recipe):
-        return tuple(recipe)
+    head = dict.fromkeys(("classifier", *model.new_modules))
+    paths = [checkpoint_path(model.config, part) for part in head]
+    missing = [path for path in paths if not any(is_saved_whole(config, path) for config in recipe)]
     first, *rest = recipe
-    saved = (*first.modules_to_save, head)
+    saved = (*first.modules_to_save, *missing)
     return dataclasses.replace(first, modules_to_save=saved), *rest

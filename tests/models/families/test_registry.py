@@ -62,7 +62,24 @@ def test_a_classifier_has_the_familys_prefix_and_a_bare_model_has_none() -> None
     assert path_of(bert, "blocks.0.attn.q_proj") == "bert.encoder.layer.0.attention.self.query"
     assert path_of(bert, "classifier") == "classifier"
     llama = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
-    assert path_of(llama, "classifier", classifier_pooling="mean") == "score"
+    assert path_of(llama, "classifier") == "score"
+    assert path_of(llama, "final_norm") == "model.norm"
+
+
+@pytest.mark.parametrize("raw", [BERT, LLAMA, GPT2])
+def test_a_classifier_unknown_to_transformers_has_the_paths_of_a_bare_model(
+    raw: dict[str, object],
+) -> None:
+    name = {"bert": "BertModel", "llama": "LlamaModel", "gpt2": "GPT2Model"}[str(raw["model_type"])]
+    config = config_from_json(raw | {"architectures": [name], "pooled_classifier": "mean"})
+    bare = config_from_json(raw | {"architectures": [name]})
+    assert checkpoint_path(config, "classifier.weight") == "pooled_classifier.weight"
+    assert module_path(config, "pooled_classifier.weight") == "classifier.weight"
+    for path in ("blocks.1.mlp.up_proj", "embed_tokens"):
+        assert checkpoint_path(config, path) == checkpoint_path(bare, path)
+
+
+def test_a_bare_model_has_no_prefix() -> None:
     bare = path_of(GPT2, "blocks.0.attn.qkv_proj", architectures=["GPT2Model"])
     assert bare == "h.0.attn.c_attn"
 
@@ -128,9 +145,10 @@ def test_bookkeeping_keys_are_ignored() -> None:
         ("gpt2", {"layer_norm_epsilon": "small"}, "layer_norm_epsilon: Expected `float`"),
         (
             "gpt2",
-            {"architectures": ["GPT2ForSequenceClassification"]},
-            "classifier_pooling: expected mean or cls",
+            {"architectures": ["GPT2ForTokenClassification"]},
+            "architectures: expected one of .*, got GPT2ForTokenClassification",
         ),
+        ("gpt2", {"pooled_classifier": "mean"}, "pooled_classifier: expected the architecture of"),
         ("gpt2", {"classifier_pooling": "max"}, "classifier_pooling: Invalid enum value 'max'"),
         ("bert", {"position_embedding_type": "relative_key"}, 'only "absolute" is supported'),
         ("bert", {"is_decoder": True}, "is_decoder: only false is supported, got true"),

@@ -104,15 +104,14 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
 
 def _has_pooler(settings: Settings, head: Head, tensors: Tensors | None) -> bool:
     """Tell whether the file has a pooler; transformers' own classifier always has one."""
-    if tensors is None or (head == "classification" and settings.classifier_pooling is None):
+    if tensors is None or (head == "classification" and not settings.classifier_pooling):
         return True
     return any(name.startswith("pooler.") for name in tensors)
 
 
 def _write(config: TransformerConfig) -> dict[str, object]:
-    own_pooling = config.pooling != "cls" or not config.pooler
     return {
-        **head_json(config, "bert", _ARCHITECTURES, own_pooling=own_pooling),
+        **head_json(config, "bert", _ARCHITECTURES),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,

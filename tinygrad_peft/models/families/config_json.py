@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.nn.config import Pooling
 
 __all__ = [
     "ACTIVATIONS",
@@ -15,7 +16,6 @@ __all__ = [
     "Head",
     "Settings",
     "activation_name",
-    "pooling_problems",
     "read_settings",
 ]
 
@@ -48,7 +48,8 @@ class Settings:
     architectures: list[str] | None = None
     id2label: dict[int, str] | None = None
     num_labels: int | None = None
-    classifier_pooling: Literal["mean", "cls"] | None = None
+    pooled_classifier: Pooling | None = None  # a classifier that transformers has no class for
+    classifier_pooling: Literal["mean", "cls"] | None = None  # the same, as it was once written
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -59,17 +60,18 @@ class Settings:
         names = tuple(name for _, name in sorted((self.id2label or {}).items()))
         return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
-    def problems(self, head: Head) -> list[str]:  # noqa: ARG002 - families look at the head
+    def problems(self, head: Head) -> list[str]:
         """List settings that contradict each other or are not supported."""
-        labels = self.id2label
-        if labels is None:
-            return []
+        labels = self.id2label or {}
         rules = {
+            "pooled_classifier: expected the architecture of a model without a head": (
+                self.pooled_classifier is None or head == "none"
+            ),
             f"id2label: expected classes 0 to {len(labels) - 1}, got {sorted(labels)}": (
                 sorted(labels) == list(range(len(labels)))
             ),
             f"num_labels: expected {len(labels)} as in id2label, got {self.num_labels}": (
-                self.num_labels in (None, len(labels))
+                not labels or self.num_labels in (None, len(labels))
             ),
         }
         return [problem for problem, holds in rules.items() if not holds]
@@ -103,13 +105,6 @@ def read_settings(
     if settings is None or problems:
         raise ConfigError(f"invalid or unsupported settings:\n{listed(problems)}")
     return settings, head
-
-
-def pooling_problems(settings: Settings, head: Head) -> list[str]:
-    """Refuse a decoder's classifier on the last token, which transformers builds by default."""
-    if head != "classification" or settings.classifier_pooling is not None:
-        return []
-    return ["classifier_pooling: expected mean or cls (not the last token), got nothing"]
 
 
 def activation_name(activation: Activation) -> str:

@@ -13,6 +13,7 @@ from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = ["Family", "Tensors", "head_json", "with_head"]
 
+POOLED = "pooled_classifier"  # the name of a head that transformers has no class for
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Tensors = Mapping[str, Shape]  # by name without the family's prefix
 
@@ -21,7 +22,8 @@ Tensors = Mapping[str, Shape]  # by name without the family's prefix
 class Family:
     """One `model_type` as data.
 
-    `prefix` precedes every path of a model that has a head, except the head's own.
+    `prefix` precedes every path of a model with a head that transformers has a class for, except
+    the head's own.
     """
 
     model_type: str
@@ -38,7 +40,19 @@ class Family:
     def path(self, config: TransformerConfig, path: str) -> str:
         """Translate our path to the checkpoint's, with the prefix for a model of that config."""
         theirs = self.paths.theirs(path)
+        if config.head == "classification" and not config.is_usual_classifier:
+            return _renamed(theirs, self.classifier, POOLED)
         return theirs if config.head == "none" else self.with_prefix(theirs)
+
+    @property
+    def beginnings(self) -> frozenset[str]:
+        """The first parts of the paths that the prefix may precede."""
+        return frozenset(path.partition(".")[0] for path in self.paths.pairs.values()) - self.heads
+
+    @property
+    def classifier(self) -> str:
+        """The path of the classifier in transformers' class."""
+        return self.paths.theirs("classifier")
 
     def with_prefix(self, name: str) -> str:
         """Prefix a checkpoint's path as in a model with a head."""
@@ -47,11 +61,12 @@ class Family:
 
     def module_path(self, path: str) -> str:
         """Translate the checkpoint's path, with its prefix or without, to ours."""
-        return self.paths.ours(path.removeprefix(f"{self.prefix}."))
+        bare = _renamed(path.removeprefix(f"{self.prefix}."), POOLED, self.classifier)
+        return self.paths.ours(bare)
 
     def bare_name(self, key: str) -> str | None:
         """Remove the prefix and rename old names; None for a tensor to skip."""
-        name = key.removeprefix(f"{self.prefix}.")
+        name = _renamed(key.removeprefix(f"{self.prefix}."), POOLED, self.classifier)
         if self.ignored.fullmatch(name):
             return None
         stem, _, last = name.rpartition(".")
@@ -72,34 +87,32 @@ def with_head(
     """
     tokens = {name: getattr(settings, name) for name in SPECIAL_TOKENS}
     config = dataclasses.replace(config, **tokens)
-    if head != "classification":
+    if head != "classification" and settings.pooled_classifier is None:
         return dataclasses.replace(config, head=head)
     stored = (tensors or {}).get(weight, (2,))
     count = len(settings.id2label or ()) or settings.num_labels or stored[0]
     return dataclasses.replace(
         config,
-        head=head,
+        head="classification",
         num_labels=count,
         label_names=settings.label_names,
-        pooling=settings.classifier_pooling or "cls",
+        pooling=settings.pooled_classifier or settings.classifier_pooling or config.usual_pooling,
     )
 
 
 def head_json(
-    config: TransformerConfig,
-    model_type: str,
-    architectures: Mapping[str, Head],
-    *,
-    own_pooling: bool,
+    config: TransformerConfig, model_type: str, architectures: Mapping[str, Head]
 ) -> dict[str, object]:
     """Write the keys of config.json for the model's class, special tokens and labels.
 
-    `own_pooling`: a classifier pools in a way that transformers' class does not know, and
-    `classifier_pooling` is written for it.
+    A classifier that transformers has no class for is written as the bare model, which transformers
+    opens as such, with its pooling as `pooled_classifier`.
 
     Raises ConfigError if the family lacks the head.
     """
-    name = next((name for name, head in architectures.items() if head == config.head), None)
+    own = config.head == "classification" and not config.is_usual_classifier
+    wanted = "none" if own else config.head
+    name = next((name for name, head in architectures.items() if head == wanted), None)
     if name is None:
         raise ConfigError(f"{model_type} has no architecture with a head of kind {config.head!r}")
     common: dict[str, object] = {"model_type": model_type, "architectures": [name]}
@@ -110,4 +123,10 @@ def head_json(
     names = config.label_names or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     common["id2label"] = {str(i): name for i, name in enumerate(names)}
     common["label2id"] = {name: i for i, name in enumerate(names)}
-    return {**common, "classifier_pooling": config.pooling} if own_pooling else common
+    return {**common, POOLED: config.pooling} if own else common
+
+
+def _renamed(path: str, old: str, new: str) -> str:
+    """Replace the first part of a path, if it is `old`."""
+    first, dot, rest = path.partition(".")
+    return f"{new}{dot}{rest}" if first == old else path

@@ -9,7 +9,6 @@ from tinygrad_peft.models.families.config_json import (
     Head,
     Settings,
     activation_name,
-    pooling_problems,
     read_settings,
 )
 from tinygrad_peft.models.families.family import Family, Tensors, head_json, with_head
@@ -65,7 +64,7 @@ class _Settings(Settings):
     tie_word_embeddings: bool = True
 
     def problems(self, head: Head) -> list[str]:
-        found = super().problems(head) + pooling_problems(self, head)
+        found = super().problems(head)
         if self.embd_pdrop != self.resid_pdrop:
             found.append(
                 f"embd_pdrop {self.embd_pdrop} and resid_pdrop {self.resid_pdrop} differ; "
@@ -96,7 +95,7 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
 
 def _write(config: TransformerConfig) -> dict[str, object]:
     return {
-        **head_json(config, "gpt2", _ARCHITECTURES, own_pooling=True),
+        **head_json(config, "gpt2", _ARCHITECTURES),
         "vocab_size": config.vocab_size,
         "n_embd": config.hidden_size,
         "n_layer": config.num_hidden_layers,

@@ -10,7 +10,6 @@ from tinygrad_peft.models.families.config_json import (
     Head,
     Settings,
     activation_name,
-    pooling_problems,
     read_settings,
 )
 from tinygrad_peft.models.families.family import Family, Tensors, head_json, with_head
@@ -107,7 +106,7 @@ class _Settings(Settings):
 
     def problems(self, head: Head) -> list[str]:
         key = "rope_parameters" if self.rope_parameters else "rope_scaling"
-        return super().problems(head) + pooling_problems(self, head) + self.rope.problems(key)
+        return super().problems(head) + self.rope.problems(key)
 
 
 def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConfig:
@@ -139,7 +138,7 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
 
 def _write(config: TransformerConfig) -> dict[str, object]:
     return {
-        **head_json(config, "llama", _ARCHITECTURES, own_pooling=True),
+        **head_json(config, "llama", _ARCHITECTURES),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from tinygrad_peft.errors import ConfigError, nearest
 from tinygrad_peft.models.families.bert import BERT
-from tinygrad_peft.models.families.family import Family, Tensors
+from tinygrad_peft.models.families.family import POOLED, Family, Tensors
 from tinygrad_peft.models.families.gpt2 import GPT2
 from tinygrad_peft.models.families.llama import LLAMA
 from tinygrad_peft.nn.config import TransformerConfig
@@ -14,11 +14,14 @@ __all__ = [
     "checkpoint_path",
     "config_from_json",
     "config_to_json",
+    "equal_names",
     "family",
     "module_path",
 ]
 
 FAMILIES: Mapping[str, Family] = {f.model_type: f for f in (GPT2, LLAMA, BERT)}
+_PREFIXES = {first: f.prefix for f in FAMILIES.values() for first in f.beginnings}
+_CLASSIFIERS = sorted({f.classifier for f in FAMILIES.values()})
 
 
 def family(model_type: object) -> Family:
@@ -74,3 +77,22 @@ def module_path(config: TransformerConfig, path: str) -> str:
     """Translate transformers' path, with the family's prefix or without, to ours."""
     known = FAMILIES.get(config.model_type)
     return path if known is None else known.module_path(path)
+
+
+def equal_names(path: str) -> tuple[str, ...]:
+    """Return a path in the checkpoint's names, and the other names of the same place.
+
+    The classes of transformers differ in the family's prefix alone, and a classifier that
+    transformers has no class for is still called as it would be there.
+
+    >>> equal_names("encoder.layer.0.attention.self.query")
+    ('encoder.layer.0.attention.self.query', 'bert.encoder.layer.0.attention.self.query')
+    >>> equal_names("model.norm.weight")
+    ('model.norm.weight', 'norm.weight')
+    """
+    first, dot, rest = path.partition(".")
+    if first == POOLED:
+        return path, *(f"{head}{dot}{rest}" for head in _CLASSIFIERS)
+    if first in _PREFIXES:
+        return path, f"{_PREFIXES[first]}.{path}"
+    return (path, rest) if _PREFIXES.get(rest.partition(".")[0]) == first else (path,)

@@ -76,7 +76,7 @@ def checked_targets(
         raise TargetError(f"the recipe does not fit the model:\n{listed(problems)}")
     draft = Draft(model, tuple(recipe), tuple(t.paths for t in targets))
     objections = [why for reasons in host.each(hookspecs.check_recipe, draft) for why in reasons]
-    objections += _saved_late(seams, targets)
+    objections += [*_saved_late(seams, targets), *_lost(model, seams, targets)]
     if objections:
         raise PeftError(f"the recipe is refused:\n{listed(objections)}")
     for step, (config, found) in enumerate(zip(recipe, targets, strict=True)):
@@ -105,6 +105,19 @@ def _saved_late(seams: Sequence[Seam], targets: Sequence[Targets]) -> list[str]:
         for late, saving in enumerate(targets)
         for early in range(late)
         for path in sorted(weighty & saving.saved & (targets[early].paths | targets[early].saved))
+    ]
+
+
+def _lost(model: Module, seams: Sequence[Seam], targets: Sequence[Targets]) -> list[str]:
+    """List the rest of a new head whose parts `modules_to_save` names: nothing would keep it."""
+    new = model.new_modules if isinstance(model, Transformer) else ()
+    paths = {seam.path for seam in seams if seam.owner is model and seam.name in new}
+    saved = frozenset[str]().union(*(found.saved for found in targets))
+    if not paths & saved:
+        return []
+    return [
+        f"modules_to_save: {path} is missing: it is as new as the rest of the head"
+        for path in sorted(paths - saved)
     ]
 
 

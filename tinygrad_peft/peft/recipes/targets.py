@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tinygrad_peft.errors import nearest
+from tinygrad_peft.models import equal_names
 from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig, TargetedConfig, layer_patterns
@@ -35,10 +36,14 @@ class Targets:
 
 
 def matches(path: str, pattern: str | Sequence[str]) -> bool:
-    """Tell whether a regular expression matches the whole path, or a list names it."""
+    """Tell whether a regular expression matches the whole path, or a list names it.
+
+    With the family's prefix or without, it is the same path.
+    """
+    names = equal_names(path)
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in pattern)
+        return any(re.fullmatch(pattern, each) for each in names)
+    return any(each == name or each.endswith(f".{name}") for each in names for name in pattern)
 
 
 def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> Targets:
@@ -124,7 +129,9 @@ def _bar(
     """Return the setting that excludes a path that an entry matches, if any does."""
     if path in excluded:
         return "exclude_modules"
-    if layers is not None and path != entry and numbers[path] not in layers:
+    # A whole path overrules the layers; "norm" names any norm, also in a class without a prefix.
+    whole = path == entry or ("." in entry and entry in equal_names(path))
+    if layers is not None and not whole and numbers[path] not in layers:
         return "layers_to_transform"
     return "modules_to_save" if path in saved else None
 
@@ -141,7 +148,10 @@ def _layer_numbers(config: PeftConfig, seams: Sequence[Seam]) -> dict[str, int |
         return {s.path: s.layer for s in seams}
     numbered = [re.compile(rf"(?:^|.*?\.)(?:{pattern})\.(?P<n>\d+)\.") for pattern in patterns]
     found = {
-        s.path: next(filter(None, (each.match(f"{s.path}.") for each in numbered)), None)
+        s.path: next(
+            filter(None, (e.match(f"{name}.") for e in numbered for name in equal_names(s.path))),
+            None,
+        )
         for s in seams
     }
     return {path: int(match["n"]) if match else None for path, match in found.items()}

@@ -4,15 +4,16 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError, shortened
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.nn import Transformer, TransformerConfig
+from tinygrad_peft.nn.config import Pooling
 
 __all__ = [
+    "HEADS",
     "KIND",
     "BaseName",
     "Head",
@@ -23,16 +24,41 @@ __all__ = [
     "head_in",
 ]
 
+HEADS = ("classifier", "score", "pooled_classifier")  # names of a head in a file
 KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class Head:
-    """The settings of a classification head."""
+    """The settings of a classification head. `pooling` None: as transformers' class has it."""
 
     num_labels: int
-    pooling: Literal["cls", "mean"]
+    pooling: Pooling | None
     label_names: tuple[str, ...] = ()
+    pooler: bool = False
+
+    @property
+    def new_pooling(self) -> Pooling | None:
+        """The pooling to make it with; None: as transformers' class has it, with its pooler."""
+        return None if self.pooling == "cls" and self.pooler else self.pooling
+
+    @property
+    def call(self) -> str:
+        """The call that gives a model this head."""
+        pooling = f", pooling={self.new_pooling!r}" if self.new_pooling else ""
+        return f"with_classifier({list(self.label_names) or self.num_labels}{pooling})"
+
+    def give(self, model: Transformer) -> None:
+        """Give the model this head, with new weights."""
+        model.with_classifier(self.label_names or self.num_labels, pooling=self.new_pooling)
+
+    def is_on(self, model: Transformer) -> bool:
+        """Return True if the model has this head, with as many classes and the same names."""
+        config = model.config
+        if model.classifier is None or config.num_labels != self.num_labels:
+            return False
+        named = not self.label_names or self.label_names == config.label_names
+        return named and not differing_head(model, self)
 
 
 @dataclass(frozen=True)
@@ -114,9 +140,18 @@ def differing_head(model: Transformer, head: Head | None) -> list[str]:
     config, different = model.config, []
     if head is None or model.classifier is None:
         return []
-    if head.pooling != config.pooling:
-        different.append(f"pooling: expected {head.pooling!r}, got {config.pooling!r}")
+    pooler = head.pooler or head.pooling is None
+    wanted, got = (
+        _pooling(head.pooling or config.usual_pooling, pooler),
+        _pooling(config.pooling, config.pooler),
+    )
+    if wanted != got:
+        different.append(f"pooling: expected {wanted}, got {got}")
     if head.label_names and config.label_names and head.label_names != config.label_names:
         names = (list(head.label_names), list(config.label_names))
         different.append("label_names: expected {}, got {}".format(*names))
     return different
+
+
+def _pooling(pooling: Pooling, pooler: bool) -> str:  # noqa: FBT001
+    return f"{pooling!r} through a pooler" if pooling == "cls" and pooler else repr(pooling)

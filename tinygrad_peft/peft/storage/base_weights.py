@@ -13,7 +13,7 @@ from tinygrad_peft.models.hf import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.peft.recipes.record import Record
 
-__all__ = ["without_base"]
+__all__ = ["base_weights", "without_base"]
 
 TOLERANCE = 1e-6  # of the largest weight
 
@@ -26,13 +26,13 @@ def without_base(
     A base without values (`Skeleton`) is compared by shapes alone.
     """
     left, problems = dict(found), []
-    for key, weight in _base_weights(record, step).items():
+    for key, weight in base_weights(record, step).items():
         if key in found and _is_other(left.pop(key), weight):
             problems.append(f"another base: {key} is not the weight of this model")
     return left, problems
 
 
-def _base_weights(record: Record, step: int) -> dict[str, Parameter]:
+def base_weights(record: Record, step: int) -> dict[str, Parameter]:
     """Return the weights of the modules that a step adapted, by PEFT's names for them."""
     return {
         rewrite.config.file_format.plain_key(rewrite.seam.path, "base_layer.weight"): parameter

@@ -119,8 +119,14 @@ class Examination:
         Its weights might fit nevertheless, with another meaning: a different number of heads,
         pooling, or names of the classes. The vocabulary may differ, since tokenizers gain tokens.
         """
+        head = self.folder.head()
         different = differing_base(model, self.folder.recipe)
-        different += differing_head(model, self.folder.head())
+        different += differing_head(model, head)
+        if not different and head is not None and model.classifier is None and self.folder.has_head:
+            raise CheckpointError(
+                f"{self.folder.path} has a classification head, and the model has none: give it "
+                f"one by {head.call}"
+            )
         if different:
             raise CheckpointError(
                 f"{self.folder.path} was made for another model: {'; '.join(different)}"

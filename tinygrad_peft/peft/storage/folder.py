@@ -11,7 +11,7 @@ from tinygrad_peft.host import Host
 from tinygrad_peft.models.hf.safetensors import StoredTensor, read_header
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
-from tinygrad_peft.peft.storage.base_model import Head, base_in, head_in
+from tinygrad_peft.peft.storage.base_model import HEADS, Head, base_in, head_in
 from tinygrad_peft.peft.storage.layout import (
     CONFIG,
     ORIGIN,
@@ -88,6 +88,13 @@ class StepFolder:
         return self.tensors is not None or self.beside is not None
 
     @property
+    def classes(self) -> int:
+        """The rows of a classification head's weight (C, D) in the file; 0: it has none."""
+        ends = tuple(f".{head}.weight" for head in HEADS)
+        named = (tensor for key, tensor in (self.tensors or {}).items() if key.endswith(ends))
+        return next((tensor.shape[0] for tensor in named if len(tensor.shape) == 2), 0)
+
+    @property
     def base_name(self) -> tuple[object, object]:
         """The name and the revision of the base model in the settings."""
         settings = self.settings or _NONE
@@ -147,9 +154,24 @@ class AdapterFolder:
     def head(self) -> Head | None:
         """Return the classification head that it was trained with, if any.
 
+        recipe.json describes it. Hugging Face PEFT's own folders have its weight alone, and the
+        pooling of transformers' class.
+
         Raises CheckpointError for an invalid description in recipe.json.
         """
-        return head_in(self.recipe, self.path / RECIPE)
+        if "base" in self.recipe:
+            return head_in(self.recipe, self.path / RECIPE)
+        classes = [
+            step.classes
+            for step in self.steps
+            if (step.settings or _NONE).get("task_type") == "SEQ_CLS"
+        ]
+        return next((Head(count, None) for count in classes if count), None)
+
+    @property
+    def has_head(self) -> bool:
+        """True if a step has a classification head's weights."""
+        return any(step.classes for step in self.steps)
 
     def note(self, name: str) -> Mapping[str, object]:
         """Return an object in recipe.json by name; empty if there is none."""

@@ -3,18 +3,20 @@
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import CheckpointError
+from tinygrad_peft.models import equal_names
 from tinygrad_peft.models.hf.safetensors import FLOATS, StoredTensor
 from tinygrad_peft.nn import Parameter
 from tinygrad_peft.nn.module import mismatches
+from tinygrad_peft.peft.configs.file_format import PREFIX
 from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.recipes.record import Record
-from tinygrad_peft.peft.storage.base_weights import without_base
+from tinygrad_peft.peft.storage.base_weights import base_weights, without_base
 from tinygrad_peft.peft.storage.folder import StepFolder
 from tinygrad_peft.peft.storage.foreign import foreign_places
 from tinygrad_peft.peft.storage.layout import named_otherwise
@@ -74,6 +76,7 @@ def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignSt
     """
     if foreign is not None:
         return _match_foreign(record, number, step, foreign)
+    step = _named_as(step, _names(record, number))
     stored, transposed = record.stored_parameters(number), record.transposed(number)
     # A step that adds nothing should have no file: the tensors of one are unexpected.
     there = bool(stored) or step.tensors is not None
@@ -98,6 +101,33 @@ def _match_foreign(record: Record, number: int, step: StepFolder, foreign: Forei
         named_otherwise(found, step.layout, step.layouts),
         frozenset(place.name for place in places if place.transposed),
     )
+
+
+def _names(record: Record, number: int) -> set[str]:
+    """Return the names that tensors of a step may have in its file."""
+    weights = (record.stored_parameters, record.trained_parameters, record.reparameterization)
+    return {name for each in weights for name in each(number)} | {*base_weights(record, number)}
+
+
+def _named_as(step: StepFolder, names: Collection[str]) -> StepFolder:
+    """Return the step with its tensors under `names`, where those are the same places.
+
+    Another class of the family was adapted then: its paths differ in the family's prefix.
+    """
+    others = {
+        f"{PREFIX}.{other}": name
+        for name in names
+        if name.startswith(f"{PREFIX}.")
+        for other in equal_names(name.removeprefix(f"{PREFIX}."))[1:]
+    }
+
+    def renamed(found: Mapping[str, StoredTensor] | None) -> dict[str, StoredTensor] | None:
+        if found is None:
+            return None
+        free = {other: name for other, name in others.items() if name not in found}
+        return {free.get(key, key): tensor for key, tensor in found.items()}
+
+    return replace(step, tensors=renamed(step.tensors), beside=renamed(step.beside))
 
 
 def own_tensors(step: StepFolder) -> dict[str, StoredTensor]:

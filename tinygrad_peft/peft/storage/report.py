@@ -52,7 +52,7 @@ def _compare(examined: Examination, base: TransformerConfig, host: Host) -> None
     ignored: list[Problem] = []  # `compare` finds these again
     head = gathered(ignored, examined.folder.head)
     if head is not None and model.classifier is None:
-        model.with_classifier(head.label_names or head.num_labels, pooling=head.pooling)
+        head.give(model)
     # Steps without weights are left out: quantising a base of shapes takes time and memory.
     applied = [step for step in examined.steps if _has_weights(step, model.config, host)]
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from tinygrad_peft.files import Transaction
 from tinygrad_peft.host import Host
+from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.nn import Parameter, Transformer
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.serialisation import config_to_dict
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE
 from tinygrad_peft.peft.recipes.record import Record
+from tinygrad_peft.peft.recipes.saved_modules import is_saved_whole
 from tinygrad_peft.peft.storage.base_model import base_of
 from tinygrad_peft.peft.storage.folder import steps_in
 from tinygrad_peft.peft.storage.layout import (
@@ -62,8 +64,9 @@ def save_adapter(
 
 
 def _task_type(model: Transformer, config: PeftConfig) -> str:
-    """Return PEFT's task type: "SEQ_CLS" only with a saved head, which PEFT then requires."""
-    if model.classifier is not None and "classifier" in config.modules_to_save:
+    """Return PEFT's task type: "SEQ_CLS" only with a saved head that transformers computes."""
+    head = checkpoint_path(model.config, "classifier")
+    if model.config.is_usual_classifier and is_saved_whole(config, head):
         return "SEQ_CLS"
     return "CAUSAL_LM" if model.lm_head is not None else "FEATURE_EXTRACTION"
 

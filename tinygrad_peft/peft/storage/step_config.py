@@ -18,6 +18,7 @@ from tinygrad_peft.peft.storage.target_names import as_given
 __all__ = ["step_config"]
 
 _HEADS = ("classifier", "score")  # PEFT's
+_PER_TOKEN = {"TOKEN_CLS": _HEADS, "QUESTION_ANS": ("qa_outputs",)}
 
 
 def step_config(
@@ -57,6 +58,7 @@ def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
             f"(there are: {there}){broken_plugins(adapter.host)}"
         )
     kind = methods[method]
+    _refuse_heads_per_token(path, values, step)
     settings = kind.file_format.repairs(_without_absent_heads(values, step))
     return config_from_dict(kind, settings, f"{path}: ")
 
@@ -71,6 +73,17 @@ def _to_install(adapter: AdapterFolder, method: str) -> str:
     return ""
 
 
+def _refuse_heads_per_token(path: Path, values: Mapping[str, object], step: StepFolder) -> None:
+    """Raise CheckpointError for a head on each token: its shapes are a text classifier's too."""
+    task = values.get("task_type")
+    heads = _PER_TOKEN.get(task, ()) if isinstance(task, str) else ()
+    if any(f".{head}." in key for head in heads for key in step.tensors or ()):
+        raise CheckpointError(
+            f"{path}: task_type: {task} has a head on each token, which is not supported: expected "
+            "SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION"
+        )
+
+
 def _without_absent_heads(values: Mapping[str, object], step: StepFolder) -> Mapping[str, object]:
     """Return the settings without the heads that the file has no tensors for.
 
@@ -78,7 +91,7 @@ def _without_absent_heads(values: Mapping[str, object], step: StepFolder) -> Map
     some methods twice.)
     """
     names = values.get("modules_to_save")
-    if values.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+    if values.get("task_type") not in ("SEQ_CLS", *_PER_TOKEN):
         return values
     if not isinstance(names, list) or not names:
         return values
