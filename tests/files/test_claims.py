@@ -36,10 +36,13 @@ def another_process(folder: Path) -> Iterator[int]:
         os.close(tell)
 
 
-def test_a_folder_is_made_and_left_without_a_trace(tmp_path: Path) -> None:
+def test_a_folder_is_made_and_removed_if_nothing_is_in_it(tmp_path: Path) -> None:
     with claimed(tmp_path / "out"):
         assert (tmp_path / "out").is_dir()
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    with claimed(tmp_path / "out"):
+        (tmp_path / "out" / "a").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 
 
 def test_a_second_process_learns_who_has_the_folder_and_since_when(tmp_path: Path) -> None:

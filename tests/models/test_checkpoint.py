@@ -114,10 +114,17 @@ def test_a_bias_unknown_to_the_family_is_refused(golden: Golden, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_created_and_its_files_are_replaced(golden: Golden, tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "model"
+def test_a_folder_is_created_and_its_model_is_replaced_if_asked(
+    golden: Golden, tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "new" / "model", load_model(golden("llama"))
     save_model(load_model(golden("gpt2")), str(folder))
-    save_model(load_model(golden("llama")), folder)
+    (folder / "tokenizer.json").touch()
+    message = r"there is a model in it \(config\.json\): name another .* or pass overwrite=True"
+    with pytest.raises(ConfigError, match=message):
+        save_model(other, folder)
+    assert load_config(folder).model_type == "gpt2"
+    save_model(other, folder, overwrite=True)
     assert load_config(folder).model_type == "llama"
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -316,7 +323,7 @@ def test_numbers_too_large_for_the_dtype_leave_the_old_files(
     save_model(model, tmp_path)
     model.state_dict()["blocks.0.attn.qkv_proj.weight"][3, 5] = 1e6
     with pytest.raises(CheckpointError, match=r"h\.0\.attn\.c_attn\.weight has numbers too large"):
-        save_model(model, tmp_path, dtype="float16")
+        save_model(model, tmp_path, dtype="float16", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     assert saved_config(tmp_path)["torch_dtype"] == "float32"
     assert load_model(tmp_path).state_dict()["blocks.0.attn.qkv_proj.weight"][3, 5] != 1e6

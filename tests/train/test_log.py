@@ -148,3 +148,15 @@ def test_observers_of_any_kind_fit() -> None:
     def observe(_event: Event) -> None: ...
 
     train(classifier(), needles(4), None, CONFIG, observers=[observe])
+
+
+def test_a_link_in_the_place_of_the_log_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    target, path = tmp_path / "target", tmp_path / "log.jsonl"
+    target.write_text("precious")
+    for link in (path.symlink_to, path.hardlink_to):
+        link(target)
+        with JsonLines(path):
+            pass
+        assert target.read_text() == "precious"
+        assert path.read_bytes() == b""
+        path.unlink()

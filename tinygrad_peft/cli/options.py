@@ -25,6 +25,7 @@ __all__ = [
     "model",
     "model_of_adapter",
     "out",
+    "overwrite",
     "quiet",
     "seed",
     "training_job",
@@ -119,6 +120,9 @@ model_of_adapter: Callable[[F], F] = click.option(
     "--model", type=NAME, help="The model; needed if the adapter does not describe it."
 )
 out: Callable[[F], F] = click.option("--out", type=PATH, required=True, help="A folder to write.")
+overwrite: Callable[[F], F] = click.option(
+    "--overwrite", is_flag=True, help="Replace a model, adapter or comparison in --out."
+)
 allow_nonfinite: Callable[[F], F] = click.option(
     "--allow-nonfinite", is_flag=True, help="Load weights that are NaN or infinite."
 )

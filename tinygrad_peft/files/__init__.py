@@ -6,6 +6,7 @@ not hold.
 """
 
 from tinygrad_peft.files.claims import claimed
+from tinygrad_peft.files.earlier import refuse_earlier_work, replace_earlier_work
 from tinygrad_peft.files.reading import (
     PICKLES,
     decode_json_object,
@@ -24,7 +25,9 @@ __all__ = [
     "is_plain_name",
     "read_bytes",
     "read_json_object",
+    "refuse_earlier_work",
     "refuse_pickle",
+    "replace_earlier_work",
     "replacing",
     "saving",
     "settled",

@@ -41,6 +41,7 @@ class _Claim:
     process: int
     thread: int
     started: str
+    made: bool  # True if the folder was missing
     held: int = 0
 
 
@@ -57,7 +58,9 @@ _CLAIMS: dict[Path, _Claim] = {}
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Claim a folder for this thread while the block runs; make it if it is missing.
+    """Claim a folder for this thread while the block runs.
+
+    A missing folder is made, and removed in the end if it is empty then.
 
     The same thread may claim it again within the block, and all threads of this process may save
     into it.
@@ -138,23 +141,23 @@ def _taken(place: Path, *, by_thread: bool) -> _Claim | None:
 
 def _new_claim(place: Path) -> _Claim | None:
     """Claim a folder, or return None if another process has it."""
+    made = not place.exists()
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = os.open(place / CLAIM, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            if not _is_locked(file) or not _is_at(file, place / CLAIM):
+                os.close(file)
+                return None
+            os.ftruncate(file, 0)
+            os.write(file, msgspec.json.encode(_Facts(os.getpid(), now)))
+        except BaseException:
+            os.close(file)
+            raise
     except OSError as error:
         raise CheckpointError(f"{place} cannot be written: {error.strerror or error}") from error
-    try:
-        if not _is_locked(file) or not _is_at(file, place / CLAIM):
-            os.close(file)
-            return None
-        now = datetime.now().astimezone().isoformat(" ", "seconds")
-        os.ftruncate(file, 0)
-        os.write(file, msgspec.json.encode(_Facts(os.getpid(), now)))
-    except BaseException:
-        with suppress(OSError):
-            os.close(file)
-        raise
-    return _Claim(file, os.getpid(), threading.get_ident(), now)
+    return _Claim(file, os.getpid(), threading.get_ident(), now, made)
 
 
 def _is_locked(file: int) -> bool:
@@ -182,6 +185,9 @@ def _release(place: Path, claim: _Claim) -> None:
     with suppress(OSError):
         (place / CLAIM).unlink()  # while it is locked: see _is_at
     os.close(claim.file)
+    if claim.made:
+        with suppress(OSError):  # there is something in it
+            place.rmdir()
 
 
 def _facts(place: Path) -> _Facts | None:

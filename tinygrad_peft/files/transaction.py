@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError
@@ -77,22 +77,16 @@ def saving(folder: Path, *, size: int = 0) -> Iterator[Transaction]:
     outer = _outer(place)
     if outer is not None:
         with _named(outer.folder):
+            _require_space(outer.folder, size)
             place.mkdir(parents=True, exist_ok=True)
         yield outer
         return
     folder = real_path(folder)
-    is_new = not folder.exists()
-    try:
-        with _named(folder), _claimed(folder):
-            _tidy(folder)
-            _require_space(folder, size)
-            with _staged(folder) as transaction:
-                yield transaction
-    except BaseException:
-        if is_new:
-            with suppress(OSError):  # there is more in it by now
-                folder.rmdir()
-        raise
+    with _named(folder), _claimed(folder):
+        _tidy(folder)
+        _require_space(folder, size)
+        with _staged(folder) as transaction:
+            yield transaction
 
 
 def settled(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.files import refuse_pickle, settled
+from tinygrad_peft.files import refuse_pickle, replace_earlier_work, saving, settled
 from tinygrad_peft.models.families import checkpoint_path, config_from_json, config_to_json
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
@@ -65,7 +65,11 @@ def load_config(path: str | os.PathLike[str]) -> TransformerConfig:
 
 
 def save_model(
-    model: Transformer, path: str | os.PathLike[str], *, dtype: SaveDtype = "float32"
+    model: Transformer,
+    path: str | os.PathLike[str],
+    *,
+    dtype: SaveDtype = "float32",
+    overwrite: bool = False,
 ) -> None:
     """Write a folder that `load_model` and transformers load, with the same logits.
 
@@ -74,10 +78,14 @@ def save_model(
     a pooler, config.json has `classifier_pooling`, which `load_model` follows and transformers does
     not know.
 
+    With `overwrite` no file of a model, adapter or comparison that the folder had stays; other
+    files do.
+
     Warns with PrecisionWarning about weights that are too small for the dtype and become zero.
 
     Raises:
-        ConfigError: the model's family has no checkpoints, or the dtype is unknown.
+        ConfigError: the model's family has no checkpoints, the dtype is unknown, or the folder has
+            a model, an adapter or a comparison, without `overwrite`.
         CheckpointError: modules that no checkpoint has (an unmerged adapter, say), a number too
             large for the dtype, or a folder that cannot be written.
     """
@@ -85,7 +93,9 @@ def save_model(
         raise ConfigError(f"dtype: expected one of {', '.join(get_args(SaveDtype))}, got {dtype!r}")
     _check_plain(model)
     _check_expressible(model.config)
-    write_model(model, Path(path), dtype)
+    with saving(Path(path)) as save:
+        replace_earlier_work(save, overwrite=overwrite)
+        write_model(model, save.staged, dtype)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from tinygrad_peft.errors import PeftError
-from tinygrad_peft.files import saving
+from tinygrad_peft.files import replace_earlier_work, saving
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import hookspecs
@@ -202,6 +202,7 @@ class PeftModel(AdaptedTransformer):
         adapters: Sequence[str] | None = None,
         flatten: bool = False,
         layout: str = HUGGING_FACE.name,
+        overwrite: bool = False,
     ) -> None:
         """Write recipe.json, and adapter_config.json with adapter_model.safetensors for each step.
 
@@ -210,6 +211,8 @@ class PeftModel(AdaptedTransformer):
         by its projection, say) are written together with the weights that they are computed from,
         for further training, unless `flatten`. With `layout`, adapters of one step are written for
         another library, such as "AdapterHub" or "mlx-lm". All is saved or, if that fails, nothing.
+        An adapter in the folder is replaced; with `overwrite` no other file of earlier work stays
+        either (a model's, say, or metrics.json).
 
         Raises PeftError after `unload` and for unknown names; ConfigError, and writes nothing, for
         an unknown layout and with everything that the layout cannot hold; CheckpointError where a
@@ -221,6 +224,8 @@ class PeftModel(AdaptedTransformer):
         self._adapters.require(names)
         records = {name: self._adapters.records[name] for name in names}
         with saving(Path(directory)) as save:
+            if overwrite:
+                replace_earlier_work(save, overwrite=True)
             parts = {name: save if name == DEFAULT else save.within(name) for name in names}
             if wanted != HUGGING_FACE:
                 save_foreign(records, parts, self.base_model, self.host, wanted)

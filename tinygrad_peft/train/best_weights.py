@@ -6,8 +6,10 @@ from typing import TypeAlias
 
 import numpy as np
 
+from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.files import saving
 from tinygrad_peft.nn.module import Parameter
+from tinygrad_peft.train.rescue import saved_elsewhere
 
 __all__ = ["BestWeights", "Save"]
 
@@ -17,7 +19,10 @@ Save: TypeAlias = Callable[[Path], None]  # writes the model's weights into a fo
 class BestWeights:
     """Hold the last good values of the trained weights, and write them to a folder.
 
-    `optional` names files that `save` does not write each time; old ones are then removed.
+    `optional` names files that `save` does not write each time; old ones are then removed. A save
+    that fails is made in another folder, which the error names.
+
+    Raises CheckpointError, before anything is trained, if `out` cannot be written.
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class BestWeights:
         self.optional = optional
         self.saved_to: Path | None = None
         self.remember(step=0)
+        if out is not None:
+            self._probe(out)
 
     def remember(self, *, step: int) -> None:
         """Hold the weights as they are now, after `step`."""
@@ -69,9 +76,20 @@ class BestWeights:
             return f"the model has its last good weights again, {kept}; nothing was saved"
         return f"the last good checkpoint, {kept}, is kept in {self.saved_to} and in the model"
 
+    def _probe(self, out: Path) -> None:
+        """Save nothing: a full disk or a folder that cannot be written is found before training."""
+        with saving(out, size=sum(weight.data.nbytes for weight in self.weights)):
+            pass
+
     def _write(self, folder: Path) -> None:
         assert self.save is not None, "out and save go together"
-        with saving(folder) as files:
-            files.remove(self.optional)
-            self.save(files.staged)
+        try:
+            with saving(folder) as files:
+                files.remove(self.optional)
+                self.save(files.staged)
+        except CheckpointError as error:
+            place = saved_elsewhere(folder, self.save)
+            if place is None:
+                raise
+            raise CheckpointError(f"{error}; the weights are saved in {place} instead") from error
         self.saved_to = folder

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from tinygrad_peft.errors import ConfigError, PeftError, TinygradPeftError, listed
+from tinygrad_peft.files import claimed
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, capture_seams, checked_targets, steps_of
 from tinygrad_peft.train.comparison_result import (
@@ -132,8 +134,11 @@ class _Run:
 
     def all(self) -> Comparison:
         """Give each contender its turn."""
-        if self.bench.out is not None:
-            self.bench.out.mkdir(parents=True, exist_ok=True)
+        out = self.bench.out
+        with nullcontext() if out is None else claimed(out):
+            return self._all()
+
+    def _all(self) -> Comparison:
         try:
             for turn in self.turns:
                 self._add(turn)

@@ -36,12 +36,13 @@ class JsonLines:
     """An observer that writes each event at once as a line of JSON: `{"event": ..., ...}`.
 
     The model and its optimiser are left out. Numbers that are not finite become null. An older file
-    is overwritten.
+    is replaced.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb")
+        path.unlink(missing_ok=True)  # a link's target keeps what it has
+        self._file = path.open("xb")
 
     def __call__(self, event: Event) -> None:
         line = {"event": NAMES[type(event)], **_plain(event)}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tinygrad_peft.files import claimed
 from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train.config import TrainConfig
 from tinygrad_peft.train.encoding import EncodedData
@@ -26,10 +27,11 @@ def train_into(
 ) -> TrainResult:
     """Train (`train`), and write the adapter, log.jsonl and metrics.json into `folder`.
 
-    `job` goes into metrics.json beside the settings. Raises what `train` raises.
+    `job` goes into metrics.json beside the settings. The folder is claimed until training ends.
+
+    Raises what `train` raises, and CheckpointError if another run writes into the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with JsonLines(folder / "log.jsonl") as log:
+    with claimed(folder), JsonLines(folder / "log.jsonl") as log:
         result = train(
             model,
             train_set,

@@ -8,10 +8,12 @@ import pytest
 from safetensors import safe_open
 
 from tests.cli.toys import Commands
+from tests.files.test_claims import another_process
 from tests.peft.small import shake
 from tinygrad_peft import get_peft_model, load_model, save_model
 from tinygrad_peft.arrays import Array
-from tinygrad_peft.models import SaveDtype
+from tinygrad_peft.files import saving
+from tinygrad_peft.models import SaveDtype, load_tokenizer
 from tinygrad_peft_lora import LoraConfig
 
 TASKS = {
@@ -77,7 +79,42 @@ def test_neither_the_model_nor_the_adapter_is_written_over(
     assert (model / "model.safetensors").read_bytes() == before
     message = commands.fails(*arguments, adapter)
     assert f"--out {adapter}: there is an adapter in it (adapter_config.json)" in message
+    assert "name another folder, or give --overwrite" in message
     assert not (adapter / "config.json").exists()
+
+
+def test_overwriting_leaves_no_file_of_earlier_work_and_every_other(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    out = finetuned(commands, small_world, "llama", tmp_path / "out", "lora:r=4", "ia3")
+    (out / "notes.txt").write_text("mine")
+    (out / ".git").mkdir()
+    (out / ".git" / "config").write_text("mine")
+    adapter = finetuned(commands, small_world, "llama", tmp_path / "adapter", "lora:r=4")
+    model = ("--model", small_world / "llama")
+    commands.ok("merge", *model, "--adapter", adapter, "--out", out, "--overwrite")
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert {p.name for p in out.iterdir()} == {".git", "notes.txt", *names}
+    assert commands.ok("inspect", out, "--json").json["kind"] == "model"
+    assert (out / ".git" / "config").read_text() == (out / "notes.txt").read_text() == "mine"
+    commands.ok("convert", "--adapter", adapter, "--layout", "mlx-lm", "--out", out, "--overwrite")
+    names = ["adapter_config.json", "adapters.safetensors"]
+    assert {p.name for p in out.iterdir()} == {".git", "notes.txt", *names}
+    both = ("--adapter", adapter, "--adapter", adapter, "--weights", "0.5,0.5")
+    message = commands.fails("combine", *both, "--out", out)
+    assert "there is an adapter in it (adapter_config.json)" in message
+    commands.ok("combine", *both, "--out", out, "--overwrite")
+    names = ["adapter_config.json", "adapter_model.safetensors", "recipe.json"]
+    assert {p.name for p in out.iterdir()} == {".git", "notes.txt", *names}
+
+
+def test_a_folder_that_another_run_writes_is_refused_before_any_work(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    arguments = ("merge", "--model", small_world / "llama", "--adapter", tmp_path / "nowhere")
+    with another_process(tmp_path / "out") as process:
+        message = commands.fails(*arguments, "--out", tmp_path / "out")
+    assert f"{tmp_path / 'out'} is being written by process {process}, since " in message
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -85,7 +122,9 @@ def test_base_in_float16_is_merged_in_float32_and_rounded_once(
     small_world: Path, tmp_path: Path, commands: Commands, dtype: SaveDtype
 ) -> None:
     model = copytree(small_world / "llama", tmp_path / "model")
-    save_model(load_model(model), model, dtype=dtype)
+    with saving(model) as save:
+        save_model(load_model(model), save.staged, dtype=dtype, overwrite=True)
+        load_tokenizer(model).save(save.staged)
     base = load_model(model)
     peft = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
     shake(peft)

@@ -28,6 +28,7 @@ __all__ = ["combine"]
 )
 @click.option("--weights", required=True, help="A number for each adapter: 0.7,0.3.")
 @options.out
+@options.overwrite
 @options.model_of_adapter
 @click.option(
     "--type",
@@ -47,6 +48,7 @@ def combine(
     adapters: tuple[Path, ...],
     weights: str,
     out: Path,
+    overwrite: bool,
     model: str | None,
     combination_type: "CombinationType",
     rank: int | None,
@@ -60,7 +62,7 @@ def combine(
     shares = _numbers(weights)
     if seed < 0:
         raise ConfigError(f"--seed: expected at least 0, got {seed}")
-    check_output(out, refused=("config.json",))
+    check_output(out, overwrite=overwrite)
     peft = _loaded(adapters, model)
     if model is None:
         _require_no_base(peft, shares)
@@ -74,7 +76,7 @@ def combine(
         density=density,
         seed=seed,
     )
-    peft.save_pretrained(out, adapters=[DEFAULT])
+    peft.save_pretrained(out, adapters=[DEFAULT], overwrite=overwrite)
     lines = [f"combined {len(names)} adapters into {out}"]
     if lost:
         worst = max(lost.values())

@@ -19,6 +19,7 @@ __all__ = ["merge"]
 @options.model
 @options.adapter(required=True)
 @options.out
+@options.overwrite
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -26,7 +27,7 @@ __all__ = ["merge"]
     show_default=True,
     help="The dtype of the weights in the files.",
 )
-def merge(model: str, adapter: Path, out: Path, dtype: "SaveDtype") -> Report:
+def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "SaveDtype") -> Report:
     """Fold an adapter into its model, for any other program.
 
     The folder gets a plain checkpoint, which transformers loads, and the tokenizer.
@@ -36,16 +37,18 @@ def merge(model: str, adapter: Path, out: Path, dtype: "SaveDtype") -> Report:
     from tinygrad_peft.cli.sources import model_path
     from tinygrad_peft.files import saving
     from tinygrad_peft.models import load_tokenizer, save_model
+    from tinygrad_peft.nn.module import count_elements
     from tinygrad_peft.peft import PeftModel
 
     source = model_path(model)
     if out.exists() and source.exists() and out.samefile(source):
         raise ConfigError(f"--out {out} is the model itself: merge into another folder")
-    check_output(out, refused=("adapter_config.json", "recipe.json"))
+    check_output(out, overwrite=overwrite)
     tokenizer = load_tokenizer(source)  # before anything is written
     adapted = load_adapted(source, adapter)
     assert isinstance(adapted, PeftModel)
-    with saving(out) as save:
-        save_model(adapted.merge_and_unload(), save.staged, dtype=dtype)
+    width = 4 if dtype == "float32" else 2
+    with saving(out, size=width * count_elements(adapted.parameters())) as save:
+        save_model(adapted.merge_and_unload(), save.staged, dtype=dtype, overwrite=overwrite)
         tokenizer.save(save.staged)
     return Report(values={"out": str(out), "dtype": dtype}, lines=[f"merged into {out}"])

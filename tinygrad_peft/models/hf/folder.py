@@ -95,10 +95,7 @@ def _checked(
 
 
 def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
-    """Write config.json and model.safetensors into the folder `path`, both or neither.
-
-    Weights that the folder has in shards are removed.
-    """
+    """Write config.json and model.safetensors into the folder `path`, both or neither."""
     expressed, state = _expressed(model)
     config = config_to_json(expressed)
     known = family(expressed.model_type)
@@ -110,11 +107,6 @@ def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
     with saving(path, size=file_size(arrays, dtype)) as save:
         write_tensors(save.path(_WEIGHTS), arrays, dtype)
         save.path(_CONFIG).write_bytes(text + b"\n")
-        save.remove((_INDEX, *_shards_in(save.folder)))
-
-
-def _shards_in(path: Path) -> list[str]:
-    return [f.name for f in path.glob("model-*-of-*.safetensors")]
 
 
 def _expressed(model: Transformer) -> tuple[TransformerConfig, dict[str, Array]]:
