@@ -24,7 +24,8 @@ NonFiniteWarning, for weights that are NaN or infinite and were allowed.
 import difflib
 import heapq
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 __all__ = [
     "LISTED",
@@ -48,16 +49,25 @@ __all__ = [
     "TrainingError",
     "explained",
     "failures",
+    "hinted",
     "listed",
     "mistyped",
     "nearest",
+    "printable",
     "shortened",
     "told",
 ]
 
 
 class TinygradPeftError(Exception):
-    """The root of the tree."""
+    """The root of the tree: its message is at most 8,000 printable characters long.
+
+    A broken file may hold names of any length, and characters that a terminal would obey.
+    """
+
+    def __init__(self, *args: object) -> None:
+        """Keep the arguments, with every text printable and cut short."""
+        super().__init__(*(_legible(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class GraphError(TinygradPeftError):
@@ -130,12 +140,17 @@ class NonFiniteWarning(UserWarning):
 
 LISTED = 20  # problems in one message
 LONGEST_LINE = 300  # of a message: a broken file may hold names of any length
+LONGEST_MESSAGE = 8_000
+_CONSIDERED = 10_000  # names; the most alike among them are compared
 _COMPARED = 50  # names, since each comparison takes up to a millisecond
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Suggest the known names nearest to `name`: `; did you mean 'a' or 'b'?`, or nothing."""
-    names = [other for other in known if len(other) <= LONGEST_LINE]
+    """Suggest the known names nearest to `name`: `; did you mean 'a' or 'b'?`, or nothing.
+
+    Only the first 10,000 known names are considered. For many names, use `hinted`.
+    """
+    names = [other for other in islice(known, _CONSIDERED) if len(other) <= LONGEST_LINE]
     if len(name) > LONGEST_LINE:
         return ""
     if len(names) > _COMPARED:
@@ -147,6 +162,17 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 def _parts(name: str) -> set[str]:
     return set(re.split(r"[._]", name))
+
+
+def hinted(names: Iterable[str], known: Iterable[str], count: int = 3) -> Iterator[tuple[str, str]]:
+    """Yield each name with the text of `nearest`: the first 20 names, since no more are listed.
+
+    >>> list(hinted(["q_porj"], ["q_proj"]))
+    [('q_porj', "; did you mean 'q_proj'?")]
+    """
+    others = list(islice(known, _CONSIDERED))
+    for place, name in enumerate(names):
+        yield name, nearest(name, others, count) if place < LISTED else ""
 
 
 def failures(conditions: Mapping[str, bool]) -> list[str]:
@@ -190,6 +216,16 @@ def told(problems: Sequence[str]) -> str:
 def explained(error: Exception) -> str:
     """Return an error's message, and below it the notes that were added on its way."""
     return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which a name in a file may hold and a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _legible(text: str) -> str:
+    """Return a text that can be shown whole: cut before and after escapes make it longer."""
+    return shortened(printable(shortened(text, LONGEST_MESSAGE)), LONGEST_MESSAGE)
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:

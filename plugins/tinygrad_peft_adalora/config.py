@@ -136,13 +136,19 @@ class AdaLoraConfig(TargetedConfig):
 
     def kept(self, path: str) -> tuple[bool, ...]:
         """Return which of the initial triplets are left at a path: (init_r,)."""
+        kept = self._pattern(path)
+        return (True,) * self.init_r if kept is None else tuple(kept)
+
+    def _pattern(self, path: str) -> Sequence[bool] | None:
+        """Return the pattern of a path by any of its names; None where no triplet is pruned."""
         keys = (f"{name}.lora_E" for name in equal_names(path))
         patterns = self.rank_pattern or {}
-        return tuple(next((patterns[k] for k in keys if k in patterns), (True,) * self.init_r))
+        return next((patterns[key] for key in keys if key in patterns), None)
 
     def rank(self, path: str) -> int:
         """Return the rank at a path."""
-        return sum(self.kept(path))
+        kept = self._pattern(path)
+        return self.init_r if kept is None else sum(kept)
 
     def as_trained(self, modules: Mapping[str, Module]) -> "AdaLoraConfig":
         """Return the settings with the triplets that are left, and the length of the run."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tinygrad_peft.errors import nearest
+from tinygrad_peft.errors import hinted
 from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft import (
     FileFormat,
@@ -68,10 +68,11 @@ class IA3Config(NamedTargetsConfig):
             return found + broken_expressions("feedforward_modules", [feedforward])
         if named is None or isinstance(named, str):
             return found
+        known = set(named)
+        absent = [name for name in feedforward or () if name not in known]
         return found + [
-            f"feedforward_modules: {name!r} is not in target_modules{nearest(name, named)}"
-            for name in feedforward or ()
-            if name not in named
+            f"feedforward_modules: {name!r} is not in target_modules{close}"
+            for name, close in hinted(absent, named)
         ]
 
     def scales_input(self, path: str, model_type: str) -> bool:

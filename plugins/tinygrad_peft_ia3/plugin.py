@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tinygrad_peft.errors import nearest
+from tinygrad_peft.errors import hinted
 from tinygrad_peft.nn import Affine, Module, Transformer
 from tinygrad_peft.peft import (
     Combination,
@@ -88,12 +88,15 @@ def _objections(config: IA3Config, targets: frozenset[str], family: str) -> list
     if not (config.target_modules is None or isinstance(config.target_modules, str)):
         return []  # the config has checked them
     # PEFT fills in the family's usual ones for any targets.
-    asked = [name for name in given if name not in usual.get(family, ())]
+    asked = [
+        name
+        for name in given
+        if name not in usual.get(family, ()) and not any(matches(path, [name]) for path in targets)
+    ]
     ends = sorted({path.rpartition(".")[2] for path in targets})
     return [
-        f"names {name!r}, which matches none of the targets{nearest(name, ends)}"
-        for name in asked
-        if not any(matches(path, [name]) for path in targets)
+        f"names {name!r}, which matches none of the targets{close}"
+        for name, close in hinted(asked, ends)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tinygrad_peft.errors import failures, nearest
+from tinygrad_peft.errors import failures, hinted
 from tinygrad_peft.nn import Affine, TokenEmbedding
 from tinygrad_peft.peft import (
     Draft,
@@ -69,11 +69,12 @@ def _unmatched(config: LoraConfig, seams: Sequence[Seam]) -> list[str]:
     if not isinstance(config.trainable_token_indices, dict):
         return [] if any(s.name == INPUT for s in seams) else ["the model has no embedding"]
     ends = sorted({s.path.rpartition(".")[2] for s in seams})
-    return [
-        f"{name!r} matches no module{nearest(name, ends)}"
+    unmatched = [
+        name
         for name in config.trainable_token_indices
         if not any(matches(s.path, [name]) for s in seams)
     ]
+    return [f"{name!r} matches no module{close}" for name, close in hinted(unmatched, ends)]
 
 
 def _place_problems(seam: Seam, config: LoraConfig, targets: frozenset[str]) -> list[str]:

@@ -18,6 +18,7 @@ from tinygrad_peft.peft import (
     TargetedConfig,
     broken_expressions,
     dropout_problems,
+    full_match,
     matches,
 )
 from tinygrad_peft_lora.llama_cpp import refused_tensors, unseen_settings
@@ -84,8 +85,8 @@ class LoraConfig(TargetedConfig):
             *super().problems(),
             *self._number_problems(),
             *self._start_problems(),
-            *broken_expressions("rank_pattern", self.rank_pattern),
-            *broken_expressions("alpha_pattern", self.alpha_pattern),
+            *broken_expressions("rank_pattern", self.rank_pattern, is_part=True),
+            *broken_expressions("alpha_pattern", self.alpha_pattern, is_part=True),
             *self._excluded(),
             *(p for name, ids in self.token_ids().items() for p in _id_problems(name, ids)),
         ]
@@ -234,14 +235,14 @@ def pattern_matches(key: str, path: str) -> bool:
 
     With the family's prefix or without, it is the same path.
     """
-    return any(re.fullmatch(rf"(.*\.)?({key})", name) for name in equal_names(path))
+    return any(full_match(rf"(.*\.)?({key})", name) for name in equal_names(path))
 
 
 def _id_problems(name: str, ids: Sequence[int]) -> list[str]:
     where = f"trainable_token_indices of {name!r}"
-    repeated = [i for i, count in Counter(ids).items() if count > 1]
+    repeated = {i: count for i, count in Counter(ids).items() if count > 1}
     return [
         *([f"{where}: expected at least one id"] if not ids else []),
         *(f"{where}: expected ids of at least 0, got {i}" for i in ids if i < 0),
-        *(f"{where}: {i} appears {ids.count(i)} times" for i in repeated),
+        *(f"{where}: {i} appears {n} times" for i, n in repeated.items()),
     ]

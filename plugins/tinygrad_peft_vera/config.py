@@ -15,6 +15,7 @@ PROJECTION = "projection."  # the field of a layer that holds the matrices
 A, B = "base_model.vera_A", "base_model.vera_B"  # their names in a file, which belong to the model
 HALVES = {"vera_lambda_b": "vera_lambda_d", "vera_lambda_d": "vera_lambda_b"}
 # The seeds that PyTorch takes: from the first to below the second.
+LARGEST_RANK = 100_000
 KEYS = -(2**63), 2**64
 
 
@@ -59,6 +60,9 @@ class VeraConfig(TargetedConfig):
         key = self.projection_prng_key
         rules = {
             f"the rank r={self.r} must be at least 1": self.r < 1,
+            f"the rank r={self.r} must be at most {LARGEST_RANK:,}, the size of A and B": (
+                self.r > LARGEST_RANK
+            ),
             f"projection_prng_key={key} must be an integer from -2⁶³ to below 2⁶⁴": (
                 not KEYS[0] <= key < KEYS[1]
             ),

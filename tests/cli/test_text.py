@@ -1,6 +1,7 @@
 """Text for people."""
 
-from tinygrad_peft.cli.text import MISSING, columns, printable, table
+from tinygrad_peft.cli.text import MISSING, columns, table
+from tinygrad_peft.errors import printable
 
 
 def test_columns_of_numbers_end_together() -> None:

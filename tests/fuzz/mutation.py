@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["mutated", "mutated_json", "mutated_safetensors"]
+__all__ = ["mutated", "mutated_json", "mutated_lines", "mutated_safetensors"]
 
 # Numbers at the edges of the types that readers use, and texts that lead out of a folder.
 NUMBERS = (0, 1, -1, 2, 3, 7, 127, 255, 256, 65_535, 10**6, 2**31 - 1, 2**31, 2**32, 2**53, 2**63)
@@ -30,6 +30,15 @@ HOSTILE: tuple[object, ...] = (
         "(",
     ),
     *("a{99999999999}", "all-linear", ["x"], [None], {"a": 1}, ["../x"], [0, 0], [2**40, 2**40]),
+    *(r"(\w|\w\w|\.)+[!?]", r"(.|..|...)*(.|..)*[!?]", r".*.*.*.*.*.*[!?]", "(a|aa)+$", "a*" * 40),
+    *([f"name{n}" for n in range(3_000)], {f"key{n}\x1b[31m": n for n in range(3_000)}),
+    *(
+        {"String": ""},
+        {"Regex": "(a+)+$"},
+        {"Regex": "a*a*(?<!b)"},
+        [{"x": 1}] * 1_000,
+        "a\n" * 900,
+    ),
 )
 # What no encoder writes.
 RAW = (
@@ -70,6 +79,19 @@ def mutated_json(data: bytes, rng: random.Random) -> bytes:
     if raw is not None:
         text = text.replace(json.dumps(PLACE).encode(), raw, 1)
     return _with_a_key_twice(text, rng) if rng.random() < 0.05 else text
+
+
+def mutated_lines(data: bytes, rng: random.Random) -> bytes:
+    """JSON lines with another one among them, or many times the same."""
+    lines = data.splitlines()
+    place = rng.randrange(len(lines))
+    kind = rng.random()
+    if kind < 0.2:
+        return mutated(data, rng)
+    if kind < 0.3:
+        lines[place:place] = [lines[place]] * rng.choice((1, 100))
+    lines[place] = mutated_json(lines[place], rng)
+    return b"\n".join(lines)
 
 
 def mutated_safetensors(data: bytes, rng: random.Random) -> bytes:
@@ -137,8 +159,13 @@ BYTE_MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 def _change(value: Any, rng: random.Random) -> bytes | None:  # noqa: ANN401 - JSON of any kind
     """Change one place in `value`; what stands for raw bytes is given back."""
     holder, key = rng.choice(_places(value) or [({"": 0}, "")])
-    kind = rng.randrange(6)
-    if kind == 0:
+    kind = rng.randrange(9)
+    if kind > 6:  # a value of the same type gets further
+        alike = [value for value in HOSTILE if type(value) is type(holder[key])]
+        holder[key] = copy.deepcopy(rng.choice(alike or HOSTILE))
+    elif kind == 6 and isinstance(holder[key], list):
+        holder[key] = [copy.deepcopy(v) for v in holder[key] * rng.choice((2, 3, 20))]
+    elif kind == 0:
         holder[key] = PLACE
         return rng.choice(RAW)
     if kind == 1 and isinstance(holder, dict):

@@ -1,7 +1,10 @@
 """A sound folder or file for each reader, to be broken."""
 
+import base64
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +17,7 @@ from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config, load_model, load_tokenizer, save_model
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, inspect_path
+from tinygrad_peft.train.examples import read_examples, task_of_file
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ln_tuning import LNTuningConfig
 from tinygrad_peft_lora import LoraConfig
@@ -143,13 +147,104 @@ def gguf(folder: Path) -> Sample:
     return Sample("gguf", folder, ("m.gguf",), _read_gguf)
 
 
+def sentencepiece(folder: Path) -> Sample:
+    """Pieces of words as SentencePiece has them: steps that rewrite a text, and expressions."""
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    document = {
+        "version": "1.0",
+        "added_tokens": [{"id": 4, "content": "<x>", "special": True, **_PLAIN}],
+        "truncation": {"max_length": 9, "strategy": "LongestFirst", "stride": 0, **_RIGHT},
+        "padding": {"strategy": {"Fixed": 9}, "pad_to_multiple_of": None, **_RIGHT, **_PAD},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFKD"},
+                {"type": "Precompiled", "precompiled_charsmap": _EMPTY_TABLE},
+                {"type": "Prepend", "prepend": "▁"},
+                space,
+                {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": r"\s+|\p{N}"}, **_ISOLATED},
+                {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<x>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<x>": {"id": "<x>", "ids": [4], "tokens": ["<x>"]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [{**space, "content": " "}, {"type": "Fuse"}]},
+        "model": {
+            "type": "Unigram",
+            "unk_id": 0,
+            "vocab": [["<unk>", 0], ["▁film", -1.0], ["▁the", -2.0], ["1", -3.0], ["<x>", 0]],
+            "byte_fallback": False,
+        },
+    }
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    return Sample("sentencepiece", folder, ("tokenizer.json",), _read_tokenizer)
+
+
+def classified(folder: Path) -> Sample:
+    """A classifier of whole words and its data, for the command `evaluate`."""
+    from tests.cli.toys import CLASSIFIER, reviews, write_csv, write_model
+
+    write_model(folder, replace(CLASSIFIER, num_hidden_layers=1))
+    write_csv(folder / "data.csv", reviews(6))
+    files = ("config.json", "model.safetensors", "tokenizer.json", "data.csv", "data.csv")
+    return Sample("classified", folder, files, _evaluate("data.csv"))
+
+
+def continued(folder: Path) -> Sample:
+    """A language model with an adapter and data, for the commands `evaluate` and `inspect`."""
+    from tests.cli.toys import definitions, write_jsonl, write_model
+
+    write_model(folder, LLAMA)
+    get_peft_model(load_model(folder), LoraConfig(r=2)).save_pretrained(folder / "adapter")
+    write_jsonl(folder / "data.jsonl", definitions(4))
+    adapter = [f"adapter/{name}" for name in ("adapter_config.json", "recipe.json")]
+    files = ("config.json", "tokenizer.json", "tokenizer_config.json", *adapter, "data.jsonl")
+    return Sample("continued", folder, files, _evaluate_adapter)
+
+
+def tables(folder: Path) -> Sample:
+    """Rows of each format and task."""
+    from tests.cli.toys import definitions, reviews, write_csv, write_jsonl
+
+    folder.mkdir()
+    write_csv(folder / "a.csv", reviews(9))
+    write_jsonl(folder / "b.jsonl", reviews(9))
+    write_jsonl(folder / "c.jsonl", definitions(9))
+    return Sample("tables", folder, ("a.csv", "b.jsonl", "c.jsonl"), _read_tables)
+
+
 SAMPLES: Mapping[str, Callable[[Path], Sample]] = {
     made.__name__: made
-    for made in (model, shards, adapter, adapterhub, mlx, recipe, tokenizer, gguf, inspected)
+    for made in (
+        *(model, shards, adapter, adapterhub, mlx, recipe, tokenizer, sentencepiece, gguf),
+        *(inspected, classified, continued, tables),
+    )
 }
 
 
 # ---------- reading ----------
+
+
+# The length of a trie without entries, and the trie.
+_EMPTY_TABLE = base64.b64encode((1024).to_bytes(4, "little") + bytes(1024)).decode()
+_PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+_RIGHT = {"direction": "Right"}
+_PAD = {"pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
+_ISOLATED = {"behavior": "Isolated", "invert": False}
 
 
 def _read_model(folder: Path) -> None:
@@ -180,6 +275,41 @@ def _inspect(folder: Path) -> None:
     report = inspect_path(folder, _host())
     if not report.sound:
         raise CheckpointError("inspect tells of problems")
+
+
+def _evaluate(data: str, *more: str) -> Callable[[Path], None]:
+    def evaluate(folder: Path) -> None:
+        arguments = [
+            str(folder / part) if "." in part or part == "adapter" else part for part in more
+        ]
+        _run("evaluate", "--model", str(folder), "--data", str(folder / data), *arguments)
+
+    return evaluate
+
+
+def _evaluate_adapter(folder: Path) -> None:
+    _run("inspect", str(folder), "--json")
+    _evaluate("data.jsonl", "--adapter", "adapter", "--json")(folder)
+
+
+def _run(*arguments: str) -> None:
+    """Run a command; raise if its errors are long or its own, and CheckpointError if it refuses."""
+    from tinygrad_peft.cli.app import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = run(arguments)
+    told = err.getvalue()
+    assert len(told) < 20_000, f"{len(told)} characters: {told[:300]}"
+    assert "internal error" not in told, told
+    assert "out of memory" not in told, told
+    if status:
+        raise CheckpointError(told)
+
+
+def _read_tables(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        read_examples(path, task_of_file(path))
 
 
 @cache

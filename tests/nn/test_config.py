@@ -104,7 +104,7 @@ def test_all_problems_are_named_at_once() -> None:
         ({"rope_type": "linear", "factor": 0.0}, "factor must be above 0"),
         (
             {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0},
-            "high_freq_factor must be above low_freq_factor",
+            "low_freq_factor must be above 0, and high_freq_factor above it",
         ),
         (
             {"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 0},

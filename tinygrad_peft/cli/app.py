@@ -10,8 +10,7 @@ import click
 from tinygrad_peft.cli import options
 from tinygrad_peft.cli.closed_pipe import CLOSED_PIPE, discard_output
 from tinygrad_peft.cli.commands import COMMANDS
-from tinygrad_peft.cli.text import printable
-from tinygrad_peft.errors import TinygradPeftError, explained
+from tinygrad_peft.errors import TinygradPeftError, explained, printable
 
 __all__ = ["cli", "run"]
 

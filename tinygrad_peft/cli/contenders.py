@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.errors import ConfigError, hinted, listed
 from tinygrad_peft.peft import Host, PeftConfig, config_to_dict, parse_method
 from tinygrad_peft.train import Contender
 
@@ -65,9 +65,8 @@ def _parse(spec: str, host: Host) -> _Parsed:
         values[name] = value
     unknown = [name for name in values if name not in ("lr", "label")]
     if unknown:
-        raise ConfigError(
-            "unknown after the @:\n" + listed(k + nearest(k, ("lr", "label")) for k in unknown)
-        )
+        problems = [name + close for name, close in hinted(unknown, ("lr", "label"))]
+        raise ConfigError(f"unknown after the @:\n{listed(problems)}")
     if values.get("label") == "":
         raise ConfigError("the label after the @ is empty")
     return _Parsed(recipe, _rate(values.get("lr")), values.get("label"))

@@ -1,17 +1,12 @@
-"""Text for people: tables, columns, and characters that a terminal may safely show."""
+"""Text for people: tables and columns."""
 
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-__all__ = ["MISSING", "columns", "printable", "table"]
+__all__ = ["MISSING", "columns", "table"]
 
 MISSING = "–"  # a cell without a number
-
-
-def printable(text: str) -> str:
-    """Escape control characters, which a name in a file may hold and a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

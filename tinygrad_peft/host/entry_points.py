@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from tinygrad_peft.errors import PluginError, listed, nearest
+from tinygrad_peft.errors import PluginError, hinted, listed
 from tinygrad_peft.host.marks import GROUP
 from tinygrad_peft.host.plugins import PluginInfo
 
@@ -37,7 +37,7 @@ def names_to_leave_out(without: Iterable[str], known: Collection[str]) -> frozen
     in_environment = filter(None, map(str.strip, os.environ.get(WITHOUT, "").split(",")))
     off = frozenset((*without, *in_environment))
     if unknown := sorted(off - set(known)):
-        problems = [f"{name!r}{nearest(name, known)}" for name in unknown]
+        problems = [f"{name!r}{close}" for name, close in hinted(unknown, known)]
         raise PluginError(f"cannot switch off plugins that are not installed:\n{listed(problems)}")
     return off
 

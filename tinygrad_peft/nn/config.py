@@ -34,8 +34,8 @@ class RopeScaling:
     def __post_init__(self) -> None:
         rules = {
             "factor must be above 0": 0 < self.factor < math.inf,
-            "high_freq_factor must be above low_freq_factor": (
-                self.high_freq_factor > self.low_freq_factor
+            "low_freq_factor must be above 0, and high_freq_factor above it": (
+                0 < self.low_freq_factor < self.high_freq_factor < math.inf
             ),
             "original_max_position_embeddings must be at least 1": (
                 self.original_max_position_embeddings >= 1

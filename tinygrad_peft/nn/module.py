@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinygrad_peft.arrays import Array, Shape
-from tinygrad_peft.errors import LISTED, CheckpointError, listed, nearest
+from tinygrad_peft.errors import CheckpointError, hinted, listed
 from tinygrad_peft.tensor import Tensor
 
 __all__ = ["Module", "Parameter", "mismatches"]
@@ -168,12 +168,10 @@ def mismatches(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> lis
     """List what is missing, unexpected, or of another shape, one sentence each."""
     missing = [path for path in expected if path not in found]
     unexpected = [path for path in found if path not in expected]
-    guessed = frozenset(missing[:LISTED])  # the message shows no others
     return [
         *(
-            f"missing: {path} {expected[path]}"
-            f"{nearest(path, unexpected, 1) if path in guessed else ''}"
-            for path in missing
+            f"missing: {path} {expected[path]}{near}"
+            for path, near in hinted(missing, unexpected, 1)
         ),
         *(f"unexpected: {path} {found[path]}" for path in unexpected),
         *(

@@ -6,18 +6,14 @@ from tinygrad_peft.peft.accounting.memory import Memory, estimate_full_memory, e
 from tinygrad_peft.peft.accounting.parameters import count_model, count_recipe
 from tinygrad_peft.peft.configs.base import PeftConfig, steps_of
 from tinygrad_peft.peft.configs.file_format import PREFIX, FileFormat, Shapes
+from tinygrad_peft.peft.configs.patterns import broken_expressions, full_match, matches
 from tinygrad_peft.peft.configs.serialisation import (
     RESERVED_SETTINGS,
     config_from_dict,
     config_to_dict,
     unknown_settings,
 )
-from tinygrad_peft.peft.configs.targeted import (
-    NamedTargetsConfig,
-    TargetedConfig,
-    broken_expressions,
-    dropout_problems,
-)
+from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig, TargetedConfig, dropout_problems
 from tinygrad_peft.peft.folder_layout import HUGGING_FACE, FolderLayout
 from tinygrad_peft.peft.hook_types import (
     AffineShape,
@@ -48,7 +44,6 @@ from tinygrad_peft.peft.recipes.biases import (
 )
 from tinygrad_peft.peft.recipes.record import Record, Reparameterized, Rewrite
 from tinygrad_peft.peft.recipes.saved_modules import is_saved_whole
-from tinygrad_peft.peft.recipes.targets import matches
 from tinygrad_peft.peft.recipes.trained_copy import trained_copy
 from tinygrad_peft.peft.recipes.virtual_tokens import VirtualConfig, virtual_objections
 from tinygrad_peft.peft.sites import Common, Seam, Site, capture_seams
@@ -115,6 +110,7 @@ __all__ = [
     "dropout_problems",
     "estimate_full_memory",
     "estimate_memory",
+    "full_match",
     "get_peft_model",
     "hookimpl",
     "hookspecs",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.errors import ConfigError, hinted, listed, nearest
 from tinygrad_peft.host import Host
 from tinygrad_peft.peft import hookspecs
 from tinygrad_peft.peft.configs.base import PeftConfig
@@ -61,7 +61,8 @@ def parse_method(text: str, host: Host) -> PeftConfig:
     if unknown:
         known_keys = [f.name for f in dataclasses.fields(kind)]
         raise ConfigError(
-            f"{where}unknown settings:\n" + listed(k + nearest(k, known_keys) for k in unknown)
+            f"{where}unknown settings:\n"
+            + listed(key + close for key, close in hinted(unknown, known_keys))
         )
     return config_from_values(kind, values, where, strict=False)
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError
-from tinygrad_peft.files import replacing, settled
+from tinygrad_peft.files import read_bytes, replacing, settled
 from tinygrad_peft.peft import PeftConfig
 from tinygrad_peft.train.events import Evaluated
 
@@ -101,9 +101,8 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 
 def read_comparison(path: Path) -> Comparison:
     """Read a comparison. Raises CheckpointError for a file that is missing or invalid."""
+    raw = read_bytes(settled(path.parent) / path.name)
     try:
-        return msgspec.json.decode((settled(path.parent) / path.name).read_bytes(), type=Comparison)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        return msgspec.json.decode(raw, type=Comparison)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a comparison: {error}") from error

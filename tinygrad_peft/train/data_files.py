@@ -68,6 +68,8 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, Fields]]:
 
 
 def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a device, or a pipe that nobody writes to
+        raise DataError(f"cannot read {path}: expected a regular file")
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Read a LoRA from a folder of mlx-lm's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from tinygrad_peft.errors import ConfigError, nearest
+from tinygrad_peft.errors import ConfigError, hinted
 from tinygrad_peft.nn import Affine, Skeleton, Transformer
 from tinygrad_peft.peft import ForeignFolder, ForeignStep, capture_seams
 from tinygrad_peft_lora.config import LoraConfig
@@ -93,16 +93,16 @@ def _rank_problems(shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str
     ]
 
 
-def _key_problems(places: Sequence[str], keys: Sequence[str] | None) -> list[str]:
+def _key_problems(places: Sequence[str], keys: Collection[str] | None) -> list[str]:
     """List keys without tensors, and modules without a key."""
     if keys is None:
         return []
     called = {name for path in places for name in (path, within(path)[1]) if name}
+    absent, keys = [key for key in keys if key not in called], frozenset(keys)
     return [
         *(
-            f"lora_parameters.keys: {key!r} has no tensors{nearest(key, called, 1)}"
-            for key in keys
-            if key not in called
+            f"lora_parameters.keys: {key!r} has no tensors{close}"
+            for key, close in hinted(absent, sorted(called), 1)
         ),
         *(
             f"{path}: has tensors, but is not in lora_parameters.keys"

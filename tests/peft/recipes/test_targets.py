@@ -17,7 +17,8 @@ from tests.peft.small import (
 from tinygrad_peft.errors import PeftError, TargetError
 from tinygrad_peft.nn import Linear, Module, TransformerConfig
 from tinygrad_peft.peft import PeftConfig, capture_seams, get_peft_model
-from tinygrad_peft.peft.recipes.targets import Targets, find_targets, matches
+from tinygrad_peft.peft.configs.patterns import matches
+from tinygrad_peft.peft.recipes.targets import Targets, find_targets
 from tinygrad_peft_lora import LoraConfig
 
 LLAMA_TIED = replace(LLAMA, tie_word_embeddings=True)

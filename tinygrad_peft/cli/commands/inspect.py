@@ -8,8 +8,8 @@ import click
 
 from tinygrad_peft.cli import options
 from tinygrad_peft.cli.command import Report, command
-from tinygrad_peft.cli.text import columns, printable
-from tinygrad_peft.errors import CheckpointError, ConfigError
+from tinygrad_peft.cli.text import columns
+from tinygrad_peft.errors import CheckpointError, ConfigError, printable
 
 if TYPE_CHECKING:
     from tinygrad_peft.models.inspection import Report as Inspection

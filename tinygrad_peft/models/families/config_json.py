@@ -36,6 +36,10 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
 }
 
+# Keys of any family that may be missing or null, but are not 0; of those of the last, too.
+_ABOVE_ZERO = ("head_dim", "num_key_value_heads", "n_inner", "num_labels", "rope_theta", "factor")
+_ROPE = ("rope_scaling", "rope_parameters")
+
 # Keys with one supported value in every family.
 _FIXED: Mapping[str, object] = {"quantization_config": None, "is_encoder_decoder": False}
 
@@ -100,6 +104,7 @@ def read_settings(
     head = _head(raw.get("architectures"), architectures, problems)
     problems += _fixed_problems(raw, {**_FIXED, **fixed})
     problems += _activation_problems(raw)
+    problems += _zero_problems(raw)
     settings = None if problems else kind(**values)
     problems += [] if settings is None else settings.problems(head)
     if settings is None or problems:
@@ -135,6 +140,22 @@ def _fixed_problems(raw: Mapping[str, object], fixed: Mapping[str, object]) -> l
         f"{key}: only {_json(value)} is supported, got {_json(raw[key])}"
         for key, value in fixed.items()
         if key in raw and raw[key] != value
+    ]
+
+
+def _zero_problems(raw: Mapping[str, object], where: str = "") -> list[str]:
+    """List zeros that would otherwise ask for the default, as a missing key does."""
+    found = [
+        f"{where}{key}: expected a number above 0, got {_json(raw[key])}"
+        for key in _ABOVE_ZERO
+        if isinstance(raw.get(key), int | float) and raw[key] == 0
+    ]
+    inner = ((key, raw.get(key)) for key in _ROPE) if not where else ()
+    return found + [
+        problem
+        for key, settings in inner
+        if isinstance(settings, dict)
+        for problem in _zero_problems(settings, f"{key}: ")
     ]
 
 

@@ -54,7 +54,8 @@ class _Rope:
 
     @property
     def kind(self) -> str:
-        return self.rope_type or self.type or "default"
+        given = self.type if self.rope_type is None else self.rope_type
+        return "default" if given is None else given
 
     def problems(self, key: str) -> list[str]:
         needed = {"default": [], "linear": ["factor"], "llama3": _LLAMA3}.get(self.kind)
@@ -72,7 +73,9 @@ class _Rope:
     def scaling(self) -> RopeScaling | None:
         names = [field.name for field in dataclasses.fields(RopeScaling)]
         if self.kind == "linear":
-            return RopeScaling(rope_type="linear", factor=self.factor or 1.0)
+            return RopeScaling(
+                rope_type="linear", factor=1.0 if self.factor is None else self.factor
+            )
         if self.kind == "llama3":
             return RopeScaling(**{name: getattr(self, name) for name in names})
         return None
@@ -124,7 +127,7 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
         norm="rms_norm",
         norm_eps=s.rms_norm_eps,
         positions="rotary",
-        rope_theta=s.rope.rope_theta or s.rope_theta,
+        rope_theta=s.rope_theta if s.rope.rope_theta is None else s.rope.rope_theta,
         rope_scaling=s.rope.scaling(),
         activation=ACTIVATIONS[s.hidden_act],
         gated_mlp=True,

@@ -104,14 +104,17 @@ class _Metadata:
     def integer(self, key: str, default: int | None = None) -> int:
         """Look up a positive integer; anything else is a problem, and gives 1."""
         value = self.values.get(_LLAMA + key, default)
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
         return self._problem(key, value, "a positive integer")
 
     def number(self, key: str, default: float | None = None) -> float:
         """Look up a float32 as its shortest decimal: 1e-05, not 9.99999974e-06."""
         value = self.values.get(_LLAMA + key, default)
-        if isinstance(value, int | float) and 0 < value <= np.finfo(np.float32).max:
+        if (
+            not isinstance(value, bool | str | list | None)
+            and 0 < value <= np.finfo(np.float32).max
+        ):
             return float(str(np.float32(value)))
         return self._problem(key, value, "a positive number")
 

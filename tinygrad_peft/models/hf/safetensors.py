@@ -104,8 +104,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             invalid names and dtypes, and bytes that are too few, too many, shared by two arrays or
             outside the file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist")
+    if not path.is_file():  # a folder, a device, or a pipe that nobody writes to
+        raise CheckpointError(f"{path} cannot be read: expected a regular file")
     total = 0
     try:
         with path.open("rb") as file:

@@ -1,11 +1,10 @@
 """Convert text to token ids and back, by the tokenizers package (the `text` extra)."""
 
-import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tinygrad_peft.errors import (
     CheckpointError,
@@ -13,6 +12,7 @@ from tinygrad_peft.errors import (
     DataError,
     MissingExtraError,
     shortened,
+    told,
 )
 from tinygrad_peft.files import (
     decode_json_object,
@@ -22,11 +22,16 @@ from tinygrad_peft.files import (
     settled,
 )
 from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
+from tinygrad_peft.models.hf.time_limit import within_seconds
 from tinygrad_peft.models.hf.tokenized import TokenizedText
+from tinygrad_peft.models.hf.tokenizer_checks import has_expressions, tokenizer_problems
 
 if TYPE_CHECKING:
     import tokenizers
 
+T = TypeVar("T")
+
+SECONDS, SLOWEST = 3.0, 20_000.0  # to begin with, and characters per second: a tenth of the usual
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MAP = "special_tokens_map.json"
 _BESIDE = (_MAP, "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt")
@@ -47,16 +52,19 @@ class Tokenizer:
         settings: Mapping[str, object] | None = None,
         *,
         end_ids: Iterable[int] = (),
+        limited: bool = False,
     ) -> None:
         """Wrap `backend`; `settings` is a tokenizer_config.json, special tokens included.
 
-        `end_ids` are tokens that end a text beside the end-of-sequence token.
+        `end_ids` are tokens that end a text beside the end-of-sequence token. `limited`: refuse to
+        work for ever, since the file holds regular expressions of its own.
         """
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
         self._settings = dict(settings or {})
         self._end_ids = frozenset(end_ids)
+        self._limited = limited
 
     @classmethod
     def from_directory(cls, path: Path) -> "Tokenizer":
@@ -68,13 +76,20 @@ class Tokenizer:
         if not file.is_file():
             raise CheckpointError(f"no tokenizer in {path}: expected a file {_TOKENIZER}")
         text = read_bytes(file)
-        _check_sizes(decode_json_object(text, str(file)).get("normalizer"), file)
+        document = decode_json_object(text, str(file))
+        if problems := tokenizer_problems(document):
+            raise CheckpointError(f"{file} is refused:{told(problems)}")
         backend = _backend(text.decode(), file)
         named = [_read_object(path / name) for name in _NAMING_TOKENS]
         settings = _read_object(path / _MAP) | _read_object(path / _SETTINGS)
         given = {k: v for k, v in settings.items() if v is not None or k not in _SPECIAL}
         ends = {place for config in named for place in _ids(config.get("eos_token_id"), backend)}
-        return cls(backend, _special_tokens(named, backend) | given, end_ids=ends)
+        return cls(
+            backend,
+            _special_tokens(named, backend) | given,
+            end_ids=ends,
+            limited=has_expressions(document),
+        )
 
     @classmethod
     def from_gguf(cls, path: Path) -> "Tokenizer":
@@ -109,10 +124,10 @@ class Tokenizer:
         """Encode many texts without padding, each as `encode` does."""
         self._require_room(max_length, add_special_tokens=add_special_tokens)
         _require_unicode(texts)
-        with _library_errors("the tokenizer cannot be used"):
-            encodings = self._backend.encode_batch(
-                list(texts), add_special_tokens=add_special_tokens
-            )
+        encodings = self._use(
+            lambda: self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens),
+            sum(map(len, texts)),
+        )
         return [_truncated(encoding, max_length) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -120,8 +135,11 @@ class Tokenizer:
         numbers = [int(number) for number in ids]
         if min(numbers, default=0) < 0:
             raise DataError(f"token ids: expected 0 or more, got {min(numbers)}")
-        with _library_errors("the tokenizer cannot be used"):
-            return self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+        [text] = self._use(
+            lambda: self._backend.decode_batch([numbers], skip_special_tokens=skip_special_tokens),
+            len(numbers),
+        )
+        return text
 
     def tokenize(self, text: str) -> TokenizedText:
         """Encode `text` with its special tokens, and note the place of each token in it.
@@ -130,8 +148,8 @@ class Tokenizer:
         the tokenizer's file is broken.
         """
         _require_unicode([text])
-        with _library_errors("the tokenizer cannot be used"):
-            return TokenizedText.of(self._backend.encode(text))
+        [encoding] = self._use(lambda: self._backend.encode_batch([text]), len(text))
+        return TokenizedText.of(encoding)
 
     @property
     def vocab_size(self) -> int:
@@ -176,6 +194,13 @@ class Tokenizer:
             save.path(_TOKENIZER).write_text(document, "utf-8")
             save.path(_SETTINGS).write_text(settings + "\n", "utf-8")
             save.remove(_BESIDE)
+
+    def _use(self, work: Callable[[], T], size: int) -> T:
+        """Return `work()`, which handles `size` characters or ids, within a generous time."""
+        with _library_errors("the tokenizer cannot be used"):
+            if self._limited:
+                return within_seconds(SECONDS + size / SLOWEST, work)
+            return work()
 
     def _special_id(self, name: str) -> int | None:
         token = self._settings.get(name)
@@ -225,28 +250,6 @@ def _library_errors(what: str) -> Iterator[None]:
         if not panic and not isinstance(error, Exception):
             raise
         raise CheckpointError(f"{what}: {shortened(str(error))}") from error
-
-
-def _check_sizes(normalizer: object, file: Path) -> None:
-    """Raise CheckpointError for a table that claims to be longer than it is.
-
-    The package would allocate the claimed length, and end the process if memory is short.
-    """
-    if not isinstance(normalizer, dict):
-        return
-    for inner in normalizer.get("normalizers") or ():
-        _check_sizes(inner, file)
-    table = normalizer.get("precompiled_charsmap")
-    if isinstance(table, str):
-        try:
-            data = base64.b64decode(table, validate=True)
-        except ValueError as error:
-            raise CheckpointError(f"{file}: precompiled_charsmap: {error}") from None
-        size = int.from_bytes(data[:4], "little")
-        if len(data) < 4 or size > len(data) - 4:
-            raise CheckpointError(
-                f"{file}: precompiled_charsmap claims {size} bytes, got {len(data)}"
-            )
 
 
 def _truncated(encoding: "tokenizers.Encoding", max_length: int | None) -> list[int]:

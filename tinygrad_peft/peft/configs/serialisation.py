@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tinygrad_peft.errors import ConfigError, listed, nearest
+from tinygrad_peft.errors import ConfigError, hinted, listed
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.setting_types import convert_setting, setting_types
 
@@ -57,11 +57,8 @@ def config_from_dict(kind: type[C], values: Mapping[str, object], where: str = "
 
 def unknown_settings(values: Mapping[str, object], known: Collection[str]) -> list[str]:
     """List the unknown settings that ask for something, with the nearest known names."""
-    return [
-        f"{key} = {value!r}{nearest(key, known)}"
-        for key, value in values.items()
-        if key not in known and not _asks_nothing(value)
-    ]
+    unknown = [k for k, value in values.items() if k not in known and not _asks_nothing(value)]
+    return [f"{key} = {values[key]!r:.100}{close}" for key, close in hinted(unknown, known)]
 
 
 def _asks_nothing(value: object) -> bool:

@@ -1,17 +1,16 @@
 """Base classes for settings of methods that adapt modules chosen by name."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tinygrad_peft.errors import failures, shortened
+from tinygrad_peft.errors import failures
 from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.patterns import broken_expressions
 
 __all__ = [
     "NamedTargetsConfig",
     "TargetedConfig",
-    "broken_expressions",
     "dropout_problems",
     "layer_patterns",
 ]
@@ -82,7 +81,7 @@ class TargetedConfig(NamedTargetsConfig):
                 and layers is not None
             ),
         }
-        broken = broken_expressions("layers_pattern", patterns)
+        broken = broken_expressions("layers_pattern", patterns, is_part=True)
         return [*super().problems(), *broken, *failures(rules)]
 
 
@@ -93,23 +92,6 @@ def dropout_problems(**rates: float) -> list[str]:
         for name, rate in rates.items()
         if not 0 <= rate < 1
     ]
-
-
-def broken_expressions(name: str, values: Iterable[object]) -> list[str]:
-    """List the texts among a setting's values that are not valid regular expressions."""
-    shown = ((shortened(repr(v), 100), _expression_error(v)) for v in values if isinstance(v, str))
-    return [
-        f"{name}: invalid regular expression {value}: {error}" for value, error in shown if error
-    ]
-
-
-def _expression_error(text: str) -> str:
-    """Return why a regular expression does not compile; "" if it does."""
-    try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        return str(error)
-    return ""
 
 
 def layer_patterns(config: PeftConfig) -> Sequence[str]:

@@ -12,6 +12,7 @@ from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
 from tinygrad_peft.peft.hook_types import Draft
 from tinygrad_peft.peft.methods import broken_plugins, methods_of
 from tinygrad_peft.peft.recipes.record import Record, Rewrite, new_parameters
+from tinygrad_peft.peft.recipes.size import oversized
 from tinygrad_peft.peft.recipes.targets import Targets, find_targets
 from tinygrad_peft.peft.recipes.trained_copy import trained_copy
 from tinygrad_peft.peft.sites import Seam, Start, capture_seams
@@ -77,6 +78,8 @@ def checked_targets(
     draft = Draft(model, tuple(recipe), tuple(t.paths for t in targets))
     objections = [why for reasons in host.each(hookspecs.check_recipe, draft) for why in reasons]
     objections += [*_saved_late(seams, targets), *_lost(model, seams, targets)]
+    if isinstance(model, Transformer) and not objections:
+        objections += oversized(model, recipe, targets, seams, host)
     if objections:
         raise PeftError(f"the recipe is refused:\n{listed(objections)}")
     for step, (config, found) in enumerate(zip(recipe, targets, strict=True)):

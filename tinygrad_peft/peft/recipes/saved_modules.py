@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 from tinygrad_peft.peft.configs.base import PeftConfig
-from tinygrad_peft.peft.recipes.targets import matches
+from tinygrad_peft.peft.configs.patterns import matches
 
 __all__ = ["is_saved_whole"]
 

@@ -1,17 +1,17 @@
 """Resolving targets: the modules that a config names, and the problems with its names."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from tinygrad_peft.errors import nearest
+from tinygrad_peft.errors import LISTED, nearest
 from tinygrad_peft.models import equal_names
 from tinygrad_peft.nn import Affine
 from tinygrad_peft.peft.configs.base import PeftConfig
+from tinygrad_peft.peft.configs.patterns import full_match, matches, named_by
 from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig, TargetedConfig, layer_patterns
 from tinygrad_peft.peft.sites import Seam
 
-__all__ = ["Targets", "find_targets", "matches"]
+__all__ = ["Targets", "find_targets"]
 
 ALL_LINEAR = "all-linear"
 
@@ -35,17 +35,6 @@ class Targets:
         return frozenset().union(*self.by_entry.values())
 
 
-def matches(path: str, pattern: str | Sequence[str]) -> bool:
-    """Tell whether a regular expression matches the whole path, or a list names it.
-
-    With the family's prefix or without, it is the same path.
-    """
-    names = equal_names(path)
-    if isinstance(pattern, str):
-        return any(re.fullmatch(pattern, each) for each in names)
-    return any(each == name or each.endswith(f".{name}") for each in names for name in pattern)
-
-
 def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> Targets:
     """Resolve the targets of `config` among the seams, with every entry that names nothing."""
     saved, problems = _find_saved(config.modules_to_save, seams)
@@ -65,7 +54,9 @@ def _find_named(
     config: NamedTargetsConfig, seams: Sequence[Seam], model_type: str, saved: frozenset[str]
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
     """Resolve each entry of the targets to paths, and list the entries' problems."""
-    entries = _entries(config.target_modules, config.usual_targets.get(model_type))
+    usual = config.usual_targets.get(model_type)
+    targets = usual if config.target_modules is None else config.target_modules
+    entries = _matching(targets, seams)
     if not entries:
         known = ", ".join(sorted(config.usual_targets)) or "none"
         family = model_type or "of no family"
@@ -74,48 +65,40 @@ def _find_named(
     numbers = _layer_numbers(config, seams)
     absent = _absent_layers(config, set(numbers.values()) - {None})
     layers = None if absent else _layers(config)
-    unwanted = _entries(config.exclude_modules, None)
-    unwanted_paths = {e: {s.path for s in _matching(p, seams)} for e, p in unwanted.items()}
+    unwanted = _matching(config.exclude_modules, seams)
     problems = absent + [
-        f"exclude_modules: {_unmatched(entry, pattern, seams)}"
-        for entry, pattern in unwanted.items()
-        if not unwanted_paths[entry]
+        f"exclude_modules: {why}" for why in _unmatched(config.exclude_modules, unwanted, seams)
     ]
-    excluded_paths = frozenset().union(*unwanted_paths.values())
+    problems += _unmatched(targets, entries, seams)
+    excluded_paths = frozenset().union(*unwanted.values())
     by_entry: dict[str, frozenset[str]] = {}
     excluded: list[str] = []
-    for entry, pattern in entries.items():
-        named = _matching(pattern, seams)
-        barred = {
-            s.path: _bar(entry, s.path, excluded_paths, layers, numbers, saved) for s in named
-        }
+    for entry, named in entries.items():
+        barred = {p: _bar(entry, p, excluded_paths, layers, numbers, saved) for p in named}
         left = frozenset(path for path, bar in barred.items() if bar is None)
         bars = " and ".join(sorted({str(bar) for bar in barred.values()}))
         if left:
             by_entry[entry] = left
-        elif not named:
-            problems.append(_unmatched(entry, pattern, seams))
-        else:
+        elif named:
             why = f"{entry!r}: all of its {len(named)} modules are excluded by {bars}"
             (excluded if bars == "exclude_modules" else problems).append(why)
     # Excluding one entry of several is valid: PEFT writes it for "all-linear".
     return by_entry, problems if by_entry else problems + excluded
 
 
-def _entries(
-    names: str | Sequence[str] | None, usual: Sequence[str] | None
-) -> dict[str, str | Sequence[str]]:
-    """Map each entry to its pattern: a regular expression, or a list of one name."""
-    names = usual if names is None else names
+def _matching(
+    names: str | Sequence[str] | None, seams: Sequence[Seam]
+) -> Mapping[str, Sequence[str]]:
+    """Map each entry to the paths that it names."""
+    if names == ALL_LINEAR:
+        return {ALL_LINEAR: [s.path for s in seams if _is_linear(s)]}
     if isinstance(names, str):
-        return {names: names}
-    return {name: (name,) for name in names or ()}
+        return {names: [s.path for s in seams if matches(s.path, names)]}
+    return named_by(names or (), (s.path for s in seams))
 
 
-def _matching(pattern: str | Sequence[str], seams: Sequence[Seam]) -> list[Seam]:
-    if pattern == ALL_LINEAR:
-        return [s for s in seams if isinstance(s.module, Affine) and not s.is_head]
-    return [s for s in seams if matches(s.path, pattern)]
+def _is_linear(seam: Seam) -> bool:
+    return isinstance(seam.module, Affine) and not seam.is_head
 
 
 def _bar(
@@ -146,10 +129,10 @@ def _layer_numbers(config: PeftConfig, seams: Sequence[Seam]) -> dict[str, int |
     patterns = layer_patterns(config)
     if not patterns:
         return {s.path: s.layer for s in seams}
-    numbered = [re.compile(rf"(?:^|.*?\.)(?:{pattern})\.(?P<n>\d+)\.") for pattern in patterns]
+    numbered = [rf"(?:^|.*?\.)(?:{pattern})\.(?P<n>\d+)\..*" for pattern in patterns]
     found = {
         s.path: next(
-            filter(None, (e.match(f"{name}.") for e in numbered for name in equal_names(s.path))),
+            filter(None, (full_match(e, f"{n}.") for e in numbered for n in equal_names(s.path))),
             None,
         )
         for s in seams
@@ -170,28 +153,38 @@ def _absent_layers(config: PeftConfig, there: Collection[int | None]) -> list[st
 
 def _find_saved(names: Sequence[str], seams: Sequence[Seam]) -> tuple[frozenset[str], list[str]]:
     saved: set[str] = set()
-    problems = []
-    for name in names:
-        roots = tuple(f"{s.path}." for s in seams if matches(s.path, [name]))
+    found = named_by(names, (s.path for s in seams))
+    problems = [f"modules_to_save: {why}" for why in _unmatched(names, found, seams)]
+    for name, paths in found.items():
+        roots = tuple(f"{path}." for path in paths)
         below = [s for s in seams if f"{s.path}.".startswith(roots)]
-        if not roots:
-            problems.append(f"modules_to_save: {_unmatched(name, [name], seams)}")
-        elif not any(True for s in below for _ in s.module.own_parameters()):
+        if roots and not any(True for s in below for _ in s.module.own_parameters()):
             problems.append(f"modules_to_save: {name!r} has no weights to train")
         saved |= {s.path for s in below}
     return frozenset(saved), problems
 
 
-def _unmatched(entry: str, pattern: str | Sequence[str], seams: Sequence[Seam]) -> str:
-    """Return that an entry matches nothing, with the nearest names."""
-    if isinstance(pattern, str) and pattern != ALL_LINEAR:
-        named = any(matches(s.path, [entry]) for s in seams)
-        hint = f"; for modules of that name write [{entry!r}]" if named else ""
-        return f"the expression {entry!r} matches no whole path{hint}"
+def _unmatched(
+    names: str | Sequence[str] | None, found: Mapping[str, Sequence[str]], seams: Sequence[Seam]
+) -> list[str]:
+    """List the entries that match nothing, with the nearest names."""
+    absent = [entry for entry, paths in found.items() if not paths]
+    paths = [s.path for s in seams]
+    if isinstance(names, str) and names != ALL_LINEAR:
+        named = absent and named_by([names], paths)[names]
+        hint = f"; for modules of that name write [{names!r:.200}]" if named else ""
+        return [f"the expression {entry!r:.200} matches no whole path{hint}" for entry in absent]
+    return [
+        f"{entry!r:.200} matches no module{_near(entry, paths) if place < LISTED else ''}"
+        for place, entry in enumerate(absent)
+    ]
+
+
+def _near(entry: str, paths: Sequence[str]) -> str:
+    """Suggest ends of paths with as many segments as the entry, or else whole paths."""
     length = entry.count(".") + 1
-    names = {".".join(s.path.split(".")[-length:]) for s in seams}
-    close = nearest(entry, sorted(n for n in names if not n[0].isdigit()))
-    return f"{entry!r} matches no module{close or nearest(entry, [s.path for s in seams])}"
+    names = {".".join(path.split(".")[-length:]) for path in paths}
+    return nearest(entry, sorted(n for n in names if not n[0].isdigit())) or nearest(entry, paths)
 
 
 def _tied_paths(seams: Sequence[Seam]) -> dict[str, str]:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
-from tinygrad_peft.errors import CheckpointError, nearest
+from tinygrad_peft.errors import CheckpointError, hinted
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.file_format import FileFormat
+from tinygrad_peft.peft.configs.patterns import matches
 from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
 from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.recipes.record import Record
-from tinygrad_peft.peft.recipes.targets import ALL_LINEAR, matches
+from tinygrad_peft.peft.recipes.targets import ALL_LINEAR
 from tinygrad_peft.peft.storage.base_model import differing_base, differing_head
 from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
 from tinygrad_peft.peft.storage.layout import named_otherwise
@@ -100,8 +101,12 @@ class Examination:
     def compare_alone(self) -> None:
         """Compare names and shapes with the settings, without a model."""
         for step in self.steps:
-            if step.config is not None and not step.problems:
-                self._add(step, _contradictions(step))
+            if step.config is None or step.problems:
+                continue
+            found = gathered(step.problems, partial(_contradictions, step))
+            if found is None:  # an expression that takes too long: the paths are not known
+                step.paths = []
+            self._add(step, found or [])
 
     def _match(self, record: Record, number: int, step: ExaminedStep) -> None:
         ask = partial(match_step, record, number, step.folder, step.foreign)
@@ -182,8 +187,8 @@ def _unmatched(config: PeftConfig, paths: Collection[str]) -> list[str]:
     """List the targets without a tensor in the file."""
     ends = {path.rpartition(".")[2] for path in paths}
     names = sorted(name for name in ends if not re.fullmatch(r"\d+", name))
+    unmatched = [entry for entry, named in _targeted(config, paths) if not named]
     return [
-        f"target_modules: no tensor belongs to {entry!r}{nearest(entry, names, 1)}"
-        for entry, named in _targeted(config, paths)
-        if not named
+        f"target_modules: no tensor belongs to {entry!r:.200}{close}"
+        for entry, close in hinted(unmatched, names, 1)
     ]

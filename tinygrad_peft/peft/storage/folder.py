@@ -25,6 +25,7 @@ from tinygrad_peft.peft.storage.layout import (
     without_settings,
     without_weights,
 )
+from tinygrad_peft.peft.storage.notes import note_problems
 from tinygrad_peft.peft.storage.problems import Problem, gathered
 
 __all__ = ["AdapterFolder", "StepFolder", "steps_in"]
@@ -138,6 +139,9 @@ class AdapterFolder:
         problems: list[Problem] = []
         recipe = gathered(problems, lambda: _read_recipe(directory, layouts))
         names = gathered(problems, lambda: _names(recipe, directory)) or []
+        where = directory / RECIPE
+        odd = [f"{where}: {problem}" for problem in note_problems(recipe or {})]
+        problems += [Problem(CheckpointError, problem) for problem in odd]
         steps = tuple(StepFolder.read(directory / name, name, layouts) for name in names)
         return cls(directory, host, layouts, recipe or {}, steps, tuple(problems))
 

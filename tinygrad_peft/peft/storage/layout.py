@@ -80,7 +80,7 @@ def step_names(recipe: Mapping[str, object], path: Path) -> list[str]:
     Raises CheckpointError for another format, and for names other than the folder itself and its
     direct subfolders.
     """
-    if recipe.get("format") != FORMAT:
+    if recipe.get("format") != FORMAT or isinstance(recipe.get("format"), bool):
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {recipe.get('format')!r}")
     steps = recipe.get("steps")
     if not isinstance(steps, list) or not steps or not all(_is_step(s) for s in steps):

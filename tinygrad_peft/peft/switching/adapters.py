@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from tinygrad_peft.errors import PeftError, listed, nearest
+from tinygrad_peft.errors import PeftError, hinted, listed
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter, Transformer
 from tinygrad_peft.peft.recipes.record import Record, Rewrite, stacked
@@ -19,6 +19,11 @@ from tinygrad_peft.peft.switching.merging import merged_modules
 from tinygrad_peft.peft.switching.per_row import Batch, choose_per_row
 
 __all__ = ["BASE", "Adapters", "check_name"]
+
+LONGEST_NAME = 100  # as for the folders of steps; file systems hold 255 bytes, and paths 260
+RESERVED_NAMES = frozenset(  # Windows's devices, in any folder
+    ("con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)))
+)
 
 BASE = "__base__"  # the name for no adapter, for a row of a batch, as in PEFT
 
@@ -68,7 +73,7 @@ class Adapters:
         """Raise PeftError for unknown adapters, with the nearest names."""
         unknown = [name for name in names if name not in self.records]
         if unknown:
-            problems = [f"{name!r}{nearest(name, self.records)}" for name in unknown]
+            problems = [f"{name!r}{close}" for name, close in hinted(unknown, self.records)]
             there = ", ".join(self.records) or "none"
             raise PeftError(f"unknown adapters (there are: {there}):\n{listed(problems)}")
 
@@ -216,5 +221,12 @@ def check_name(name: str, taken: Collection[str]) -> None:
     if re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) is None or name == BASE:
         raise PeftError(
             f"adapter name: expected a letter, then letters, digits, _ and - (it names a folder), "
-            f"got {name!r}"
+            f"got {name!r:.200}"
         )
+    if len(name) > LONGEST_NAME:
+        raise PeftError(
+            f"adapter name: expected at most {LONGEST_NAME} characters (it names a folder), got "
+            f"{len(name):,}: {name!r:.60}..."
+        )
+    if name.lower() in RESERVED_NAMES:
+        raise PeftError(f"adapter name: {name!r} cannot name a folder on every system")
