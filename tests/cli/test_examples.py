@@ -63,13 +63,13 @@ def test_texts_are_cut_to_the_models_limit_and_counted(
     assert warned() == [f"{data}: 1 of 2 examples were cut to 48 tokens"] * 2
     job = metrics(out)["job"]
     assert isinstance(job, dict)
-    assert (job["max_length"], job["cut"]) == (48, {"train": 1, "eval": 1})
+    assert (job["max_length"], job["truncated"]) == (48, {"train": 1, "eval": 1})
 
     evaluate = ("evaluate", "--model", small_world / "llama", "--data", data)
     told = commands.ok(*evaluate, "--max-length", "8", "--json").json
-    assert (told["examples"], told["cut"]) == (2, 1)
+    assert (told["examples"], told["truncated"]) == (2, 1)
     assert warned() == [f"{data}: 1 of 2 examples were cut to 8 tokens"]
-    assert "cut" in commands.ok(*evaluate).out.split()
+    assert "truncated" in commands.ok(*evaluate).out.split()
 
 
 def test_texts_that_fit_are_not_told(
@@ -78,7 +78,7 @@ def test_texts_that_fit_are_not_told(
     commands.ok(*finetune(small_world / "llama", texts, tmp_path / "out", task="lm"))
     assert warned() == []
     ran = commands.ok("evaluate", "--model", small_world / "llama", "--data", texts)
-    assert "cut" not in ran.out.split()
+    assert "truncated" not in ran.out.split()
 
 
 def test_virtual_tokens_leave_less_room_for_texts(

@@ -25,10 +25,11 @@ from tinygrad_peft.nn import (
     seed_dropout,
 )
 from tinygrad_peft.nn import functional as F
-from tinygrad_peft.nn.config import Pooling
+from tinygrad_peft.nn.config import Pooling, ProblemType
 from tinygrad_peft.nn.rotary import RotaryAngles
 from tinygrad_peft.nn.virtual import VirtualTokens
 from tinygrad_peft.tensor import Tensor, no_grad
+from tinygrad_peft.testing import SMALL_MODELS
 
 SIZES: dict[str, Any] = {
     "vocab_size": 11,
@@ -527,3 +528,25 @@ def test_a_bare_encoder_has_no_loss() -> None:
 def test_token_types_of_another_shape_are_an_error() -> None:
     with pytest.raises(ShapeError, match=r"token_type_ids \(2, 4\) for input ids \(2, 5\)"):
         build(BERT)(IDS, token_type_ids=np.zeros((2, 4), np.int64))
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "told"),
+    [
+        (1, None, "regression with 1 output"),
+        (3, "regression", "regression with 3 outputs"),
+        (2, "multi_label_classification", "multi_label_classification with 2 outputs"),
+        (1, "single_label_classification", "single_label_classification with 1 output"),
+    ],
+)
+def test_a_head_whose_texts_have_no_class_each_has_logits_and_no_loss(
+    labels: int, problem_type: ProblemType | None, told: str
+) -> None:
+    config = dataclasses.replace(SMALL_MODELS["bert"], num_labels=labels, problem_type=problem_type)
+    model = Transformer(config)
+    ids = np.array([[2, 5, 6, 3]])
+    assert model(ids).shape == (1, labels)
+    with pytest.raises(ConfigError, match=f"a head for {told}: only heads that choose one class"):
+        model.loss(ids, np.array([0]))
+    model.with_classifier(2)
+    assert model.loss(ids, np.array([0])).item() > 0

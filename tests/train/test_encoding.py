@@ -75,7 +75,7 @@ def test_a_text_that_was_cut_does_not_end(caplog: pytest.LogCaptureFixture) -> N
         [TextExample("abc"), TextExample("a")], Letters(bos_id=1), 3, where="x: "
     )
     assert list(encoded) == [Encoded((1, 97, 98), (1, 97, 98)), Encoded((1, 97, 0), (1, 97, 0))]
-    assert encoded.cut == 1
+    assert encoded.truncated == 1
     assert caplog.messages == ["x: 1 of 2 examples were cut to 3 tokens"]
 
 

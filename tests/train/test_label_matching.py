@@ -3,7 +3,7 @@
 import pytest
 
 from tinygrad_peft.errors import DataError
-from tinygrad_peft.train.label_matching import class_names, class_numbers
+from tinygrad_peft.train.label_matching import class_names, class_numbers, log_readings
 
 NAMED = ("NEGATIVE", "POSITIVE")
 UNNAMED = class_names((), 2)
@@ -38,7 +38,8 @@ def test_labels_are_read_as_names_or_as_numbers(
     told: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    found = class_numbers(labels * 2, names, where="data: ")
+    found = class_numbers(labels * 2, names)
+    log_readings(found, names, "data: ")
     assert found == dict(zip(labels, classes, strict=True))
     assert len(caplog.messages) == bool(told)
     assert all(m.startswith("data: labels are read: ") and told in m for m in caplog.messages)

@@ -6,6 +6,7 @@ from tinygrad_peft.cli.sources import adapter_path, model_path
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import load_model
 from tinygrad_peft.nn import Skeleton, Transformer
+from tinygrad_peft.nn.heads import require_one_class
 from tinygrad_peft.peft import DEFAULT, AdapterFolder, PeftModel, raise_problems
 from tinygrad_peft.train.examples import Task
 
@@ -64,8 +65,13 @@ def read_folder(adapter: Path) -> AdapterFolder:
 
 
 def task_of(model: Transformer | PeftModel) -> Task:
-    """Return the task that a model's head is for. Raises ConfigError for a bare encoder."""
+    """Return the task that a model's head is for.
+
+    Raises ConfigError for a bare encoder, and for a head whose texts have no class each.
+    """
     head = model.config.head
+    if head == "classification":
+        require_one_class(model.config)
     if head == "none":
         raise ConfigError(
             "a bare encoder has nothing to evaluate: name the --adapter with its head"

@@ -9,6 +9,7 @@ from tinygrad_peft.cli.training_job import TrainingJob
 from tinygrad_peft.errors import ConfigError, DataError
 from tinygrad_peft.models import load_model, load_tokenizer
 from tinygrad_peft.nn import Transformer
+from tinygrad_peft.nn.heads import require_one_class
 from tinygrad_peft.peft import PeftConfig, VirtualConfig
 from tinygrad_peft.train.encoding import EncodedData
 from tinygrad_peft.train.examples import ClassificationExample, Task, label_names, task_of_file
@@ -39,7 +40,7 @@ class PreparedJob:
             "methods": list(self.job.methods),
             "labels": list(class_names(config.label_names, config.num_labels)),
             "max_length": self.max_length,
-            "cut": {part: data.cut for part, data in sets.items() if data},
+            "truncated": {part: data.truncated for part, data in sets.items() if data},
             "left_out": {part: data.left_out for part, data in sets.items() if data},
         }
 
@@ -87,6 +88,10 @@ def _give_head(model: Transformer, task: Task, train_set: Examples, job: Trainin
     if model.classifier is None or job.new_head:
         model.with_classifier(labels, pooling=job.pooling, seed=job.config.seed)
         return
+    try:
+        require_one_class(model.config)
+    except ConfigError as error:
+        raise ConfigError(f"{job.model} has {error} (--new-head makes one)") from None
     names = class_names(model.config.label_names, model.config.num_labels)
     try:
         class_numbers(labels, names)

@@ -4,6 +4,7 @@
 """
 
 from tinygrad_peft.models.checkpoint import load_config, load_model, save_model
+from tinygrad_peft.models.companions import copy_companions
 from tinygrad_peft.models.families import (
     checkpoint_path,
     config_to_json,
@@ -11,7 +12,12 @@ from tinygrad_peft.models.families import (
     is_transposed,
     module_path,
 )
-from tinygrad_peft.models.hf import SaveDtype, TokenizedText, Tokenizer, load_tokenizer
+from tinygrad_peft.models.hf import (
+    SaveDtype,
+    TokenizedText,
+    Tokenizer,
+    load_tokenizer,
+)
 from tinygrad_peft.models.named_shapes import SHAPES, named_shape
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "Tokenizer",
     "checkpoint_path",
     "config_to_json",
+    "copy_companions",
     "equal_names",
     "is_transposed",
     "load_config",

@@ -158,4 +158,6 @@ def _essential(config: TransformerConfig) -> TransformerConfig:
     config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
     if config.head == "classification":
         return config
-    return dataclasses.replace(config, num_labels=0, label_names=(), pooling="cls")
+    return dataclasses.replace(
+        config, num_labels=0, label_names=(), pooling="cls", problem_type=None
+    )

@@ -181,7 +181,10 @@ def inspect_tensors(path: Path, others: Mapping[str, str]) -> Report:
 def describe_config(config: TransformerConfig) -> dict[str, object]:
     """List the settings that tell models apart."""
     heads = {"lm": "language model", "classification": "sequence classifier", "none": "encoder"}
-    labels = {"labels": list(config.label_names) or config.num_labels}
+    labels = {
+        "labels": list(config.label_names) or config.num_labels,
+        "problem_type": config.objective,
+    }
     return {
         "family": config.model_type,
         "head": heads[config.head],

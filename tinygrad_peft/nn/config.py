@@ -7,9 +7,12 @@ from typing import Literal, TypeAlias, get_args, get_origin
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
 
-__all__ = ["Pooling", "RopeScaling", "TransformerConfig"]
+__all__ = ["Pooling", "ProblemType", "RopeScaling", "TransformerConfig"]
 
 Pooling: TypeAlias = Literal["cls", "mean", "last"]
+ProblemType: TypeAlias = Literal[
+    "single_label_classification", "multi_label_classification", "regression"
+]
 
 # Far beyond any existing model: a broken file must not make us build one.
 MOST: Mapping[str, int] = {"num_hidden_layers": 10_000, "head_dim": 100_000, "num_labels": 100_000}
@@ -81,6 +84,7 @@ class TransformerConfig:
     tie_word_embeddings: bool = True
     num_labels: int = 0
     label_names: tuple[str, ...] = ()  # the classes' names in order: num_labels, or 0
+    problem_type: ProblemType | None = None  # None: one class of several, or with one a regression
     pooler: bool = False  # a dense layer and tanh after "cls" pooling
     pooling: Pooling = "cls"
 
@@ -115,6 +119,12 @@ class TransformerConfig:
         """True for a classifier that transformers' class computes: an encoder's has a pooler."""
         usual = self.pooling == self.usual_pooling and (self.causal or self.pooler)
         return self.head == "classification" and usual
+
+    @property
+    def objective(self) -> ProblemType:
+        """The problem that a classification head is for, as transformers infers it."""
+        usual: ProblemType = "regression" if self.num_labels == 1 else "single_label_classification"
+        return self.problem_type or usual
 
     def _wrong_sizes(self) -> list[str]:
         sizes = [

@@ -15,7 +15,7 @@ from tinygrad_peft.nn.inputs import Inputs
 from tinygrad_peft.nn.layers import Linear
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["POOLINGS", "classifier_config", "new_dense"]
+__all__ = ["POOLINGS", "classifier_config", "new_dense", "require_one_class"]
 
 
 def first_position(inputs: Inputs, hidden: Tensor, _pad: int | None) -> Tensor:
@@ -82,10 +82,25 @@ def classifier_config(
         head="classification",
         num_labels=labels if isinstance(labels, int) else len(names),
         label_names=names,
+        problem_type=None,
     )
     chosen = next((known for known in POOLINGS if known == pooling), config.usual_pooling)
     has_pooler = config.pooler or (pooling is None and not config.causal)
     return replace(config, pooling=chosen, pooler=has_pooler)
+
+
+def require_one_class(config: TransformerConfig) -> None:
+    """Raise ConfigError for a head whose texts do not have one class of several each.
+
+    Under a softmax the loss of a head with one output would always be 0.
+    """
+    if config.objective == "single_label_classification" and config.num_labels > 1:
+        return
+    outputs = "1 output" if config.num_labels == 1 else f"{config.num_labels} outputs"
+    raise ConfigError(
+        f"a head for {config.objective} with {outputs}: only heads that choose one class of "
+        "several are trained and evaluated"
+    )
 
 
 def new_dense(inputs: int, outputs: int, init: Init, *, bias: bool = True) -> Linear:

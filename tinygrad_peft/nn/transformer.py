@@ -14,7 +14,7 @@ from tinygrad_peft.nn.cache import LayerCache
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.generate import generate
 from tinygrad_peft.nn.generation import Generation, GenerationSettings
-from tinygrad_peft.nn.heads import POOLINGS, classifier_config, new_dense
+from tinygrad_peft.nn.heads import POOLINGS, classifier_config, new_dense, require_one_class
 from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.inputs import Inputs
 from tinygrad_peft.nn.layers import Dropout, Embedding, Linear
@@ -225,10 +225,11 @@ class Transformer(Module):
         tokens before the first label, at least one.
 
         Raises:
-            ConfigError: the model has no head.
+            ConfigError: the model has no head, or one for regression or several labels at once.
             TokenError: all labels are ignored, or one is outside the classes.
         """
         if self.classifier is not None:
+            require_one_class(self.config)
             logits = self(input_ids, attention_mask)
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if self.lm_head is None:

@@ -13,7 +13,7 @@ from tinygrad_peft.train.examples import (
     Example,
     TextExample,
 )
-from tinygrad_peft.train.label_matching import class_numbers
+from tinygrad_peft.train.label_matching import class_numbers, log_readings
 from tinygrad_peft.train.labels import Labels, completion_labels, has_labels
 
 __all__ = [
@@ -48,7 +48,7 @@ class EncodedData(Sequence[Encoded]):
 
     examples: Sequence[Encoded]
     pad_id: int = 0  # any of the model's ids: padding is masked
-    cut: int = 0  # the number of examples that `max_length` has shortened
+    truncated: int = 0  # the number of examples that `max_length` has shortened
     left_out: int = 0  # the number of examples that had nothing to predict
 
     def __len__(self) -> int:
@@ -113,12 +113,13 @@ def encode_classification(
 ) -> EncodedData:
     """Encode each text with the index of its label in `labels`, as `class_numbers` finds it.
 
-    A longer text than `max_length` tokens is cut before its last special token, and the number of
-    cut texts is logged after `where`.
+    A longer text than `max_length` tokens is cut before its last special token. The number of cut
+    texts, and labels that are read otherwise than by name, are logged after `where`.
 
     Raises DataError for labels that do not fit `labels`, and for texts without tokens.
     """
-    index = class_numbers([example.label for example in examples], labels, where=where)
+    index = class_numbers([example.label for example in examples], labels)
+    log_readings(index, labels, where)
     texts = [tokenizer.tokenize(example.text).undoubled() for example in examples]
     for example, text in zip(examples, texts, strict=True):
         if not text.ids:
@@ -129,7 +130,7 @@ def encode_classification(
         Encoded(text.shortened(max_length), index[example.label])
         for example, text in zip(examples, texts, strict=True)
     ]
-    return EncodedData(tuple(rows), cut=cut)
+    return EncodedData(tuple(rows), truncated=cut)
 
 
 # ---------- texts to continue ----------
@@ -160,7 +161,7 @@ def encode_causal(
     _report_cut(cut, len(encoded), max_length, where)
     _report_other_prompts(sum(example.is_other for example in encoded), len(encoded), where)
     _report_dropped(len(rows) - len(kept), len(rows), max_length, where)
-    return EncodedData(tuple(kept), cut=cut, left_out=len(rows) - len(kept))
+    return EncodedData(tuple(kept), truncated=cut, left_out=len(rows) - len(kept))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tinygrad_peft.errors import DataError, listed
 from tinygrad_peft.nn import Transformer
+from tinygrad_peft.nn.heads import require_one_class
 from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train.encoding import Encoded, EncodedData
 from tinygrad_peft.train.labels import has_labels
@@ -23,13 +24,16 @@ def check_examples(
 
     `classes` is the expected answer; by default, the one that fits the first example. A
     transformer, adapted or not, needs a position for each token. Raises DataError that lists every
-    bad example, counted from 0.
+    bad example, counted from 0, and ConfigError for a head whose texts have no class each.
     """
     if not data:
         raise DataError(f"{purpose} examples: expected at least one, got none")
     if classes is None:
         classes = isinstance(data[0].labels, int)
-    positions, virtual = _room(model)
+    bare = model.base_model if isinstance(model, PeftModel) else model
+    if classes and isinstance(bare, Transformer):
+        require_one_class(bare.config)
+    positions, virtual = _room(bare)
     problems = [
         f"example {place}: {problem}"
         for place, row in enumerate(data)
@@ -61,9 +65,8 @@ def _problems(row: Encoded, *, classes: bool, max_length: int | None) -> Iterato
         yield "expected a label past the first token, got none"
 
 
-def _room(model: object) -> tuple[int | None, int]:
+def _room(bare: object) -> tuple[int | None, int]:
     """Return the model's number of positions, and how many of them virtual tokens take."""
-    bare = model.base_model if isinstance(model, PeftModel) else model
     if not isinstance(bare, Transformer):
         return None, 0
     return bare.config.max_position_embeddings, bare.num_virtual_tokens

@@ -6,11 +6,11 @@ Files and models often spell the same classes in different ways: 1, LABEL_1, pos
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from tinygrad_peft.errors import DataError, nearest
 
-__all__ = ["class_names", "class_numbers", "quoted"]
+__all__ = ["class_names", "class_numbers", "log_readings", "quoted"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +23,12 @@ def class_names(names: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(names) or tuple(f"LABEL_{number}" for number in range(count))
 
 
-def class_numbers(
-    labels: Sequence[str], names: Sequence[str], *, where: str = ""
-) -> dict[str, int]:
+def class_numbers(labels: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     """Return the class of each label, in a model whose classes have these names.
 
     The labels are the names; or else the names with other capitals; or else i and LABEL_i, which
     stand for class i. Where the names have numbers of their own, as in "1 star", a number stands
-    for the name with it. Any reading but the first is logged after `where`.
+    for the name with it.
 
     Raises DataError that lists the labels that are not names, if no reading fits all.
     """
@@ -39,9 +37,7 @@ def class_numbers(
         classes = {key: place for place, key in enumerate(keys) if keys.count(key) == 1}
         wanted = {label: key_of_label(label) for label in given}
         if all(key is not None and key in classes for key in wanted.values()):
-            found = {label: classes[key] for label, key in wanted.items()}
-            _tell(found, names, where)
-            return found
+            return {label: classes[key] for label, key in wanted.items()}
     raise DataError(_unknown(Counter(labels), names))
 
 
@@ -68,8 +64,8 @@ def _digits(name: str) -> int | None:
     return int(found[0]) if found else None
 
 
-def _tell(found: dict[str, int], names: Sequence[str], where: str) -> None:
-    """Log readings that a user may not expect."""
+def log_readings(found: Mapping[str, int], names: Sequence[str], where: str) -> None:
+    """Log after `where` the labels that are read as classes of other names."""
     others = [
         f"{label!r} as {names[number]!r}"
         for label, number in found.items()

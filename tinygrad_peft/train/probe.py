@@ -9,6 +9,7 @@ from tinygrad_peft.arrays import Array, IntArray
 from tinygrad_peft.errors import ConfigError
 from tinygrad_peft.nn import AdamW, Init, Linear, Transformer
 from tinygrad_peft.nn import functional as F
+from tinygrad_peft.nn.heads import require_one_class
 from tinygrad_peft.nn.module import count_elements
 from tinygrad_peft.tensor import Tensor, no_grad
 from tinygrad_peft.train.batching import batches
@@ -48,11 +49,12 @@ def probe(
     calls give equal bits.
 
     Raises:
-        ConfigError: the model has no classification head.
+        ConfigError: the model has no classification head, or one of another kind.
         DataError: examples that cannot be used.
     """
     if model.classifier is None:
         raise ConfigError("a probe: expected a model with a classification head (with_classifier)")
+    require_one_class(model.config)
     for examples, purpose in ((train_set, "training"), (eval_set, "evaluation")):
         check_examples(examples, purpose, classes=True)
     started = time.perf_counter()

@@ -50,6 +50,29 @@ def test_the_merged_model_evaluates_to_the_same(
     assert got["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
+def test_templates_settings_of_generation_and_licence_go_with_the_model(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    model, merged = copytree(small_world / "llama", tmp_path / "llama"), tmp_path / "merged"
+    companions = {
+        "chat_template.jinja": "{{ messages }}",
+        "additional_chat_templates/tools.jinja": "{{ tools }}",
+        "generation_config.json": '{"eos_token_id": [1, 2]}',
+        "LICENSE": "MIT",
+    }
+    for name, text in companions.items():
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(text)
+    (model / "README.md").write_text("the model itself")
+    adapter = finetuned(commands, small_world, "llama", tmp_path / "adapter", "lora:r=4")
+    commands.ok("merge", "--model", model, "--adapter", adapter, "--out", merged)
+    assert {name: (merged / name).read_text() for name in companions} == companions
+    tokenizer = (model / "tokenizer.json").read_bytes()
+    assert (merged / "tokenizer.json").read_bytes() == tokenizer
+    assert not (merged / "README.md").exists()
+    assert load_tokenizer(merged).end_ids == {1, 2}
+
+
 @pytest.mark.parametrize(("dtype", "code"), [("float16", "F16"), ("bfloat16", "BF16")])
 def test_weights_are_stored_in_the_given_dtype(
     small_world: Path, tmp_path: Path, commands: Commands, dtype: str, code: str

@@ -18,6 +18,11 @@ MODEL = {
     "config.json": b"{}",
     "model.safetensors": WEIGHTS,
     "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/tools.jinja": b"{{ tools }}",
+    "generation_config.json": b"{}",
+    "vocab.txt": b"words",
+    "LICENSE": b"MIT",
     "pytorch_model.bin": b"a pickle",
     "onnx/model.onnx": b"another format",
     "README.md": b"words",
@@ -42,7 +47,8 @@ def names(folder: Path | None) -> list[str]:
 
 def test_only_a_models_files_are_downloaded(hub: FakeHub) -> None:
     folder = hub.download("org/model").path
-    assert names(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
+    left = ("pytorch_model.bin", "onnx/model.onnx", "README.md")
+    assert names(folder) == sorted(name for name in MODEL if name not in left)
     assert folder is not None
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert folder.is_relative_to(hub.folder)

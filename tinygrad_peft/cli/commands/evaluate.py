@@ -10,7 +10,7 @@ from tinygrad_peft.cli.text import columns
 
 __all__ = ["evaluate"]
 
-_SELDOM = ("cut", "left_out")  # shown to people where it happened
+_SELDOM = ("truncated", "left_out")  # shown to people where it happened
 
 
 @command
@@ -47,7 +47,7 @@ def evaluate(
     metrics = evaluation.evaluate(adapted, encoded, batch_size=batch_size)
     values = {
         "examples": len(encoded),
-        "cut": encoded.cut,
+        "truncated": encoded.truncated,
         "left_out": encoded.left_out,
         "labels": metrics.labels,
         "loss": metrics.loss,

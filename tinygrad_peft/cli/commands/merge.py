@@ -30,13 +30,14 @@ __all__ = ["merge"]
 def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "SaveDtype") -> Report:
     """Fold an adapter into its model, for any other program.
 
-    The folder gets a plain checkpoint, which transformers loads, and the tokenizer.
+    The folder gets a plain checkpoint, which transformers loads, and what the model has beside its
+    weights: tokenizer, templates, settings of generation, licence.
     """
     from tinygrad_peft.cli.adapted_models import load_adapted
     from tinygrad_peft.cli.output_folder import check_output
     from tinygrad_peft.cli.sources import model_path
     from tinygrad_peft.files import saving
-    from tinygrad_peft.models import load_tokenizer, save_model
+    from tinygrad_peft.models import copy_companions, load_tokenizer, save_model
     from tinygrad_peft.nn.module import count_elements
     from tinygrad_peft.peft import PeftModel
 
@@ -50,5 +51,8 @@ def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "Save
     width = 4 if dtype == "float32" else 2
     with saving(out, size=width * count_elements(adapted.parameters())) as save:
         save_model(adapted.merge_and_unload(), save.staged, dtype=dtype, overwrite=overwrite)
-        tokenizer.save(save.staged)
+        if source.is_dir():
+            copy_companions(source, save.staged)
+        else:
+            tokenizer.save(save.staged)
     return Report(values={"out": str(out), "dtype": dtype}, lines=[f"merged into {out}"])

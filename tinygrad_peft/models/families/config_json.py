@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
-from tinygrad_peft.nn.config import Pooling
+from tinygrad_peft.nn.config import Pooling, ProblemType
 
 __all__ = [
     "ACTIVATIONS",
@@ -52,6 +52,7 @@ class Settings:
     architectures: list[str] | None = None
     id2label: dict[int, str] | None = None
     num_labels: int | None = None
+    problem_type: ProblemType | None = None
     pooled_classifier: Pooling | None = None  # a classifier that transformers has no class for
     classifier_pooling: Literal["mean", "cls"] | None = None  # the same, as it was once written
     bos_token_id: int | None = None

@@ -96,6 +96,7 @@ def with_head(
         head="classification",
         num_labels=count,
         label_names=settings.label_names,
+        problem_type=settings.problem_type,
         pooling=settings.pooled_classifier or settings.classifier_pooling or config.usual_pooling,
     )
 
@@ -123,6 +124,7 @@ def head_json(
     names = config.label_names or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     common["id2label"] = {str(i): name for i, name in enumerate(names)}
     common["label2id"] = {name: i for i, name in enumerate(names)}
+    common |= {"problem_type": config.problem_type} if config.problem_type else {}
     return {**common, POOLED: config.pooling} if own else common
 
 

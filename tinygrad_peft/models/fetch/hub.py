@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from tinygrad_peft.errors import CheckpointError, FetchError, MissingExtraError, shortened
 from tinygrad_peft.files import PICKLES
+from tinygrad_peft.models.companions import COMPANIONS
 
 __all__ = ["HubKind", "download_from_hub", "is_hub_name"]
 
@@ -18,7 +19,7 @@ _FILES: Mapping[HubKind, tuple[str, ...]] = {
     "model": (
         *("config.json", "model.safetensors"),
         *("model.safetensors.index.json", "model-*-of-*.safetensors"),
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *COMPANIONS,
     ),
     "adapter": (
         *("recipe.json", *_ADAPTER, *(f"[0-9]*-*/{name}" for name in _ADAPTER)),
