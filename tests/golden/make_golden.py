@@ -21,9 +21,11 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedModel,
 )
 
@@ -84,6 +86,9 @@ def main() -> None:
     write("bert-pretraining", BertForPreTraining(BertConfig(**bert)), rename=old_bert)
     labels = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
     write("bert-classifier", BertForSequenceClassification(BertConfig(**bert, **labels)))
+    labels["pad_token_id"] = 0
+    write("gpt2-classifier", GPT2ForSequenceClassification(GPT2Config(**gpt2, **labels)))
+    write("llama-classifier", LlamaForSequenceClassification(LlamaConfig(**llama, **labels)))
 
 
 def write(
@@ -117,6 +122,8 @@ def write(
     ids = rng.integers(0, 60, (3, 20))
     mask = np.ones_like(ids)
     mask[1, 13:], mask[2, 1:] = 0, 0
+    if hasattr(model, "score"):  # it tells padding by the ids alone
+        ids = np.where(mask, ids, model.config.pad_token_id)
     np.savez_compressed(
         folder / "expected.npz", ids=ids, mask=mask, output=output(loaded, ids, mask)
     )

@@ -17,10 +17,12 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     LlamaModel,
 )
 
@@ -60,6 +62,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+PADDED = LABELS | {"pad_token_id": 0}
 
 MODELS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
@@ -79,6 +82,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "bert, no pooler": lambda: BertModel(BertConfig(**BERT), add_pooling_layer=False),
     "bert, tanh": lambda: BertModel(BertConfig(**BERT, hidden_act="gelu_new")),
     "bert, classifier": lambda: BertForSequenceClassification(BertConfig(**BERT, **LABELS)),
+    "gpt2, classifier": lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, **PADDED)),
+    "llama, classifier": lambda: LlamaForSequenceClassification(LlamaConfig(**LLAMA, **PADDED)),
     "bert, two labels": lambda: BertForSequenceClassification(BertConfig(**BERT)),
 }
 LOADERS = {
@@ -114,7 +119,7 @@ def batch(vocab: int = 99, tokens: int = 30) -> tuple[IntArray, IntArray]:
     ids = rng.integers(0, vocab, (4, tokens))
     mask = np.ones_like(ids)
     mask[1, tokens // 2 :], mask[2, 1:], mask[3, -1:] = 0, 0, 0
-    return ids, mask
+    return np.where(mask, ids, 0), mask
 
 
 def output(model: Any, ids: IntArray, mask: IntArray) -> Array:  # noqa: ANN401 - as above

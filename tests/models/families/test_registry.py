@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tinygrad_peft.errors import ConfigError
-from tinygrad_peft.models import SHAPES, checkpoint_path, module_path
+from tinygrad_peft.models import SHAPES, checkpoint_path, equal_names, module_path
 from tinygrad_peft.models.families import config_from_json, config_to_json
 from tinygrad_peft.nn import RopeScaling, Skeleton, Transformer, TransformerConfig
 
@@ -77,6 +77,25 @@ def test_a_classifier_unknown_to_transformers_has_the_paths_of_a_bare_model(
     assert module_path(config, "pooled_classifier.weight") == "classifier.weight"
     for path in ("blocks.1.mlp.up_proj", "embed_tokens"):
         assert checkpoint_path(config, path) == checkpoint_path(bare, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "others"),
+    [
+        ("bert.encoder.layer.0", ["encoder.layer.0"]),
+        ("embeddings", ["bert.embeddings"]),
+        ("h.3.attn", ["transformer.h.3.attn"]),
+        ("model.embed_tokens.weight", ["embed_tokens.weight"]),
+        ("pooled_classifier.bias", ["classifier.bias", "score.bias"]),
+        ("classifier", []),
+        ("lm_head", []),
+        ("model.encoder.layer.0", []),
+        ("transformer.layers.0", []),
+        ("", []),
+    ],
+)
+def test_a_place_has_its_path_and_the_other_classes_paths(path: str, others: list[str]) -> None:
+    assert equal_names(path) == (path, *others)
 
 
 def test_a_bare_model_has_no_prefix() -> None:
