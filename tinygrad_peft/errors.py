@@ -16,8 +16,9 @@ TinygradPeftError
     ├── PluginError    a plugin that cannot be loaded or contradicts another
     └── TargetError    targets that the model does not have    (also a LookupError)
 
-Three are UserWarnings, for work that was done as asked: PrecisionWarning, when rounding cost
-accuracy, BaseModelWarning, for an adapter that was trained on a model of another name, and
+Four are UserWarnings, for work that was done as asked: PrecisionWarning, when rounding cost
+accuracy; BaseModelWarning, for an adapter that was trained on a model of another name;
+AdapterWarning, for an adapter's files with something in them that may not be expected; and
 NonFiniteWarning, for weights that are NaN or infinite and were allowed.
 """
 
@@ -29,6 +30,7 @@ from itertools import islice
 
 __all__ = [
     "LISTED",
+    "AdapterWarning",
     "BaseModelWarning",
     "CheckpointError",
     "ConfigError",
@@ -132,6 +134,10 @@ class PrecisionWarning(UserWarning):
 
 class BaseModelWarning(UserWarning):
     """An adapter for a model of another name than the one it was trained on."""
+
+
+class AdapterWarning(UserWarning):
+    """An adapter's files hold something that was passed over, or used, without being expected."""
 
 
 class NonFiniteWarning(UserWarning):

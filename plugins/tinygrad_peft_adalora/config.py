@@ -13,7 +13,18 @@ from tinygrad_peft.peft import FileFormat, Shapes, TargetedConfig, dropout_probl
 __all__ = ["AdaLoraConfig", "Pruned"]
 
 # Settings of LoRA that PEFT writes for AdaLoRA too, and does not use there.
-UNUSED = ("r", "alpha_pattern", "lora_bias", "use_rslora")
+UNUSED = (
+    *("r", "alpha_pattern", "lora_bias", "use_rslora", "fan_in_fan_out", "merge_weights"),
+    *("megatron_config", "megatron_core", "use_qalora", "qalora_group_size", "layer_replication"),
+    *("eva_config", "corda_config", "lora_ga_config", "velora_config", "monteclora_config"),
+    *("arrow_config", "kasa_config", "use_bdlora", "ensure_weight_tying", "runtime_config"),
+    *("loftq_config", "target_parameters"),
+)
+# Settings of a training run.
+TRAINING = (
+    *("tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
+    *("lora_dropout", "init_lora_weights"),
+)
 
 
 @runtime_checkable
@@ -34,15 +45,15 @@ class Pruned(Protocol):
 def read_settings(values: Mapping[str, object]) -> Mapping[str, object]:
     """Return PEFT's settings as it uses them.
 
-    It ignores some of LoRA's, takes any name of a start for true, and writes a `target_r` above
-    `init_r`, with which it cannot train.
+    It takes any name of a start for true, and writes a `target_r` outside
+    1 to `init_r`, with which it cannot train.
     """
-    used = {key: value for key, value in values.items() if key not in UNUSED}
+    used = dict(values)
     if isinstance(start := used.get("init_lora_weights"), str):
         used["init_lora_weights"] = bool(start)
     target, most = used.get("target_r"), used.get("init_r", AdaLoraConfig.init_r)
     if isinstance(target, int) and isinstance(most, int):
-        used["target_r"] = min(target, most)
+        used["target_r"] = max(1, min(target, most))
     return used
 
 
@@ -185,6 +196,7 @@ class AdaLoraConfig(TargetedConfig):
             "megatron_core": "megatron.core",
             "qalora_group_size": 16,
         },
+        training_settings=(*UNUSED, *TRAINING),
         repairs=read_settings,
         checks=contradictions,
         ranks=rank,

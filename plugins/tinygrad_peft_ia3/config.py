@@ -95,6 +95,7 @@ class IA3Config(NamedTargetsConfig):
 
     file_format: ClassVar[FileFormat["IA3Config"]] = FileFormat(
         ignored_settings={"fan_in_fan_out": True},  # the base's storage order
+        training_settings=("init_ia3_weights", "fan_in_fan_out", "merge_weights"),
         repairs=with_feedforward_targets,
         checks=contradictions,
     )

@@ -12,7 +12,7 @@ from tinygrad_peft.peft import (
     is_saved_whole,
     matches,
 )
-from tinygrad_peft_lora.config import INPUT, LoraConfig, pattern_matches
+from tinygrad_peft_lora.config import INPUT, LoraConfig
 from tinygrad_peft_lora.tokens import shares_weight, trained_ids
 
 __all__ = ["objections"]
@@ -22,10 +22,10 @@ def objections(draft: Draft) -> list[str]:
     """List patterns that match no target, biases trained twice, and missing tokens."""
     steps = draft.steps(LoraConfig)
     found = [
-        f"step {i}: the pattern {key!r} matches none of the targets"
+        f"step {i}: {problem}"
         for i, config in steps
-        for key in dict.fromkeys((*config.rank_pattern, *config.alpha_pattern))
-        if not any(pattern_matches(key, path) for path in draft.targets[i])
+        if not draft.loading
+        for problem in config.idle_patterns(draft.targets[i])
     ]
     found += bias_objections(draft, {i: config.bias for i, config in steps})
     with_tokens = {i: config for i, config in steps if config.token_ids()}

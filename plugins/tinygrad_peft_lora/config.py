@@ -28,6 +28,7 @@ __all__ = ["LoraConfig", "pattern_matches"]
 INPUT = "embed_tokens"  # the field of the input embedding, which a bare list of token ids is for
 # Starts with a part of W₀, which PEFT subtracts from the base: not for files of other programs.
 LEAVING_RESIDUAL = ("pissa", "olora")
+OTHER_STARTS = ("eva", "mica")  # of PEFT, in which only A or B differ from the usual ones
 STARTS = ("gaussian", *LEAVING_RESIDUAL, "orthogonal", "pissa_niter_4")
 
 
@@ -35,6 +36,21 @@ def _tensor_key(path: str, name: str) -> str:
     """Return PEFT's name, which has another wrapper around trained vectors of tokens."""
     renamed = {"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"}
     return f"{PREFIX}.{path}.{renamed.get(name, name)}"
+
+
+def _read_settings(values: Mapping[str, object]) -> Mapping[str, object]:
+    """Return PEFT's settings as it uses them.
+
+    It takes starts in any case. Those that leave the base as it is do not matter to trained
+    weights: one that is unknown here is read as the usual one.
+    """
+    used = dict(values)
+    start = used.get("init_lora_weights")
+    if isinstance(start, str):
+        used["init_lora_weights"] = start.lower() in OTHER_STARTS or start.lower()
+    if used.get("trainable_token_indices") in ([], {}):
+        del used["trainable_token_indices"]
+    return used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +69,7 @@ class LoraConfig(TargetedConfig):
         "pissa_niter_N" or "olora" (`initialisation`).
     rank_pattern, alpha_pattern: other ranks and alphas by path. A key is a regular expression for
         the whole path, or for its end after a dot; the first key that matches counts.
+    ensure_weight_tying: train one copy for both ends of a tie, where modules_to_save names one.
     trainable_token_indices: tokens whose vectors are trained whole (`tokens`): a list of ids for
         the input embedding, or a list for each module's name.
     """
@@ -78,6 +95,12 @@ class LoraConfig(TargetedConfig):
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    ensure_weight_tying: bool = False
+
+    @property
+    def keeps_tied(self) -> bool:
+        """True with `ensure_weight_tying`."""
+        return self.ensure_weight_tying
 
     def problems(self) -> list[str]:
         """List numbers out of range, broken patterns, and settings that exclude one another."""
@@ -184,6 +207,14 @@ class LoraConfig(TargetedConfig):
             for last, n in called.items()
         ]
 
+    def idle_patterns(self, paths: Collection[str]) -> list[str]:
+        """List the patterns that match none of these paths."""
+        return [
+            f"the pattern {key!r} matches none of the targets"
+            for key in dict.fromkeys((*self.rank_pattern, *self.alpha_pattern))
+            if not any(pattern_matches(key, path) for path in paths)
+        ]
+
     def llama_cpp_problems(self, names: Collection[str]) -> list[str]:
         """List why llama.cpp refuses a file, or misreads it (`llama_cpp`)."""
         alphas = self.alpha_pattern
@@ -223,6 +254,19 @@ class LoraConfig(TargetedConfig):
             "megatron_core": "megatron.core",
             "qalora_group_size": 16,
         },
+        training_settings=(
+            *("lora_dropout", "fan_in_fan_out", "megatron_core", "runtime_config"),
+            *("merge_weights",),  # of PEFT 0.2
+            *("eva_config", "velora_config", "monteclora_config"),  # start, backward pass, noise
+        ),
+        needs={
+            "qalora_group_size": ("use_qalora", True),
+            "loftq_config": ("init_lora_weights", "loftq"),
+            "corda_config": ("init_lora_weights", "corda"),
+            "lora_ga_config": ("init_lora_weights", "lora_ga"),
+        },
+        repairs=_read_settings,
+        idle=idle_patterns,
         tensor_key=_tensor_key,
         checks=contradictions,
         ranks=rank,

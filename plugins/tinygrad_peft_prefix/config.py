@@ -1,11 +1,11 @@
 """Prefix tuning's settings, with the names and meanings that Hugging Face PEFT gives them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Never
 
 from tinygrad_peft.nn import TransformerConfig
-from tinygrad_peft.peft import VirtualConfig
+from tinygrad_peft.peft import FileFormat, VirtualConfig
 
 __all__ = ["PrefixTuningConfig"]
 
@@ -25,6 +25,9 @@ class PrefixTuningConfig(VirtualConfig):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     learning_rate: ClassVar[float | None] = 1e-2
     slot: ClassVar[Literal["prompt", "prefix"]] = "prefix"
+    file_format: ClassVar[FileFormat[Never]] = replace(
+        VirtualConfig.file_format, training_settings=("encoder_hidden_size", "init_weights")
+    )
 
     prefix_projection: bool = False
     encoder_hidden_size: int | None = None

@@ -1,9 +1,9 @@
 """The settings of prompt tuning and P-tuning, with Hugging Face PEFT's names and meanings."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Never
 
-from tinygrad_peft.peft import VirtualConfig, dropout_problems
+from tinygrad_peft.peft import FileFormat, VirtualConfig, dropout_problems
 
 __all__ = ["PromptEncoderConfig", "PromptTuningConfig", "SoftPromptConfig"]
 
@@ -31,6 +31,13 @@ class PromptTuningConfig(SoftPromptConfig):
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     learning_rate: ClassVar[float | None] = 1e-2
+    file_format: ClassVar[FileFormat[Never]] = replace(
+        VirtualConfig.file_format,
+        training_settings=(
+            *("prompt_tuning_init", "prompt_tuning_init_text"),
+            *("tokenizer_name_or_path", "tokenizer_kwargs"),
+        ),
+    )
 
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
     prompt_tuning_init_text: str | None = None
@@ -70,6 +77,13 @@ class PromptEncoderConfig(SoftPromptConfig):
 
     peft_type: ClassVar[str] = "P_TUNING"
     learning_rate: ClassVar[float | None] = 2e-3
+    file_format: ClassVar[FileFormat[Never]] = replace(
+        VirtualConfig.file_format,
+        training_settings=(
+            *("encoder_reparameterization_type", "encoder_hidden_size"),
+            *("encoder_num_layers", "encoder_dropout"),
+        ),
+    )
 
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
     encoder_hidden_size: int | None = None

@@ -96,6 +96,7 @@ class VeraConfig(TargetedConfig):
     file_format: ClassVar[FileFormat["VeraConfig"]] = FileFormat(
         # The base's storage order, and the initialisation of weights that are loaded anyway.
         ignored_settings={"fan_in_fan_out": True, "init_weights": True},
+        training_settings=("vera_dropout", "d_initial", "init_weights", "fan_in_fan_out"),
         exclusions=False,
         tensor_key=_tensor_key,
         checks=contradictions,

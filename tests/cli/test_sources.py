@@ -13,6 +13,7 @@ from tests.cli.toys import Commands, fake_fetched
 from tests.models.fetch.fake_hub import Repository, running
 from tests.peft.small import LLAMA, small
 from tinygrad_peft.errors import CheckpointError, FetchError
+from tinygrad_peft.models import load_config, load_model
 from tinygrad_peft.peft import get_peft_model
 from tinygrad_peft_lora import LoraConfig
 
@@ -52,7 +53,12 @@ def test_a_name_stands_for_the_part_of_the_data_that_a_command_reads(
     ("option", "name", "told"),
     [
         ("--model", "minilm", "minilm: no such model; did you mean 'minilm-l6'?"),
-        ("--model", "nowhere", "nowhere: no such model"),
+        (
+            "--model",
+            "nowhere",
+            "nowhere: no such model (on the hub a name has its organisation: organisation/nowhere)",
+        ),
+        ("--model", "no/such/folder/", "no/such/folder/: no such model"),
         (
             "--train",
             "movie-review",
@@ -83,7 +89,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     """Folders that the hub gives for a name, a revision and a kind: in this process it cannot."""
     folders: Folders = {}
 
-    def download(name: str, *, revision: str | None = None, kind: str = "model") -> Path:
+    def download(
+        name: str, *, revision: str | None = None, kind: str = "model", folder: str = ""
+    ) -> Path:
+        name = f"{name}/{folder}" if folder else name
         if (name, revision, kind) not in folders:
             if any(known == name for known, _, _ in folders):
                 raise CheckpointError(f"{name} has no config.json: it is an adapter, not a model")
@@ -110,6 +119,40 @@ def test_models_and_adapters_are_named_as_on_the_hub(
     assert commands.ok(*arguments, "--model", "org/model").out == plain
     assert commands.ok(*arguments, "--model", "org/model@v1").out == plain
     commands.ok(*arguments, "--model", "org/model", "--adapter", "org/adapter@main")
+
+
+def test_an_adapter_may_be_in_a_folder_of_a_repository(
+    small_world: Path, tmp_path: Path, hub: Folders, commands: Commands
+) -> None:
+    get_peft_model(small(LLAMA), LoraConfig(r=2)).save_pretrained(tmp_path / "saved")
+    hub["org/adapter/runs/1", "main", "adapter"] = tmp_path / "saved"
+    arguments = ("generate", "--prompt", "the", "--max-new-tokens", "2", "--model")
+    commands.ok(*arguments, small_world / "llama", "--adapter", "org/adapter/runs/1@main")
+    (tmp_path / "runs").mkdir()
+    told = commands.fails(*arguments, small_world / "llama", "--adapter", "runs/lora/checkpoint-5")
+    assert told == "tinygrad-peft: runs/lora/checkpoint-5: no such folder\n"
+
+
+def test_an_adapter_in_the_place_of_a_model_is_named(
+    small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    base = load_model(small_world / "llama")
+    get_peft_model(base, LoraConfig(r=2)).save_pretrained(tmp_path / "saved")
+    wanted = (
+        f"{tmp_path / 'saved'} is an adapter's folder, not a model's: expected its base as the "
+        f"model, '{small_world / 'llama'}' by its settings, and this folder as the adapter"
+    )
+    for command in (
+        ("generate", "--prompt", "the"),
+        ("merge", "--adapter", tmp_path / "saved", "--out", tmp_path / "out"),
+        ("evaluate", "--data", small_world / "reviews.jsonl"),
+    ):
+        told = commands.fails(*command, "--model", tmp_path / "saved")
+        assert told == f"tinygrad-peft: {wanted}\n"
+    for load in (load_model, load_config):
+        with pytest.raises(CheckpointError) as caught:
+            load(tmp_path / "saved")
+        assert str(caught.value) == wanted
 
 
 def test_a_path_comes_before_a_name_on_the_hub(

@@ -143,6 +143,44 @@ def test_gradients_with_dropout_agree_with_differences(family: str) -> None:
     assert check_gradients(loss, list(model.parameters())) < 1e-6
 
 
+def dropped(
+    config: TransformerConfig, *, embedding: float = 0.0, classifier: float = 0.0
+) -> Transformer:
+    """A model in training with these dropout rates alone."""
+    model = build(
+        dataclasses.replace(config, embedding_dropout=embedding, classifier_dropout=classifier)
+    )
+    model.train()
+    seed_dropout(model, 3)
+    return model
+
+
+def test_the_embeddings_rate_drops_embedded_tokens_alone() -> None:
+    model = dropped(GPT2, embedding=0.5)
+    model.blocks, model.final_norm = [], None
+    kept = model.hidden_states(IDS).data
+    model.eval()
+    plain = model.hidden_states(IDS).data
+    assert 0.2 < (kept == 0).mean() < 0.8
+    np.testing.assert_allclose(kept[kept != 0], 2 * plain[kept != 0])
+    other = dropped(GPT2, classifier=0.9)
+    assert not (other.hidden_states(IDS).data == 0).any()
+
+
+def test_the_classifiers_rate_drops_its_input_alone() -> None:
+    config = CLASSIFIERS["bert-cls"]
+    model = dropped(config, classifier=0.5)
+    pooled = model.pooled(IDS)
+    model.dropout.rng = np.random.default_rng(7)
+    kept = np.random.default_rng(7).random(pooled.shape, dtype=np.float32) >= 0.5
+    model_output = model(IDS).data
+    assert model.classifier is not None
+    wanted = model.classifier(Tensor(pooled.data * kept * 2)).data
+    np.testing.assert_allclose(model_output, wanted)
+    model.eval()
+    np.testing.assert_array_equal(model.pooled(IDS).data, pooled.data)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_loss_is_the_cross_entropy_of_the_shifted_logits(family: str) -> None:
     model = build(FAMILIES[family])

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import cast
+
 import numpy as np
 import pytest
 
@@ -17,7 +20,7 @@ from tests.peft.small import (
     small,
 )
 from tinygrad_peft.errors import PeftError
-from tinygrad_peft.nn import Dropout, Linear
+from tinygrad_peft.nn import Dropout, Linear, Transformer
 from tinygrad_peft.peft import Host, PeftModel, get_peft_model
 from tinygrad_peft_lora import LoraConfig, LoraLinear
 
@@ -483,3 +486,16 @@ def test_counts_are_of_the_adapter_also_while_it_is_merged_or_disabled(recipe: s
     np.testing.assert_array_equal(logits(peft), merged)
     peft.unmerge_adapter()
     np.testing.assert_array_equal(logits(peft), output)
+
+
+def test_a_model_with_an_adapter_is_not_taken_for_its_base(tmp_path: Path) -> None:
+    peft = get_peft_model(small(), LoraConfig(r=2))
+    peft.save_pretrained(tmp_path)
+    adapted = cast("Transformer", peft)
+    wanted = "expected a Transformer, got a PeftModel: add another adapter by its load_adapter"
+    with pytest.raises(PeftError, match=wanted):
+        PeftModel.from_pretrained(adapted, tmp_path)
+    with pytest.raises(PeftError, match=wanted):
+        get_peft_model(adapted, LoraConfig(r=2))
+    with pytest.raises(PeftError, match="expected a Transformer, got str"):
+        get_peft_model(cast("Transformer", "org/model"), LoraConfig(r=2))

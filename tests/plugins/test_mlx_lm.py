@@ -343,7 +343,8 @@ def test_contradictions_to_the_settings_are_reported_without_the_base(
     report = inspect(tmp_path)
     assert report.problems == told
     assert report.facts["method"] == "lora"
-    assert not inspect(tmp_path, base=LLAMA).sound
+    on_base = inspect(tmp_path, base=LLAMA)
+    assert not on_base.sound or on_base.notes
 
 
 def test_shapes_are_reported_as_in_the_file(tmp_path: Path) -> None:
@@ -388,3 +389,22 @@ def test_a_tied_embedding_is_not_adapted_alone(tmp_path: Path) -> None:
     edit(tmp_path, {"keys": ["model.embed_tokens"]})
     tied = small(replace(LLAMA, tie_word_embeddings=True))
     refused(tmp_path, "shares its weight with lm_head", model=tied)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LORA,
+        replace(LORA, layers_to_transform=[1, 2], use_dora=True),
+        replace(LORA, target_modules=r".*(0\.self_attn\.k_proj|1\.mlp\.up_proj)|lm_head"),
+    ],
+    ids=["some", "some layers", "other places in each layer"],
+)
+def test_without_keys_the_places_are_those_in_the_file(config: LoraConfig, tmp_path: Path) -> None:
+    """mlx-lm adapts all linear layers then, or q_proj and v_proj before 2025: it reads both."""
+    peft = saved(tmp_path, config)
+    edit(tmp_path, {"keys": None})
+    np.testing.assert_array_equal(logits(read(small(), tmp_path)), logits(peft))
+    for known in (None, LLAMA):
+        report = inspect(tmp_path) if known is None else inspect(tmp_path, base=known)
+        assert report.sound

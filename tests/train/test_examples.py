@@ -79,11 +79,29 @@ def test_causal_examples_are_texts_or_prompts_with_completions(write: Write) -> 
     assert read_examples(pairs, "causal-lm") == [CompletionExample("A:", " b")]
 
 
+def test_fields_that_are_not_read_are_named_once(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write("a.jsonl", '{"text": "x", "input": "y"}\n{"text": "x", "input": "", "id": 1}\n')
+    read_examples(path, "causal-lm")
+    assert caplog.messages == [f"{path}: fields that are not read: 'input', 'id'"]
+    caplog.clear()
+    read_examples(write("a.csv", ",Unnamed: 0,text\n0,0,once\n"), "causal-lm")
+    assert caplog.messages == []
+
+
+def test_a_prompt_may_be_empty_and_a_completion_may_not(write: Write) -> None:
+    path = write("a.csv", "prompt,completion\n,once\n")
+    assert read_examples(path, "causal-lm") == [CompletionExample("", "once")]
+    path = write("a.jsonl", '{"prompt": "once", "completion": ""}\n')
+    assert "line 1: 'completion' is empty" in message(path, "causal-lm")
+
+
 def test_labels_in_json_become_text_as_json_spells_them(write: Write) -> None:
-    rows = [{"text": "x", "label": label} for label in (3, True, False, "a")]
+    rows = [{"text": "x", "label": label} for label in (3, True, False, "a", 2.0)]
     path = write("a.jsonl", "\n".join(map(json.dumps, rows)))
     labels = [example.label for example in read_examples(path, "sequence-classification")]
-    assert labels == ["3", "true", "false", "a"]
+    assert labels == ["3", "true", "false", "a", "2"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -157,6 +175,14 @@ def test_a_row_that_is_both_a_text_and_a_completion_is_refused(write: Write) -> 
     assert "expected 'text', or 'prompt' and 'completion', got 'text', 'prompt'" in message(
         path, "causal-lm"
     )
+
+
+@pytest.mark.parametrize("distinct", [30_000, 50_000])
+def test_thousands_of_fields_give_a_short_message(write: Write, distinct: int) -> None:
+    header = ",".join(f"field{place % distinct}" for place in range(50_000))
+    shown = message(write("a.csv", f"{header}\n{'x,' * 50_000}\n"))
+    assert ("given more than once" in shown) is (distinct < 50_000)
+    assert len(shown) < 2_000
 
 
 def test_csv_rows_are_as_wide_as_the_header(write: Write) -> None:

@@ -67,6 +67,15 @@ def test_labels_without_one_reading_for_all_are_refused(
         class_numbers(labels, names)
 
 
+def test_hostile_labels_cost_little_and_give_a_short_message() -> None:
+    names = [f"class {number}x" for number in range(50_000)]
+    assert len(class_numbers(names, names)) == 50_000
+    with pytest.raises(DataError) as caught:
+        class_numbers(["9" * 5000, "y" * 100_000, *(f"z{i}" for i in range(5_000))], names)
+    assert len(str(caught.value)) < 5_000
+    assert str(caught.value).endswith("and 4992 more")
+
+
 def test_many_names_are_shortened() -> None:
     with pytest.raises(DataError, match=r"'c0', .*'c9', and 90 more\)"):
         class_numbers(["other"], [f"c{number}" for number in range(100)])

@@ -1,14 +1,16 @@
 """Paths of models, adapters and data, given as paths or as names: fetched, or on the hub."""
 
+import re
 from pathlib import Path
 
 from tinygrad_peft.errors import DataError, FetchError, nearest
+from tinygrad_peft.models import refuse_adapter
 from tinygrad_peft.models.fetch import (
     ARTIFACTS,
     HubKind,
     download_from_hub,
     find_fetched,
-    is_hub_name,
+    hub_name,
 )
 
 __all__ = ["adapter_path", "data_path", "model_path"]
@@ -19,10 +21,14 @@ def model_path(text: str, kind: str = "model") -> Path:
 
     `kind` names the missing thing in the error.
 
-    Raises DataError for a name that was not fetched, or a path that does not exist; what
-    `tinygrad_peft.models.fetch.download_from_hub` raises for a hub's name.
+    Raises DataError for a name that was not fetched, or a path that does not exist;
+    CheckpointError for an adapter's folder; what `tinygrad_peft.models.fetch.download_from_hub`
+    raises for a hub's name.
     """
-    return _fetched(text) or _from_hub(text, "model") or _existing(text, kind)
+    found = _fetched(text) or _from_hub(text, "model") or _existing(text, kind)
+    if kind == "model":
+        refuse_adapter(found)
+    return found
 
 
 def adapter_path(given: Path) -> Path:
@@ -53,19 +59,23 @@ def _fetched(name: str) -> Path | None:
 
 
 def _from_hub(name: str, kind: HubKind) -> Path | None:
-    """Download a repository, unless a path has its name."""
-    if Path(name).exists() or not is_hub_name(name):
+    """Download a repository or a folder in one, unless a path has its name, or begins with it."""
+    named = None if Path(name).exists() else hub_name(name)
+    if named is None or (named.folder and Path(name.partition("/")[0]).is_dir()):
         return None
-    repository, _, revision = name.partition("@")
+    repository, folder, revision = named
     try:
-        return download_from_hub(repository, revision=revision or None, kind=kind)
+        return download_from_hub(repository, revision=revision, kind=kind, folder=folder)
     except FetchError as error:
         raise FetchError(f"no such {kind} here, nor from the hub: {error}") from error
 
 
 def _existing(text: str, kind: str) -> Path:
     if not Path(text).exists():
-        raise DataError(f"{text}: no such {kind}{nearest(text, _names())}")
+        close = nearest(text, _names())
+        if not close and kind != "data file" and re.fullmatch(r"[\w.-]+", text, re.ASCII):
+            close = f" (on the hub a name has its organisation: organisation/{text})"
+        raise DataError(f"{text}: no such {kind}{close}")
     return Path(text)
 
 

@@ -3,7 +3,7 @@
 `tinygrad_peft.models.fetch` downloads them.
 """
 
-from tinygrad_peft.models.checkpoint import load_config, load_model, save_model
+from tinygrad_peft.models.checkpoint import load_config, load_model, refuse_adapter, save_model
 from tinygrad_peft.models.companions import copy_companions
 from tinygrad_peft.models.families import (
     checkpoint_path,
@@ -35,5 +35,6 @@ __all__ = [
     "load_tokenizer",
     "module_path",
     "named_shape",
+    "refuse_adapter",
     "save_model",
 ]

@@ -8,8 +8,14 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.files import refuse_pickle, replace_earlier_work, saving, settled
+from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened
+from tinygrad_peft.files import (
+    read_json_object,
+    refuse_pickle,
+    replace_earlier_work,
+    saving,
+    settled,
+)
 from tinygrad_peft.models.families import checkpoint_path, config_from_json, config_to_json
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
@@ -19,7 +25,7 @@ from tinygrad_peft.nn.finite import check_finite
 from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.transformer import Transformer
 
-__all__ = ["load_config", "load_model", "save_model"]
+__all__ = ["load_config", "load_model", "refuse_adapter", "save_model"]
 
 
 def load_model(
@@ -98,11 +104,30 @@ def save_model(
         write_model(model, save.staged, dtype)
 
 
+def refuse_adapter(path: Path) -> None:
+    """Raise CheckpointError for an adapter's folder without a model, with the name of its base."""
+    settings, weights = (
+        path / "adapter_config.json",
+        ("model.safetensors", "model.safetensors.index.json"),
+    )
+    is_adapter = settings.is_file() or (path / "recipe.json").is_file()
+    is_model = (path / "config.json").is_file() and any((path / w).is_file() for w in weights)
+    if is_model or not is_adapter:
+        return
+    name = read_json_object(settings).get("base_model_name_or_path") if settings.is_file() else None
+    base = f", {shortened(repr(name))} by its settings" if isinstance(name, str) and name else ""
+    raise CheckpointError(
+        f"{path} is an adapter's folder, not a model's: expected its base as the model{base}, "
+        "and this folder as the adapter"
+    )
+
+
 def _existing(path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     if not place.exists():
         raise CheckpointError(f"{place} does not exist: expected a folder or a .gguf file")
     refuse_pickle(place)
+    refuse_adapter(place)
     if place.is_file() and place.suffix.lower() != ".gguf":
         raise CheckpointError(
             f"{place} is a file: expected the folder with it and config.json, or a .gguf file"
@@ -155,7 +180,13 @@ def _check_expressible(config: TransformerConfig) -> None:
 
 def _essential(config: TransformerConfig) -> TransformerConfig:
     """Reset settings without effect: dropout, and a classifier's where the head is another."""
-    config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
+    config = dataclasses.replace(
+        config,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        embedding_dropout=None,
+        classifier_dropout=None,
+    )
     if config.head == "classification":
         return config
     return dataclasses.replace(

@@ -97,6 +97,7 @@ class Report:
         facts: facts from its settings, by name.
         tensors: a summary of its own weights, if it has any.
         problems: its own faults, each worded as an error.
+        notes: things in it that change nothing, or are used though they may not be expected.
         parts: reports on its parts: the steps of a recipe, or the adapters in a folder.
     """
 
@@ -105,6 +106,7 @@ class Report:
     facts: Mapping[str, object] = field(default_factory=dict)
     tensors: Tensors | None = None
     problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
     parts: Sequence["Report"] = ()
 
     @property

@@ -92,8 +92,10 @@ class TransformerConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0  # of what is added to the residual stream
+    attention_dropout: float = 0.0  # of the attention's probabilities
+    embedding_dropout: float | None = None  # of the embedded tokens; None: as hidden_dropout
+    classifier_dropout: float | None = None  # of a classifier's input; None: as hidden_dropout
 
     def __post_init__(self) -> None:
         if not self.num_key_value_heads:
@@ -139,6 +141,20 @@ class TransformerConfig:
         ]
         return small + large
 
+    def _rates(self) -> tuple[float | None, ...]:
+        more = self.embedding_dropout, self.classifier_dropout
+        return self.hidden_dropout, self.attention_dropout, *more
+
+    @property
+    def embedding_rate(self) -> float:
+        """The dropout rate of the embedded tokens."""
+        return self.hidden_dropout if self.embedding_dropout is None else self.embedding_dropout
+
+    @property
+    def classifier_rate(self) -> float:
+        """The dropout rate of a classifier's input."""
+        return self.hidden_dropout if self.classifier_dropout is None else self.classifier_dropout
+
     def _contradictions(self) -> list[str]:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         rules = {
@@ -173,7 +189,7 @@ class TransformerConfig:
                 len(self.label_names) in (0, self.num_labels)
             ),
             "dropout rates are at least 0 and below 1": (
-                0 <= self.hidden_dropout < 1 and 0 <= self.attention_dropout < 1
+                all(0 <= (rate or 0) < 1 for rate in self._rates())
             ),
         }
         return [problem for problem, holds in rules.items() if not holds]

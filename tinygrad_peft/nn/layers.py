@@ -99,15 +99,20 @@ class Dropout(Module):
         self.rate = rate
         self.rng = np.random.default_rng(0)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        keep = self.keep(x.shape)
-        return x if keep is None else F.dropout(x, keep, self.rate)
+    def __call__(self, x: Tensor, rate: float | None = None) -> Tensor:
+        rate = self.rate if rate is None else rate
+        keep = self.keep(x.shape, rate)
+        return x if keep is None else F.dropout(x, keep, rate)
 
-    def keep(self, shape: Shape) -> BoolArray | None:
-        """Draw the elements to keep of an array of that shape. None, outside training: all."""
-        if not self.training or not self.rate:
+    def keep(self, shape: Shape, rate: float | None = None) -> BoolArray | None:
+        """Draw the elements to keep of an array of that shape. None, outside training: all.
+
+        `rate` takes the place of the layer's own.
+        """
+        rate = self.rate if rate is None else rate
+        if not self.training or not rate:
             return None
-        kept: BoolArray = self.rng.random(shape, dtype=np.float32) >= self.rate
+        kept: BoolArray = self.rng.random(shape, dtype=np.float32) >= rate
         return kept
 
 

@@ -73,7 +73,7 @@ class Transformer(Module):
             Embedding(config.type_vocab_size, width, init=init) if config.type_vocab_size else None
         )
         self.embed_norm = make_norm(config, init) if post else None
-        self.dropout = Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.embedding_rate)
         self.blocks = [*(Block(config, init) for _ in range(config.num_hidden_layers))]
         self.final_norm = None if post else make_norm(config, init)
         self.pooler = Linear(width, width, init=init) if config.pooler else None
@@ -125,9 +125,9 @@ class Transformer(Module):
         if self.classifier is not None:
             pooled = self._pool(inputs, hidden)
             # No dropout here in transformers' classifiers on the last token.
-            return self.classifier(
-                pooled if self.config.pooling == "last" else self.dropout(pooled)
-            )
+            if self.config.pooling != "last":
+                pooled = self.dropout(pooled, self.config.classifier_rate)
+            return self.classifier(pooled)
         return hidden if self.lm_head is None else self.lm_head(hidden)
 
     def hidden_states(
@@ -293,6 +293,13 @@ class Transformer(Module):
         if not has_pooler:
             self.pooler = new_dense(width, width, init) if config.pooler else None
             self.new_modules += ("pooler",) if config.pooler else ()
+
+    def note_untied(self) -> None:
+        """Set `tie_word_embeddings` to False where the output layer has its own weight by now."""
+        ends = self.embed_tokens, self.lm_head
+        if self.config.head == "lm" and self.config.tie_word_embeddings:
+            weights = {id(getattr(end, "weight", end)) for end in ends}
+            self.config = dataclasses.replace(self.config, tie_word_embeddings=len(weights) == 1)
 
     @property
     def num_virtual_tokens(self) -> int:

@@ -115,11 +115,14 @@ class Draft:
         model: the model, unchanged.
         recipe: all steps, the innermost first.
         targets: for each step, the paths that its config targets.
+        loading: True if the weights are read from a folder: settings that change none of them are
+            no objection then.
     """
 
     model: Module = field(repr=False)
     recipe: tuple[PeftConfig, ...]
     targets: tuple[frozenset[str], ...]
+    loading: bool = False
 
     def steps(self, kind: type[C]) -> list[tuple[int, C]]:
         """List the steps with a config of this kind, each with its number."""

@@ -304,8 +304,18 @@ def get_peft_model(
     return peft
 
 
-def _refuse_adapted(model: Transformer) -> None:
-    """Refuse a second recipe: it would freeze the first one's weights, and save only its own."""
+def _refuse_adapted(model: object) -> None:
+    """Refuse a second recipe: it would freeze the first one's weights, and save only its own.
+
+    Raises PeftError for it, and for anything else than a transformer.
+    """
+    if isinstance(model, AdaptedTransformer):
+        raise PeftError(
+            "model: expected a Transformer, got a PeftModel: add another adapter by its "
+            "load_adapter or add_adapter, or pass the model that its unload() returns"
+        )
+    if not isinstance(model, Transformer):
+        raise PeftError(f"model: expected a Transformer, got {type(model).__name__}")
     if model.adapted:
         raise PeftError(
             "the model is already adapted: unload or merge that adapter first, "

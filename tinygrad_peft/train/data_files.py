@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from tinygrad_peft.errors import DataError
+from tinygrad_peft.errors import DataError, shortened
 from tinygrad_peft.train.csv_rows import read_csv
 
 __all__ = ["Fields", "Problems", "RowError", "read_rows"]
@@ -123,7 +123,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
 def _require_unique(names: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise RowError(f"given more than once: {', '.join(map(repr, repeated))}")
+        raise RowError(f"given more than once: {shortened(', '.join(map(repr, repeated)))}")
 
 
 def _csv_rows(text: str, problems: Problems) -> Iterator[tuple[int, Fields]]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
-from tinygrad_peft.errors import DataError
+from tinygrad_peft.errors import DataError, shortened
 from tinygrad_peft.models import TokenizedText
 from tinygrad_peft.train.examples import (
     CausalExample,
@@ -123,7 +123,8 @@ def encode_classification(
     texts = [tokenizer.tokenize(example.text).undoubled() for example in examples]
     for example, text in zip(examples, texts, strict=True):
         if not text.ids:
-            raise DataError(f"the text {example.text!r}: expected at least one token, got none")
+            shown = shortened(repr(example.text))
+            raise DataError(f"the text {shown}: expected at least one token, got none")
     cut = sum(max_length is not None and len(text.ids) > max_length for text in texts)
     _report_cut(cut, len(texts), max_length, where)
     rows = [

@@ -1,9 +1,11 @@
 """Training examples, read from a file.
 
 A classification file has `text` and `label`; a causal-LM file has `text`, or `prompt` and
-`completion`. Other fields are ignored.
+`completion`. Other fields are not read, and their names are logged.
 """
 
+import logging
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Literal, TypeAlias, overload
 
 import msgspec
 
-from tinygrad_peft.errors import DataError
+from tinygrad_peft.errors import DataError, shortened
 from tinygrad_peft.train.data_files import Fields, Problems, RowError, read_rows
+from tinygrad_peft.train.label_matching import quoted
 
 __all__ = [
     "CausalExample",
@@ -27,6 +30,10 @@ __all__ = [
 ]
 
 Task: TypeAlias = Literal["causal-lm", "sequence-classification"]
+
+logger = logging.getLogger(__name__)
+
+_INDEX = re.compile(r"Unnamed: \d+")  # as pandas names the index that it reads back
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class TextExample:
 
 @dataclass(frozen=True, slots=True)
 class CompletionExample:
-    """A prompt, and the completion that is learned after it."""
+    """A prompt, which may be empty, and the completion that is learned after it."""
 
     prompt: str
     completion: str
@@ -121,10 +128,11 @@ def read_examples(path: Path, task: Task) -> Sequence[Example]:
 
     Labels become text as JSON spells them: 1 is "1", true is "true". Raises DataError for a file
     that cannot be read or is empty; and, all at once, for the lines that are not examples of
-    `task`.
+    `task`. Logs the names of fields that are not read.
     """
     problems = Problems(f"{path} cannot be used for {task}")
     examples: list[Example] = []
+    unread: dict[str, None] = {}
     first: tuple[int, _RowType] | None = None
     for line, fields in read_rows(path, problems):
         try:
@@ -132,11 +140,14 @@ def read_examples(path: Path, task: Task) -> Sequence[Example]:
             first = first or (line, row_type)
             _require_same_kind(row_type, first)
             examples.append(_example(fields, row_type))
+            unread |= dict.fromkeys(name for name in fields if name not in _names(row_type))
         except RowError as error:
             problems.add(line, str(error))
     problems.raise_if_any()
     if not examples:
         raise DataError(f"{path} holds no examples: expected at least one")
+    if others := [name for name in unread if not _INDEX.fullmatch(name)]:
+        logger.warning("%s: fields that are not read: %s", path, quoted(others))
     return examples
 
 
@@ -146,7 +157,7 @@ def _row_type(fields: Collection[str], task: Task) -> _RowType:
     if len(complete) == 1:
         return complete[0]
     wanted = ", or ".join(map(_both, candidates))
-    got = ", ".join(map(repr, fields)) or "no fields"
+    got = shortened(", ".join(map(repr, fields))) or "no fields"
     raise RowError(f"expected {wanted}, got {got}")
 
 
@@ -159,12 +170,18 @@ def _require_same_kind(row_type: _RowType, first: tuple[int, _RowType]) -> None:
 def _example(fields: Fields, row_type: _RowType) -> Example:
     for name in _names(row_type):
         value = fields[name]
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and not value.strip() and name != "prompt":
             raise RowError(f"{name!r} is empty")
+    whole = {name: _whole(value) for name, value in fields.items()}
     try:
-        return msgspec.convert(fields, row_type).example()
+        return msgspec.convert(whole, row_type).example()
     except msgspec.ValidationError as error:
         raise RowError(str(error)) from None
+
+
+def _whole(value: object) -> object:
+    """Turn 1.0 into 1: pandas writes whole numbers so in a column with blanks."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _label_text(label: str | int | bool) -> str:  # noqa: FBT001 - what JSON has

@@ -8,13 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from tinygrad_peft.errors import DataError, nearest
+from tinygrad_peft.errors import DataError, nearest, shortened
 
 __all__ = ["class_names", "class_numbers", "log_readings", "quoted"]
 
 logger = logging.getLogger(__name__)
 
-_NUMBER = re.compile(r"(?:LABEL_)?(\d+)(?:\.0+)?", re.ASCII)  # pandas writes 1.0 beside blanks
+_NUMBER = re.compile(r"(?:LABEL_)?(\d{1,9})(?:\.0+)?", re.ASCII)  # pandas writes 1.0 beside blanks
 _SHOWN = 10
 
 
@@ -34,7 +34,8 @@ def class_numbers(labels: Sequence[str], names: Sequence[str]) -> dict[str, int]
     """
     given = sorted(set(labels))
     for key_of_label, keys in _readings(names):
-        classes = {key: place for place, key in enumerate(keys) if keys.count(key) == 1}
+        uses = Counter(keys)
+        classes = {key: place for place, key in enumerate(keys) if uses[key] == 1}
         wanted = {label: key_of_label(label) for label in given}
         if all(key is not None and key in classes for key in wanted.values()):
             return {label: classes[key] for label, key in wanted.items()}
@@ -60,7 +61,7 @@ def _number(label: str) -> int | None:
 
 
 def _digits(name: str) -> int | None:
-    found = re.search(r"\d+", name, re.ASCII)
+    found = re.search(r"\d{1,9}", name, re.ASCII)
     return int(found[0]) if found else None
 
 
@@ -76,12 +77,14 @@ def log_readings(found: Mapping[str, int], names: Sequence[str], where: str) -> 
 
 
 def _unknown(counts: Counter[str], names: Sequence[str]) -> str:
-    unknown = [
-        f"  {name!r} in {count} of {counts.total()} examples{nearest(name, names, count=1)}"
-        for name, count in sorted(counts.items())
-        if name not in names
+    unknown = sorted(counts.keys() - set(names))
+    lines = [
+        f"  {shortened(repr(name))} in {counts[name]} of {counts.total()} examples"
+        f"{nearest(name, names, count=1)}"
+        for name in unknown[:_SHOWN]
     ]
-    return "\n".join([f"unknown labels (expected one of {quoted(names)}):", *unknown])
+    more = [f"  and {len(unknown) - _SHOWN} more"] if len(unknown) > _SHOWN else []
+    return "\n".join([f"unknown labels (expected one of {quoted(names)}):", *lines, *more])
 
 
 def quoted(names: Sequence[str]) -> str:
@@ -91,4 +94,4 @@ def quoted(names: Sequence[str]) -> str:
 
 def _first(texts: Sequence[str]) -> str:
     more = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
-    return ", ".join([*texts[:_SHOWN], *more])
+    return ", ".join([*map(shortened, texts[:_SHOWN]), *more])

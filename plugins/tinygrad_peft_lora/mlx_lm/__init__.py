@@ -4,8 +4,8 @@
 
 `fine_tune_type` is "lora" or "dora", whose magnitudes are m (out,). `keys` names the adapted places
 by their paths within a layer, in the last `num_layers` layers (in all of them where it is 0 or
-less), or by their whole paths anywhere. Without `keys`, every linear layer is adapted. Settings of
-the training run, which mlx-lm does not read again, are ignored.
+less), or by their whole paths anywhere. Without `keys` they are the places that the file has.
+Settings of the training run, which mlx-lm does not read again, are ignored.
 """
 
 from tinygrad_peft_lora.mlx_lm.layout import MLX_LM

@@ -3,8 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from tinygrad_peft.errors import ConfigError, hinted
-from tinygrad_peft.nn import Affine, Skeleton, Transformer
-from tinygrad_peft.peft import ForeignFolder, ForeignStep, capture_seams
+from tinygrad_peft.peft import ForeignFolder, ForeignStep
 from tinygrad_peft_lora.config import LoraConfig
 from tinygrad_peft_lora.mlx_lm.layout import (
     Naming,
@@ -28,7 +27,7 @@ def read_mlx_lm(folder: ForeignFolder) -> ForeignStep:
 
 def _config(settings: Settings, folder: ForeignFolder) -> LoraConfig:
     own, naming = settings.lora_parameters, Naming(folder.base)
-    keys = _linears(folder) if own.keys is None else own.keys
+    keys = _stored_places(folder.shapes) if own.keys is None else own.keys
     return LoraConfig(
         r=own.rank,
         lora_alpha=_alpha(own.scale, own.rank),
@@ -51,14 +50,22 @@ def _layers(last: int, folder: ForeignFolder) -> list[int] | None:
     return found if found and 0 < last <= found[-1] else None
 
 
-def _linears(folder: ForeignFolder) -> list[str]:
-    """List the affine layers by their paths in a layer: they are adapted without `keys`."""
-    if folder.base is None:
-        paths = [name.rpartition(".")[0] for name in folder.shapes]
-    else:
-        seams = capture_seams(Transformer(folder.base, Skeleton()))
-        paths = [s.path for s in seams if s.layer is not None and isinstance(s.module, Affine)]
-    return sorted({place for path in paths if (place := within(path)[1])})
+def _stored_places(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """List the places that a file has tensors for: by their paths in a layer, if all have the same.
+
+    mlx-lm adapts others without `keys`, every linear layer or q_proj and v_proj by its version, but
+    what has no tensors starts as nothing.
+    """
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in shapes)
+    by_layer: dict[int, set[str]] = {}
+    for path in paths:
+        layer, place = within(path)
+        if layer is not None:
+            by_layer.setdefault(layer, set()).add(place)
+    if len({frozenset(places) for places in by_layer.values()}) > 1:
+        return list(paths)
+    outside = [path for path in paths if within(path)[0] is None]
+    return sorted({place for places in by_layer.values() for place in places}) + outside
 
 
 def _alpha(scale: float, rank: int) -> float:
@@ -80,7 +87,7 @@ def _stored_problems(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) 
         *(f"missing: {p}.{name}" for p in places for name in names if f"{p}.{name}" not in shapes),
         *_rank_problems(shapes, own.rank),
         *_key_problems(places, own.keys),
-        *_layer_problems(named, settings.num_layers),
+        *([] if own.keys is None else _layer_problems(named, settings.num_layers)),
     ]
 
 

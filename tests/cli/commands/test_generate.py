@@ -59,15 +59,16 @@ def test_greedy_tokens_have_the_highest_logits(small_world: Path, commands: Comm
     assert told["completion"] == tokenizer.decode(ids[start:])
 
 
-def test_generation_stops_at_each_end_token_of_the_config(
-    small_world: Path, tmp_path: Path, commands: Commands
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_generation_stops_at_each_end_token_of_the_settings(
+    small_world: Path, tmp_path: Path, commands: Commands, file: str
 ) -> None:
     model = copytree(small_world / "gpt2", tmp_path / "model")
     prompt = np.array([OwnTokenizer.from_directory(model).encode(PROMPT)])
     said = load_model(model).generate(prompt, max_new_tokens=8)[0, prompt.shape[1] :].tolist()
     settings = json.loads((model / "config.json").read_bytes())
-    ends = {"eos_token_id": [0, said[2]]}
-    (model / "config.json").write_text(json.dumps(settings | ends), encoding="utf-8")
+    ends = {"eos_token_id": [0, said[2], 100_000]}  # the last is not in the vocabulary
+    (model / file).write_text(json.dumps(settings | ends), encoding="utf-8")
     told = commands.ok(*generate(model, "--json")).json
     assert told["new_tokens"] == said.index(said[2]) + 1
 

@@ -22,9 +22,10 @@ if "NO_PAUSES" in os.environ:
     time.sleep = lambda seconds: None
 from tinygrad_peft.errors import TinygradPeftError
 from tinygrad_peft.models.fetch.hub import download_from_hub
-name, revision, kind = sys.argv[1:]
+name, revision, kind, folder = sys.argv[1:]
 try:
-    told = {"path": str(download_from_hub(name, revision=revision or None, kind=kind))}
+    path = download_from_hub(name, revision=revision or None, kind=kind, folder=folder)
+    told = {"path": str(path)}
 except TinygradPeftError as error:
     told = {"kind": type(error).__name__, "message": str(error)}
 print(json.dumps(told))
@@ -78,11 +79,17 @@ class FakeHub:
         }
 
     def download(
-        self, name: str, *, revision: str = "", kind: str = "model", **variables: str
+        self,
+        name: str,
+        *,
+        revision: str = "",
+        kind: str = "model",
+        folder: str = "",
+        **variables: str,
     ) -> Outcome:
         """Download in a process of its own, since huggingface_hub reads variables once."""
         ran = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name, revision, kind],
+            [sys.executable, "-c", PROGRAM, name, revision, kind, folder],
             env=self.environment | variables,
             capture_output=True,
             text=True,

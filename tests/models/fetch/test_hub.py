@@ -68,6 +68,22 @@ def test_the_steps_of_a_recipe_are_downloaded(hub: FakeHub) -> None:
     assert names(found) == sorted(["recipe.json", *files])
 
 
+def test_a_folder_in_a_repository_is_downloaded_alone(hub: FakeHub) -> None:
+    files = {f"runs/{n}/{name}": data for n in (1, 2) for name, data in STEP.items()}
+    hub.repositories["org/runs"] = Repository(files | {"runs/1/tokenizer.json": b"{}"})
+    found = hub.download("org/runs", kind="adapter", folder="runs/1").path
+    assert names(found) == sorted([*STEP, "tokenizer.json"])
+    assert found is not None
+    assert name_and_revision(found) == ("org/runs/runs/1", "a" * 40)
+    told = hub.download("org/runs", kind="adapter")
+    assert told.message == (
+        "org/runs has no recipe.json or adapter_config.json; name a folder in it: "
+        "org/runs/runs/1, org/runs/runs/2"
+    )
+    told = hub.download("org/runs", kind="adapter", folder="runs/3")
+    assert told.message.startswith("org/runs/runs/3 has no recipe.json or adapter_config.json; na")
+
+
 def test_cached_files_are_not_downloaded_again(hub: FakeHub) -> None:
     first = hub.download("org/model").path
     hub.requests.clear()
@@ -182,7 +198,10 @@ def test_a_repository_without_the_files_says_what_it_has(
         ("./org/name", False),
         ("../name", False),
         ("/org/name", False),
-        ("a/b/c", False),
+        ("org/name/a/folder", True),
+        ("org/name/folder@main", True),
+        ("org/name/", False),
+        ("org/name/../other", False),
         ("org/name@", False),
         ("org/", False),
         ("org/nämé", False),

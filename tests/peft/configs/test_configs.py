@@ -237,7 +237,6 @@ ASKING: Mapping[str, object] = {
     "alora_invocation_tokens": [1, 2],
     "arrow_config": {"top_k": 3},
     "corda_config": {"corda_method": "ipm"},
-    "ensure_weight_tying": True,
     "eva_config": {"rho": 2.0},
     "fan_in_fan_out": "yes",
     "kasa_config": {"beta": 1},

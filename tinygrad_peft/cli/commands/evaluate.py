@@ -31,13 +31,14 @@ def evaluate(
     """Measure a model's loss, and accuracy or perplexity, on data."""
     from tinygrad_peft.cli.adapted_models import load_adapted, task_of
     from tinygrad_peft.cli.examples import Examples, token_limit
-    from tinygrad_peft.cli.sources import model_path
-    from tinygrad_peft.models import load_tokenizer
+    from tinygrad_peft.cli.sources import adapter_path, model_path
+    from tinygrad_peft.cli.tokenizers import tokenizer_of
     from tinygrad_peft.peft import PeftModel
     from tinygrad_peft.train import evaluation
 
     source = model_path(model)
-    tokenizer = load_tokenizer(source)
+    adapter = None if adapter is None else adapter_path(adapter)
+    tokenizer = tokenizer_of(source, adapter)
     adapted = load_adapted(source, adapter, allow_nonfinite=allow_nonfinite)
     virtual = (adapted.base_model if isinstance(adapted, PeftModel) else adapted).num_virtual_tokens
     length = token_limit(max_length, tokenizer, adapted.config, virtual)

@@ -43,13 +43,14 @@ def generate(
     import numpy as np
 
     from tinygrad_peft.cli.adapted_models import load_adapted
-    from tinygrad_peft.cli.sources import model_path
-    from tinygrad_peft.models import load_tokenizer
+    from tinygrad_peft.cli.sources import adapter_path, model_path
+    from tinygrad_peft.cli.tokenizers import tokenizer_of
     from tinygrad_peft.nn import Generation
 
     generation = Generation(**settings)  # before anything slow
     source = model_path(model)
-    tokenizer = load_tokenizer(source)
+    adapter = None if adapter is None else adapter_path(adapter)
+    tokenizer = tokenizer_of(source, adapter)
     adapted = load_adapted(source, adapter, allow_nonfinite=allow_nonfinite)
     given = _prompt_ids(prompt, tokenizer, model, adapted.config)
     generation = replace(generation, stop_ids=_stop_ids(tokenizer, adapted.config))
@@ -81,7 +82,8 @@ def _stop_ids(tokenizer: "Tokenizer", config: "TransformerConfig") -> set[int]:
     """Return the tokens that end a text; a checkpoint's settings may name several."""
     named = config.eos_token_id
     ends = named if isinstance(named, tuple) else (named,)
-    return {*tokenizer.end_ids, *(token for token in ends if token is not None)}
+    known = range(config.vocab_size)  # the model never writes another one
+    return {token for token in (*tokenizer.end_ids, *ends) if token in known}
 
 
 def _completion(tokenizer: "Tokenizer", given: Sequence[int], new: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """`tinygrad-peft inspect`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,7 @@ def _values(report: "Inspection") -> dict[str, object]:
         "facts": report.facts,
         "tensors": report.tensors,
         "problems": report.problems,
+        "notes": report.notes,
         "parts": [_values(part) for part in report.parts],
     }
 
@@ -82,15 +83,20 @@ def _lines(report: "Inspection") -> Iterator[str]:
     if report.tensors is not None and report.tensors.groups:
         yield ""
         yield from columns(_table(report.tensors))
-    if report.problems:
-        count = len(report.problems)
-        yield ""
-        yield f"{count} problem{'s' if count > 1 else ''}:"
-        for problem in report.problems:
-            yield from (f"  {line}" for line in f"- {problem}".splitlines())
+    yield from _counted("problem", report.problems)
+    yield from _counted("note", report.notes)
     for part in report.parts:
         yield ""
         yield from _lines(part)
+
+
+def _counted(what: str, texts: Sequence[str]) -> Iterator[str]:
+    """List texts below their count, if there are any."""
+    if texts:
+        yield ""
+        yield f"{len(texts)} {what}{'s' if len(texts) > 1 else ''}:"
+    for text in texts:
+        yield from (f"  {line}" for line in f"- {text}".splitlines())
 
 
 def _facts(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -31,13 +31,15 @@ def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "Save
     """Fold an adapter into its model, for any other program.
 
     The folder gets a plain checkpoint, which transformers loads, and what the model has beside its
-    weights: tokenizer, templates, settings of generation, licence.
+    weights: tokenizer, templates, settings of generation, licence. An adapter's own tokenizer
+    replaces the model's.
     """
     from tinygrad_peft.cli.adapted_models import load_adapted
     from tinygrad_peft.cli.output_folder import check_output
-    from tinygrad_peft.cli.sources import model_path
+    from tinygrad_peft.cli.sources import adapter_path, model_path
+    from tinygrad_peft.cli.tokenizers import tokenizer_of
     from tinygrad_peft.files import saving
-    from tinygrad_peft.models import copy_companions, load_tokenizer, save_model
+    from tinygrad_peft.models import copy_companions, save_model
     from tinygrad_peft.nn.module import count_elements
     from tinygrad_peft.peft import PeftModel
 
@@ -45,7 +47,8 @@ def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "Save
     if out.exists() and source.exists() and out.samefile(source):
         raise ConfigError(f"--out {out} is the model itself: merge into another folder")
     check_output(out, overwrite=overwrite)
-    tokenizer = load_tokenizer(source)  # before anything is written
+    adapter = adapter_path(adapter)
+    tokenizer = tokenizer_of(source, adapter)  # before anything is written
     adapted = load_adapted(source, adapter)
     assert isinstance(adapted, PeftModel)
     width = 4 if dtype == "float32" else 2
@@ -53,6 +56,6 @@ def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "Save
         save_model(adapted.merge_and_unload(), save.staged, dtype=dtype, overwrite=overwrite)
         if source.is_dir():
             copy_companions(source, save.staged)
-        else:
+        if not source.is_dir() or (adapter / "tokenizer.json").is_file():
             tokenizer.save(save.staged)
     return Report(values={"out": str(out), "dtype": dtype}, lines=[f"merged into {out}"])

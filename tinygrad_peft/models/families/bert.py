@@ -69,15 +69,6 @@ class _Settings(Settings):
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None
 
-    def problems(self, head: Head) -> list[str]:
-        found = super().problems(head)
-        if self.classifier_dropout not in (None, self.hidden_dropout_prob):
-            found.append(
-                f"classifier_dropout {self.classifier_dropout} differs from hidden_dropout_prob "
-                f"{self.hidden_dropout_prob}; one rate for both is supported"
-            )
-        return found
-
 
 def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConfig:
     s, head = read_settings(_Settings, raw, fixed=_FIXED, architectures=_ARCHITECTURES)
@@ -98,6 +89,7 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
         pooler=_has_pooler(s, head, tensors),
         hidden_dropout=s.hidden_dropout_prob,
         attention_dropout=s.attention_probs_dropout_prob,
+        classifier_dropout=s.classifier_dropout,
     )
     return with_head(config, s, head, tensors, "classifier.weight")
 
@@ -123,6 +115,7 @@ def _write(config: TransformerConfig) -> dict[str, object]:
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.hidden_dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
+        "classifier_dropout": config.classifier_dropout,
     }
 
 

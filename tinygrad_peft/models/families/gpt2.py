@@ -63,15 +63,6 @@ class _Settings(Settings):
     attn_pdrop: float = 0.1
     tie_word_embeddings: bool = True
 
-    def problems(self, head: Head) -> list[str]:
-        found = super().problems(head)
-        if self.embd_pdrop != self.resid_pdrop:
-            found.append(
-                f"embd_pdrop {self.embd_pdrop} and resid_pdrop {self.resid_pdrop} differ; "
-                "one rate for both is supported"
-            )
-        return found
-
 
 def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConfig:
     s, head = read_settings(_Settings, raw, fixed=_FIXED, architectures=_ARCHITECTURES)
@@ -89,6 +80,7 @@ def _read(raw: Mapping[str, object], tensors: Tensors | None) -> TransformerConf
         tie_word_embeddings=s.tie_word_embeddings,
         hidden_dropout=s.resid_pdrop,
         attention_dropout=s.attn_pdrop,
+        embedding_dropout=None if s.embd_pdrop == s.resid_pdrop else s.embd_pdrop,
     )
     return with_head(config, s, head, tensors, "score.weight")
 
@@ -105,7 +97,7 @@ def _write(config: TransformerConfig) -> dict[str, object]:
         "activation_function": activation_name(config.activation),
         "layer_norm_epsilon": config.norm_eps,
         "resid_pdrop": config.hidden_dropout,
-        "embd_pdrop": config.hidden_dropout,
+        "embd_pdrop": config.embedding_rate,
         "attn_pdrop": config.attention_dropout,
         "tie_word_embeddings": config.tie_word_embeddings,
     }

@@ -8,7 +8,13 @@ from tinygrad_peft.models.fetch.cache import (
     fetch_artifact,
     find_fetched,
 )
-from tinygrad_peft.models.fetch.hub import HubKind, download_from_hub, is_hub_name
+from tinygrad_peft.models.fetch.hub import (
+    HubKind,
+    HubName,
+    download_from_hub,
+    hub_name,
+    is_hub_name,
+)
 from tinygrad_peft.models.fetch.model_name import name_and_revision
 
 __all__ = [
@@ -16,11 +22,13 @@ __all__ = [
     "Artifact",
     "Fetched",
     "HubKind",
+    "HubName",
     "cache_folder",
     "download_from_hub",
     "fetch",
     "fetch_artifact",
     "find_fetched",
+    "hub_name",
     "is_hub_name",
     "name_and_revision",
 ]

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from tinygrad_peft.errors import CheckpointError, FetchError, MissingExtraError, shortened
 from tinygrad_peft.files import PICKLES
 from tinygrad_peft.models.companions import COMPANIONS
 
-__all__ = ["HubKind", "download_from_hub", "is_hub_name"]
+__all__ = ["HubKind", "HubName", "download_from_hub", "hub_name", "is_hub_name"]
 
 HubKind: TypeAlias = Literal["model", "adapter"]
 
@@ -22,6 +22,7 @@ _FILES: Mapping[HubKind, tuple[str, ...]] = {
         *COMPANIONS,
     ),
     "adapter": (
+        *COMPANIONS,
         *("recipe.json", *_ADAPTER, *(f"[0-9]*-*/{name}" for name in _ADAPTER)),
         *("adapter.safetensors", "adapters.safetensors"),  # AdapterHub's and mlx-lm's
     ),
@@ -33,13 +34,32 @@ _NEEDED: Mapping[HubKind, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def is_hub_name(text: str) -> bool:
-    """Tell whether a text may name a repository: `organisation/name`, also with @revision."""
+class HubName(NamedTuple):
+    """A repository on the hub, a folder in it ("" for the repository itself), and a revision."""
+
+    repository: str
+    folder: str
+    revision: str | None
+
+
+def hub_name(text: str) -> HubName | None:
+    """Parse `organisation/name`, also with /folder and @revision; None for anything else."""
     part = r"[A-Za-z0-9][\w.-]*"
-    return re.fullmatch(rf"{part}/{part}(@\w[\w./-]*)?", text, re.ASCII) is not None
+    pattern = rf"(?P<repository>{part}/{part})(?P<folder>(/{part})*)(@(?P<revision>\w[\w./-]*))?"
+    match = re.fullmatch(pattern, text, re.ASCII)
+    if match is None:
+        return None
+    return HubName(match["repository"], match["folder"].lstrip("/"), match["revision"])
 
 
-def download_from_hub(name: str, *, revision: str | None = None, kind: HubKind = "model") -> Path:
+def is_hub_name(text: str) -> bool:
+    """Tell whether a text may name a repository on the hub, or a folder in one."""
+    return hub_name(text) is not None
+
+
+def download_from_hub(
+    name: str, *, revision: str | None = None, kind: HubKind = "model", folder: str = ""
+) -> Path:
     """Download a repository's files to huggingface_hub's own cache, and return their folder.
 
     Downloads only files that are read and not yet in the cache; an interrupted download resumes.
@@ -50,6 +70,7 @@ def download_from_hub(name: str, *, revision: str | None = None, kind: HubKind =
         name: `organisation/name`.
         revision: a branch, a tag or a commit; `main` by default.
         kind: the files to download, a model's or an adapter's.
+        folder: the folder in the repository that has them; the repository itself by default.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -63,14 +84,19 @@ def download_from_hub(name: str, *, revision: str | None = None, kind: HubKind =
             f"{name} is on the hub, and huggingface_hub is not installed: "
             "pip install 'tinygrad-peft[hub]'"
         ) from None
+    patterns = [f"{folder}/{file}" if folder else file for file in _FILES[kind]]
     try:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=list(_FILES[kind]), library_name="tinygrad-peft"
+        snapshot = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, library_name="tinygrad-peft"
         )
     except Exception as error:  # its own, or of its HTTP library, which differs by version
-        raise FetchError(f"{_at_revision(name, revision)}: {_reason(error)}") from error
-    _require_files(Path(folder), name, kind)
-    return Path(folder)
+        place = f"{name}/{folder}" if folder else name
+        raise FetchError(f"{_at_revision(place, revision)}: {_reason(error)}") from error
+    _require_files(Path(snapshot), name, folder, kind)
+    return Path(snapshot, folder)
+
+
+_SHOWN = 5  # folders in an error
 
 
 def _at_revision(name: str, revision: str | None) -> str:
@@ -119,30 +145,38 @@ def _causes(error: BaseException) -> list[BaseException]:
     return causes
 
 
-def _require_files(folder: Path, name: str, kind: HubKind) -> None:
+def _require_files(snapshot: Path, name: str, folder: str, kind: HubKind) -> None:
     """Raise CheckpointError if a required file is missing."""
     missing = [
         " or ".join(either)
         for either in _NEEDED[kind]
-        if not any((folder / file).is_file() for file in either)
+        if not any((snapshot / folder / file).is_file() for file in either)
     ]
     if missing:
-        raise CheckpointError(f"{name} has no {' and no '.join(missing)}{_instead(name, folder)}")
+        place = f"{name}/{folder}" if folder else name
+        instead = _instead(name, snapshot, folder, kind)
+        raise CheckpointError(f"{place} has no {' and no '.join(missing)}{instead}")
 
 
-def _instead(name: str, folder: Path) -> str:
-    """Hint at what a repository has instead, if the hub answers."""
+def _instead(name: str, snapshot: Path, folder: str, kind: HubKind) -> str:
+    """Hint at what a repository, or a folder in it, has instead, if the hub answers."""
     from huggingface_hub import list_repo_files
 
     try:
-        files = list_repo_files(name, revision=folder.name)
+        every = list_repo_files(name, revision=snapshot.name)
     except Exception:  # noqa: BLE001 - this is a hint beside an error
         return ""
+    within = f"{folder}/" if folder else ""
+    files = [file.removeprefix(within) for file in every if file.startswith(within)]
     pickles = [file for file in files if Path(file).suffix in PICKLES]
     if "adapter_config.json" in files:
         return ": it is an adapter, not a model"
     if "model.safetensors" in files or "model.safetensors.index.json" in files:
         return ": it is a model, not an adapter"
+    needed = _NEEDED[kind][0]
+    places = dict.fromkeys(f"{name}/{p.parent}" for p in map(Path, every) if p.name in needed)
+    if named := [place for place in places if not place.endswith("/.")]:
+        return f"; name a folder in it: {', '.join(named[:_SHOWN])}"
     if pickles:
         return f": {pickles[0]} is a pickle, which can run any code, and is never downloaded"
     gguf = next((file for file in files if file.endswith(".gguf")), None)

@@ -183,16 +183,64 @@ class Tokenizer:
         # transformers writes 10³⁰ for none.
         return length if isinstance(length, int) and 0 < length < 10**9 else None
 
+    @property
+    def size(self) -> int:
+        """The number of ids, up to the largest: the rows that an embedding needs."""
+        return max(self.vocabulary.values(), default=-1) + 1
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens, added ones included."""
+        return self._backend.get_vocab()
+
+    @property
+    def document(self) -> str:
+        """The contents of its tokenizer.json."""
+        return self._backend.to_str(pretty=False)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The contents of its tokenizer_config.json."""
+        return dict(self._settings)
+
+    def completed(self, base: "Tokenizer") -> "Tokenizer":
+        """Return the tokenizer with the settings of `base` where it has none of its own."""
+        names = {
+            token: self._backend.token_to_id(base.decode_token(token)) for token in base.end_ids
+        }
+        ends = {token for token, own in names.items() if token == own}
+        return Tokenizer(self._backend, base.settings | self._settings, end_ids=self.end_ids | ends)
+
+    def decode_token(self, token: int) -> str:
+        """Return the text of a token as the vocabulary has it; "" for an unknown id."""
+        return self._backend.id_to_token(token) or ""
+
+    def differences(self, other: "Tokenizer") -> list[str]:
+        """List the differences from another tokenizer: of the vocabulary, else of the rules."""
+        own, theirs = self.vocabulary, other.vocabulary
+        moved = [token for token in own.keys() & theirs.keys() if own[token] != theirs[token]]
+        found = {
+            "more": sorted(own.keys() - theirs.keys(), key=own.__getitem__),
+            "fewer": sorted(theirs.keys() - own.keys(), key=theirs.__getitem__),
+            "with other ids": sorted(moved, key=own.__getitem__),
+        }
+        told = [f"{len(t)} {how} ({_shown(t)})" for how, t in found.items() if t]
+        if told or self.document == other.document:
+            return told
+        return ["the same tokens, and other rules for them"]
+
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as transformers reads them.
 
         Files of another tokenizer that transformers would read beside them are removed.
         """
-        document = self._backend.to_str(pretty=False)
+        document = self.document
         settings = json.dumps(self._settings, indent=2, ensure_ascii=False)
         with saving(directory) as save:
             save.path(_TOKENIZER).write_text(document, "utf-8")
             save.path(_SETTINGS).write_text(settings + "\n", "utf-8")
+            for name in _BESIDE:
+                (save.staged / name).unlink(missing_ok=True)
             save.remove(_BESIDE)
 
     def _use(self, work: Callable[[], T], size: int) -> T:
@@ -213,6 +261,13 @@ class Tokenizer:
         least = max(special if add_special_tokens else 0, 1)
         if max_length is not None and max_length < least:
             raise ConfigError(f"max_length: expected at least {least}, got {max_length}")
+
+
+def _shown(tokens: Sequence[str]) -> str:
+    """Show the first of some tokens."""
+    most = 5
+    more = [f"and {len(tokens) - most} others"] if len(tokens) > most else []
+    return ", ".join([*(shortened(repr(token), 40) for token in tokens[:most]), *more])
 
 
 def load_tokenizer(model_path: Path) -> Tokenizer:

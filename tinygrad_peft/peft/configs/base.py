@@ -49,6 +49,11 @@ class PeftConfig:
         if problems:
             raise ConfigError(f"invalid {type(self).__name__}:\n{listed(problems)}")
 
+    @property
+    def keeps_tied(self) -> bool:
+        """True if one copy is trained for all places that share a weight, where one is saved."""
+        return False
+
     def problems(self) -> list[str]:
         """List what is wrong with the settings. Subclasses extend super().problems()."""
         return []

@@ -22,6 +22,10 @@ def _no_problems(_config: object, _shapes: Shapes) -> Sequence[str]:
     return ()
 
 
+def _nothing_idle(_config: object, _paths: Collection[str]) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileFormat(Generic[C_contra]):
     """The names and rules of a method's files. A config class sets one as `file_format`.
@@ -30,6 +34,10 @@ class FileFormat(Generic[C_contra]):
         prefix: the prefix of the paths of the model's modules.
         ignored_settings: the values, other than null, false and empty ones, that PEFT writes for
             features that no model here has.
+        training_settings: the settings, of the class or of PEFT alone, that have no effect on
+            trained weights: in a file, a value that cannot be used here is passed over.
+        needs: for a setting of PEFT alone, another one and the value without which it has no
+            effect: ("use_qalora", True).
         exclusions: True if PEFT has `exclude_modules` for the method. If False, the remaining
             targets are written by their paths.
         tensor_key: returns a parameter's name in the file, for the path of its module and its name
@@ -37,6 +45,8 @@ class FileFormat(Generic[C_contra]):
         repairs: repairs settings that PEFT writes but cannot read back.
         checks: lists contradictions between the settings and the shapes in a file. The shapes are
             keyed by name, without "base_model.model.".
+        idle: lists settings without effect where the method adapts these paths: an objection to a
+            new adapter, and a note on a stored one.
         ranks: returns the rank at a path, for `inspect`.
         llama_cpp: lists the reasons why llama.cpp cannot convert tensors of these names, for
             `inspect`.
@@ -44,10 +54,13 @@ class FileFormat(Generic[C_contra]):
 
     prefix: str = PREFIX
     ignored_settings: Mapping[str, object] = field(default_factory=dict)
+    training_settings: Collection[str] = ()
+    needs: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     exclusions: bool = True
     tensor_key: Callable[[str, str], str] | None = None
     repairs: Callable[[Mapping[str, object]], Mapping[str, object]] = _as_written
     checks: Callable[[C_contra, Shapes], Sequence[str]] = _no_problems
+    idle: Callable[[C_contra, Collection[str]], Sequence[str]] = _nothing_idle
     ranks: Callable[[C_contra, str], int] | None = None
     llama_cpp: Callable[[C_contra, Collection[str]], Sequence[str]] | None = None
 

@@ -43,8 +43,8 @@ def apply_recipe(
     """
     steps = steps_of(recipe)
     seams = capture_seams(model) if seams is None else seams
-    targets = checked_targets(model, steps, seams, host)
-    record = Record(steps, tuple(targets))
+    targets = checked_targets(model, steps, seams, host, loading=loading)
+    record = Record(steps, tuple(targets), tuple(seams))
     has_weights = not all(is_hollow(parameter.data) for parameter in model.parameters())
     try:
         _freeze(model, record)
@@ -62,7 +62,12 @@ def apply_recipe(
 
 
 def checked_targets(
-    model: Module, recipe: Sequence[PeftConfig], seams: Sequence[Seam], host: Host
+    model: Module,
+    recipe: Sequence[PeftConfig],
+    seams: Sequence[Seam],
+    host: Host,
+    *,
+    loading: bool = False,
 ) -> list[Targets]:
     """Return the targets of each step after all checks that need no change to the model.
 
@@ -71,11 +76,11 @@ def checked_targets(
     """
     _refuse_unknown(recipe, host)
     model_type = model.config.model_type if isinstance(model, Transformer) else ""
-    targets = [find_targets(config, seams, model_type) for config in recipe]
+    targets = [find_targets(each, seams, model_type, loading=loading) for each in recipe]
     problems = [f"step {i}: {p}" for i, found in enumerate(targets) for p in found.problems]
     if problems:
         raise TargetError(f"the recipe does not fit the model:\n{listed(problems)}")
-    draft = Draft(model, tuple(recipe), tuple(t.paths for t in targets))
+    draft = Draft(model, tuple(recipe), tuple(t.paths for t in targets), loading)
     objections = [why for reasons in host.each(hookspecs.check_recipe, draft) for why in reasons]
     objections += [*_saved_late(seams, targets), *_lost(model, seams, targets)]
     if isinstance(model, Transformer) and not objections:
@@ -138,28 +143,38 @@ def _apply_step(
     step, named = start.step, targets.paths
     config = record.recipe[step]
     before_step = len(record.rewrites)
+    copies: dict[int, Parameter] | None = {} if config.keeps_tied else None
     for seam in seams:
         saved = seam.path in targets.saved
         if saved:
-            after = trained_copy(seam.module, fresh=not start.loading)
+            after = trained_copy(seam.module, fresh=not start.loading, copies=copies)
         else:
             site = start.site(seam, is_target=seam.path in named)
             after = host.one(hookspecs.adapt_module, config, site)
         if after is None:
             continue
         _refuse_hidden(after, seam, config, start.model)
-        added = _own_parameters(after, seam.module, record)
-        record.rewrites.append(Rewrite(step, config, seam, seam.module, after, saved, added))
+        added, shared = _own_parameters(after, seam.module, record)
+        shared = shared if saved else {}
+        record.rewrites.append(
+            Rewrite(step, config, seam, seam.module, after, saved, added, shared)
+        )
         seam.put(after)
     done = {rewrite.seam.path for rewrite in record.rewrites[before_step:]}
     _refuse_idle(config, step, seams, targets, done)
 
 
-def _own_parameters(after: Module, before: Module, record: Record) -> dict[str, Parameter]:
-    """Return the parameters that first appear in `after`: tied modules may share added ones."""
+def _own_parameters(
+    after: Module, before: Module, record: Record
+) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+    """Return the parameters that first appear in `after`, and those that are only added to it.
+
+    Tied modules may share added ones.
+    """
     old = {id(p) for p in record.parameters()}
     new = new_parameters(after, before)
-    return {name: parameter for name, parameter in new.items() if id(parameter) not in old}
+    own = {name: parameter for name, parameter in new.items() if id(parameter) not in old}
+    return own, {name: parameter for name, parameter in new.items() if name not in own}
 
 
 def _refuse_hidden(after: Module, seam: Seam, config: PeftConfig, model: Module) -> None:

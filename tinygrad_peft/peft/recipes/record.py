@@ -32,8 +32,10 @@ class Reparameterized(Protocol):
 class Rewrite:
     """A module that a step of a recipe replaced by another.
 
-    `saved`: it is a copy for `modules_to_save`. `added` holds the parameters of `after` that are
-    neither in `before` nor added by an earlier rewrite, by their names in `after`.
+    `saved`: it is a copy for `modules_to_save`, or for a file's own weights of the base. `added`
+    holds the parameters of `after` that are neither in `before` nor added by an earlier rewrite, by
+    their names in `after`. `shared` holds the saved ones that an earlier rewrite of the step added.
+    `keys` are names in a file, for parameters that have others there than usual.
     """
 
     step: int
@@ -43,6 +45,8 @@ class Rewrite:
     after: Module
     saved: bool
     added: Mapping[str, Parameter]
+    shared: Mapping[str, Parameter] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -74,6 +78,14 @@ class Rewrite:
         new = new_parameters(self.after, self.before).values()
         elsewhere = count_elements(p for p in new if id(p) not in own)
         return self.after.count() - self.before.count() - elsewhere
+
+    def key(self, name: str) -> str:
+        """Return the name in a file of one of its parameters."""
+        form, path = self.config.file_format, self.seam.path
+        if name in self.keys:
+            return self.keys[name]
+        # Modules saved whole have the checkpoint's names, whatever the method's names are.
+        return form.plain_key(path, name) if self.saved else form.key(path, name)
 
     def rewrapped(self, inner: Module) -> Module:
         """Return `after` with `inner` in place of `before`, sharing its own weights.
@@ -107,6 +119,7 @@ class Record:
 
     recipe: tuple[PeftConfig, ...]
     targets: tuple[Targets, ...]  # of each step
+    seams: tuple[Seam, ...] = ()  # of the whole model
     rewrites: list[Rewrite] = field(default_factory=list)
     unfrozen: list[Parameter] = field(
         default_factory=list
@@ -176,7 +189,7 @@ class Record:
     def transposed(self, step: int) -> frozenset[str]:
         """Return the names of one step's weights that files store transposed, as checkpoints do."""
         return frozenset(
-            rewrite.config.file_format.plain_key(rewrite.seam.path, "weight")
+            rewrite.key("weight")
             for rewrite in self._own(step)
             if rewrite.saved and rewrite.seam.transposed
         )
@@ -191,10 +204,8 @@ class Record:
     def _stored(self, rewrites: Iterable[Rewrite]) -> dict[str, Parameter]:
         named: dict[str, Parameter] = {}
         for rewrite in rewrites:
-            form, path = rewrite.config.file_format, rewrite.seam.path
-            for name, parameter in rewrite.added.items():
-                # Modules saved whole have the checkpoint's names, whatever the method's names are.
-                key = form.plain_key(path, name) if rewrite.saved else form.key(path, name)
+            for name, parameter in {**rewrite.added, **rewrite.shared}.items():
+                key = rewrite.key(name)
                 if key in named:
                     raise PluginError(
                         f"{rewrite.method}: expected one weight named {key!r} in a file, got two"

@@ -75,9 +75,9 @@ def count_step(
     count = host.one(hookspecs.count_parameters, config, shape)
     if count is None:
         return None
-    saved = sum(
-        p.size for s in seams if s.path in targets.saved for _, p in s.module.own_parameters()
-    )
+    own = [p for s in seams if s.path in targets.saved for _, p in s.module.own_parameters()]
+    own = list({id(p): p for p in own}.values()) if config.keeps_tied else own
+    saved = sum(parameter.size for parameter in own)
     return ParameterCount(count.trainable + saved, count.added + saved)
 
 

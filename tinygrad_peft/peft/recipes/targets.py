@@ -1,7 +1,8 @@
 """Resolving targets: the modules that a config names, and the problems with its names."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tinygrad_peft.errors import LISTED, nearest
 from tinygrad_peft.models import equal_names
@@ -23,11 +24,13 @@ class Targets:
     by_entry: for each target entry, the paths that it names and that no setting excludes.
     saved: the paths of the modules that `modules_to_save` names, and of modules below them.
     problems: entries that name nothing, and why.
+    notes: the same for an adapter that is trained already, where they change nothing.
     """
 
     by_entry: dict[str, frozenset[str]]
     saved: frozenset[str]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> frozenset[str]:
@@ -35,23 +38,48 @@ class Targets:
         return frozenset().union(*self.by_entry.values())
 
 
-def find_targets(config: PeftConfig, seams: Sequence[Seam], model_type: str) -> Targets:
-    """Resolve the targets of `config` among the seams, with every entry that names nothing."""
+def find_targets(
+    config: PeftConfig, seams: Sequence[Seam], model_type: str, *, loading: bool = False
+) -> Targets:
+    """Resolve the targets of `config` among the seams, with every entry that names nothing.
+
+    While `loading`, such an entry beside others is only noted: the file has no weights for it.
+    """
     saved, problems = _find_saved(config.modules_to_save, seams)
     by_entry: dict[str, frozenset[str]] = {}
     if isinstance(config, NamedTargetsConfig):
-        by_entry, more = _find_named(config, seams, model_type, saved)
+        by_entry, more = _find_named(config, seams, model_type, saved, loading=loading)
         problems += more
     tied = _tied_paths(seams)
-    problems += [
-        f"{path} shares its weight with {tied[path]}: adapting only one would untie them"
-        for path in sorted(saved.union(*by_entry.values()) & tied.keys())
+    if config.keeps_tied:
+        saved |= {tied[path] for path in saved & tied.keys()}
+        if loading:
+            by_entry = {e: p | {tied[o] for o in p & tied.keys()} for e, p in by_entry.items()}
+    parted = _parted(saved, frozenset().union(*by_entry.values()), tied, loading=loading)
+    if not loading or not (by_entry or saved):
+        return Targets(by_entry, saved, (*problems, *parted))
+    return Targets(by_entry, saved, (), (*problems, *parted))
+
+
+def _parted(
+    saved: frozenset[str], targets: frozenset[str], tied: Mapping[str, str], *, loading: bool
+) -> list[str]:
+    """List the modules that would no longer share a weight, though only one is trained whole."""
+    what = "they are parted, as in PEFT" if loading else "adapting only one would untie them"
+    return [
+        f"{path} shares its weight with {tied[path]}: {what}"
+        for path in sorted((saved | targets) & tied.keys())
+        if not {path, tied[path]} <= saved
     ]
-    return Targets(by_entry, saved, tuple(problems))
 
 
 def _find_named(
-    config: NamedTargetsConfig, seams: Sequence[Seam], model_type: str, saved: frozenset[str]
+    config: NamedTargetsConfig,
+    seams: Sequence[Seam],
+    model_type: str,
+    saved: frozenset[str],
+    *,
+    loading: bool,
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
     """Resolve each entry of the targets to paths, and list the entries' problems."""
     usual = config.usual_targets.get(model_type)
@@ -64,7 +92,7 @@ def _find_named(
         return {}, [f"target_modules: missing ({why})"]
     numbers = _layer_numbers(config, seams)
     absent = _absent_layers(config, set(numbers.values()) - {None})
-    layers = None if absent else _layers(config)
+    layers = None if absent and not loading else _layers(config)
     unwanted = _matching(config.exclude_modules, seams)
     problems = absent + [
         f"exclude_modules: {why}" for why in _unmatched(config.exclude_modules, unwanted, seams)
@@ -153,7 +181,8 @@ def _absent_layers(config: PeftConfig, there: Collection[int | None]) -> list[st
 
 def _find_saved(names: Sequence[str], seams: Sequence[Seam]) -> tuple[frozenset[str], list[str]]:
     saved: set[str] = set()
-    found = named_by(names, (s.path for s in seams))
+    containers = dict.fromkeys(path for seam in seams for path in _upwards(seam.path))
+    found = named_by(names, containers)
     problems = [f"modules_to_save: {why}" for why in _unmatched(names, found, seams)]
     for name, paths in found.items():
         roots = tuple(f"{path}." for path in paths)
@@ -162,6 +191,11 @@ def _find_saved(names: Sequence[str], seams: Sequence[Seam]) -> tuple[frozenset[
             problems.append(f"modules_to_save: {name!r} has no weights to train")
         saved |= {s.path for s in below}
     return frozenset(saved), problems
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yield the paths of everything that contains a module, and its own."""
+    return accumulate(path.split("."), "{}.{}".format)
 
 
 def _unmatched(

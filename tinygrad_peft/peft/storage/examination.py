@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
+from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import CheckpointError, hinted
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.configs.base import PeftConfig
@@ -17,8 +18,10 @@ from tinygrad_peft.peft.configs.patterns import matches
 from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
 from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.recipes.record import Record
+from tinygrad_peft.peft.recipes.saved_modules import is_saved_whole
 from tinygrad_peft.peft.recipes.targets import ALL_LINEAR
 from tinygrad_peft.peft.storage.base_model import differing_base, differing_head
+from tinygrad_peft.peft.storage.base_weights import base_note
 from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
 from tinygrad_peft.peft.storage.layout import named_otherwise
 from tinygrad_peft.peft.storage.matching import Match, match_step, own_tensors, wrong_dtypes
@@ -28,17 +31,24 @@ from tinygrad_peft.peft.storage.step_config import step_config
 __all__ = ["Examination", "ExaminedStep", "format_of"]
 
 _PREFIX = "base_model.model."
+# An embedding of tokens or an output layer of any family, in PEFT's wrappers or not.
+_TABLE = re.compile(
+    r"(?:base_model\.)?(?P<path>(?:.*\.)?(?:embed_tokens|wte|word_embeddings|lm_head))"
+    r"(?:\.token_adapter)?(?:\.base_layer)?\.weight"
+)
 
 
 @dataclass(eq=False)
 class ExaminedStep:
     """A step: its files, their config, and its problems.
 
-    `paths` are the paths of the modules that it adapts, as far as they are known.
+    `notes` lists what is passed over or used though it may not be expected. `paths` are the paths
+    of the modules that it adapts, as far as they are known.
     """
 
     folder: StepFolder
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     config: PeftConfig | None = None
     foreign: ForeignStep | None = None
     match: Match | None = None
@@ -55,7 +65,9 @@ class Examination:
         for step in self.steps:
             if step.folder.settings is None or (step.folder.is_foreign and step.problems):
                 continue
-            meant = gathered(step.problems, partial(step_config, folder, step.folder, base))
+            meant = gathered(
+                step.problems, partial(step_config, folder, step.folder, base, step.notes)
+            )
             if meant is not None:
                 step.config, step.foreign = meant
 
@@ -90,6 +102,7 @@ class Examination:
         if record is None:
             return None
         for number, step in enumerate(steps):
+            step.notes += record.targets[number].notes
             found = (r for r in record.rewrites if r.step == number and not r.saved)
             step.paths = [rewrite.seam.path for rewrite in found]
             if not step.problems:
@@ -103,16 +116,23 @@ class Examination:
         for step in self.steps:
             if step.config is None or step.problems:
                 continue
-            found = gathered(step.problems, partial(_contradictions, step))
+            found = gathered(step.problems, partial(_compared_alone, step))
             if found is None:  # an expression that takes too long: the paths are not known
                 step.paths = []
-            self._add(step, found or [])
+                continue
+            wrong, idle = found
+            self._add(step, [*idle, *wrong] if wrong else [])
+            step.notes += [*([] if wrong else idle), *_tables(step)]
 
     def _match(self, record: Record, number: int, step: ExaminedStep) -> None:
         ask = partial(match_step, record, number, step.folder, step.foreign)
         step.match = gathered(step.problems, ask)
-        if step.match is not None:
-            self._add(step, step.match.problems())
+        if step.match is None:
+            return
+        if problems := step.match.problems():
+            # What names nothing may be the reason.
+            self._add(step, [*record.targets[number].notes, *problems])
+        step.notes += [*step.match.notes, *_idle(step, record.targets[number].paths)]
 
     def _add(self, step: ExaminedStep, texts: Iterable[str]) -> None:
         where = f"{step.folder.name}: " if len(self.steps) > 1 else ""
@@ -138,16 +158,39 @@ class Examination:
             )
 
     def _note_of_vocabulary(self, model: Transformer) -> list[Problem]:
-        different = differing_base(model, self.folder.recipe, ["vocab_size"])
-        return [
-            Problem(CheckpointError, f"the adapter was made for another model: {d}")
-            for d in different
-        ]
+        own = model.config.vocab_size
+        sizes = {n for step in self.steps if step.match for n in step.match.vocabularies(own)}
+        texts = [_grown(own, other) for other in sorted(sizes)]
+        if not texts:
+            different = differing_base(model, self.folder.recipe, ["vocab_size"])
+            texts = [f"the adapter was made for another model: {d}" for d in different]
+        return [Problem(CheckpointError, text) for text in texts]
+
+
+def _grown(own: int, other: int) -> str:
+    """Tell that the adapter was trained on another vocabulary, and what can be done."""
+    count = abs(other - own)
+    how = f"{count} {'more' if other > own else 'fewer'}"
+    return (
+        f"the adapter's vocabulary has {other} tokens, {how} than the model's {own}: resize the "
+        f"model as for its training (in transformers, resize_token_embeddings({other}) and "
+        "save_pretrained), and name that folder as the model"
+    )
 
 
 def format_of(config: PeftConfig) -> FileFormat[PeftConfig]:
     """Return the file format of a config, typed as one for it: its class names no other."""
     return cast("FileFormat[PeftConfig]", config.file_format)
+
+
+def _idle(step: ExaminedStep, paths: Collection[str]) -> Sequence[str]:
+    """List settings of a step that choose none of the paths that it targets."""
+    return () if step.config is None else format_of(step.config).idle(step.config, paths)
+
+
+def _compared_alone(step: ExaminedStep) -> tuple[list[str], list[str]]:
+    """Return the contradictions of a step's files with its settings, and its idle targets."""
+    return _contradictions(step), _idle_targets(step)
 
 
 def _contradictions(step: ExaminedStep) -> list[str]:
@@ -157,13 +200,35 @@ def _contradictions(step: ExaminedStep) -> list[str]:
         named = named_otherwise(stored, step.folder.layout, step.folder.layouts)
         return [*(named or step.foreign.problems), *wrong_dtypes(stored)]
     missing: list[Problem] = []
-    tensors = gathered(missing, lambda: own_tensors(step.folder)) or {}
-    bare = {key.removeprefix(_PREFIX): tensor.shape for key, tensor in tensors.items()}
-    above = _ancestors(bare)
-    named = [path for _, paths in _targeted(config, above) for path in paths]
+    gathered(missing, lambda: own_tensors(step.folder))
+    bare = _bare_shapes(step)
+    named = [path for _, paths in _targeted(config, _ancestors(bare)) for path in paths]
     step.paths = sorted(set(named))
-    wrong = format_of(config).checks(config, bare)
-    return [*(p.text for p in missing), *_unmatched(config, above), *wrong]
+    return [*(p.text for p in missing), *format_of(config).checks(config, bare)]
+
+
+def _idle_targets(step: ExaminedStep) -> list[str]:
+    """List the targets that no tensor in the file belongs to."""
+    if step.foreign is not None or step.config is None:
+        return []
+    return _unmatched(step.config, _ancestors(_bare_shapes(step)))
+
+
+def _tables(step: ExaminedStep) -> list[str]:
+    """List the tables of tokens in the file that are the base's own, not the method's."""
+    config = step.config
+    if step.foreign is not None or config is None:
+        return []
+    found = (_TABLE.fullmatch(key) for key in _bare_shapes(step))
+    paths = dict.fromkeys(match["path"] for match in found if match)
+    return [base_note(path, "weight") for path in paths if not is_saved_whole(config, path)]
+
+
+def _bare_shapes(step: ExaminedStep) -> dict[str, Shape]:
+    """Return the shapes of the tensors by their names without the usual prefix."""
+    stored = step.folder.tensors
+    tensors = own_tensors(step.folder) if stored is not None else {}
+    return {key.removeprefix(_PREFIX): tensor.shape for key, tensor in tensors.items()}
 
 
 def _ancestors(names: Iterable[str]) -> set[str]:

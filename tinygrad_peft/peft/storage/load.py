@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 
-from tinygrad_peft.errors import BaseModelWarning, CheckpointError
+from tinygrad_peft.errors import AdapterWarning, BaseModelWarning, CheckpointError, told
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.finite import check_finite
 from tinygrad_peft.peft.configs.base import PeftConfig
@@ -25,7 +25,8 @@ def load_record(
 ) -> Record:
     """Return the record of a folder's recipe on `model`, with the folder's weights.
 
-    `apply` applies the recipe.
+    `apply` applies the recipe. Warns, with AdapterWarning, of settings and weights in the folder
+    that somebody may not expect to be passed over, or used.
 
     Raises one error with all problems, of the first problem's class:
         CheckpointError: missing or broken files; another model or head; every tensor that is
@@ -51,6 +52,7 @@ def load_record(
         check_finite(folder.path, named, allowed=allow_nonfinite)
         for _, parameter, array in found:
             parameter.data = array
+        _warn(folder, examined)
     except BaseException as error:
         for record in applied:
             record.unfreeze_base()
@@ -58,6 +60,13 @@ def load_record(
             raise CheckpointError(f"{folder.path} needs more memory than is available") from None
         raise
     return applied[0]
+
+
+def _warn(folder: AdapterFolder, examined: Examination) -> None:
+    """Warn, with AdapterWarning, of what is passed over or used though it may not be expected."""
+    notes = [note for step in examined.steps for note in step.notes]
+    if notes:
+        warnings.warn(f"{folder.path}:{told(notes)}", AdapterWarning, stacklevel=6)
 
 
 def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:

@@ -16,15 +16,16 @@ from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.peft.configs.file_format import PREFIX
 from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.recipes.record import Record
-from tinygrad_peft.peft.storage.base_weights import base_weights, without_base
+from tinygrad_peft.peft.storage.base_weights import base_names, take_base_weights
 from tinygrad_peft.peft.storage.folder import StepFolder
 from tinygrad_peft.peft.storage.foreign import foreign_places
 from tinygrad_peft.peft.storage.layout import named_otherwise
 
 __all__ = ["Match", "match_step", "own_tensors", "wrong_dtypes"]
 
-# With bias="all" PEFT writes a saved module's bias twice more, by the names of its own wrapper.
-_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.bias$")
+# PEFT may write a saved module twice more, by the names of its own wrapper: the same weights
+# again, and the base's.
+_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,24 @@ class Match:
     """The parameters of a step by their names in its file, and the tensors found there.
 
     `more` lists problems other than their differences; `transposed` names the tensors that are
-    stored transposed.
+    stored transposed; `notes` lists the base's weights that the file replaces.
     """
 
     wanted: Mapping[str, Parameter]
     found: Mapping[str, StoredTensor]
     more: Sequence[str] = ()
     transposed: frozenset[str] = frozenset()
+    notes: Sequence[str] = ()
+
+    def vocabularies(self, size: int) -> list[int]:
+        """List the other vocabularies of the tensors that should have one of this size."""
+        pairs = (
+            (wanted, self.found[key].shape)
+            for key, wanted in _shapes(self.wanted, self.transposed).items()
+            if key in self.found and len(wanted) == len(self.found[key].shape)
+        )
+        apart = [[(w, g) for w, g in zip(*pair, strict=True) if w != g] for pair in pairs]
+        return sorted({axes[0][1] for axes in apart if len(axes) == 1 and axes[0][0] == size})
 
     def problems(self) -> list[str]:
         """List every mismatch. Reads no weights."""
@@ -77,20 +89,24 @@ def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignSt
     if foreign is not None:
         return _match_foreign(record, number, step, foreign)
     step = _named_as(step, _names(record, number))
-    stored, transposed = record.stored_parameters(number), record.transposed(number)
     # A step that adds nothing should have no file: the tensors of one are unexpected.
-    there = bool(stored) or step.tensors is not None
-    found, problems = without_base(record, number, own_tensors(step) if there else {})
-    problems += named_otherwise(found, step.layout, step.layouts)
+    there = bool(record.stored_parameters(number)) or step.tensors is not None
+    found = own_tensors(step) if there else {}
+    base = take_base_weights(record, number, found)
+    found = {key: tensor for key, tensor in found.items() if key not in base.equal}
+    transposed = record.transposed(number) | base.transposed
+    named = named_otherwise(found, step.layout, step.layouts)
     if step.beside is not None and (wanted := record.reparameterization(number)):
-        problems += _differences(stored, found, transposed)
+        named += _differences(record.stored_parameters(number), found, transposed)
         beside = record.stored_plainly(number)
-        more = {key: tensor for key, tensor in found.items() if key in beside}
-        return Match(wanted | beside, {**step.beside, **more}, problems, transposed)
-    if record.recipe[number].flattened() != record.recipe[number]:
-        return Match(record.trained_parameters(number), found, problems, transposed)
-    record.flatten(number)
-    return Match(record.stored_parameters(number), found, problems, transposed)
+        found = {key: tensor for key, tensor in found.items() if key in beside}
+        wanted, found = wanted | beside, {**step.beside, **found}
+    elif record.recipe[number].flattened() != record.recipe[number]:
+        wanted = record.trained_parameters(number)
+    else:
+        record.flatten(number)
+        wanted = record.stored_parameters(number)
+    return Match({**wanted, **base.misfits}, found, named, transposed, base.notes)
 
 
 def _match_foreign(record: Record, number: int, step: StepFolder, foreign: ForeignStep) -> Match:
@@ -106,7 +122,7 @@ def _match_foreign(record: Record, number: int, step: StepFolder, foreign: Forei
 def _names(record: Record, number: int) -> set[str]:
     """Return the names that tensors of a step may have in its file."""
     weights = (record.stored_parameters, record.trained_parameters, record.reparameterization)
-    return {name for each in weights for name in each(number)} | {*base_weights(record, number)}
+    return {name for each in weights for name in each(number)} | base_names(record, number)
 
 
 def _named_as(step: StepFolder, names: Collection[str]) -> StepFolder:
@@ -147,8 +163,16 @@ def wrong_dtypes(found: Mapping[str, StoredTensor]) -> list[str]:
 def _differences(
     wanted: Mapping[str, Parameter], found: Mapping[str, StoredTensor], transposed: Collection[str]
 ) -> list[str]:
-    shapes = {key: p.shape[::-1] if key in transposed else p.shape for key, p in wanted.items()}
     return [
-        *mismatches(shapes, {key: tensor.shape for key, tensor in found.items()}),
+        *mismatches(
+            _shapes(wanted, transposed), {key: tensor.shape for key, tensor in found.items()}
+        ),
         *wrong_dtypes({key: tensor for key, tensor in found.items() if key in wanted}),
     ]
+
+
+def _shapes(
+    wanted: Mapping[str, Parameter], transposed: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the parameters have in a file."""
+    return {key: p.shape[::-1] if key in transposed else p.shape for key, p in wanted.items()}

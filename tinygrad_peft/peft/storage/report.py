@@ -57,7 +57,8 @@ def _compare(examined: Examination, base: TransformerConfig, host: Host) -> None
     applied = [step for step in examined.steps if _has_weights(step, model.config, host)]
 
     def apply(recipe: Sequence[PeftConfig]) -> Record:
-        targets = checked_targets(model, examined.recipe, capture_seams(model), host)
+        seams = capture_seams(model)
+        targets = checked_targets(model, examined.recipe, seams, host, loading=True)
         if not recipe:
             return Record((), tuple(targets))
         return apply_recipe(model, recipe, host, loading=True)
@@ -87,6 +88,7 @@ def _report(
         facts={"format": folder.layout.name, **dict(_facts(step)), **(facts or {})},
         tensors=None if folder.tensors is None else Tensors.of(folder.tensors),
         problems=list(dict.fromkeys(problems)),
+        notes=list(dict.fromkeys(step.notes)),
     )
 
 

@@ -7,7 +7,7 @@ from tinygrad_peft.errors import CheckpointError, PluginError, nearest
 from tinygrad_peft.files import read_json_object
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.peft.configs.base import PeftConfig
-from tinygrad_peft.peft.configs.serialisation import config_from_dict
+from tinygrad_peft.peft.configs.stored import config_in_file
 from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.methods import broken_plugins, methods_of
 from tinygrad_peft.peft.storage.folder import AdapterFolder, StepFolder
@@ -22,9 +22,11 @@ _PER_TOKEN = {"TOKEN_CLS": _HEADS, "QUESTION_ANS": ("qa_outputs",)}
 
 
 def step_config(
-    adapter: AdapterFolder, step: StepFolder, base: TransformerConfig | None
+    adapter: AdapterFolder, step: StepFolder, base: TransformerConfig | None, notes: list[str]
 ) -> tuple[PeftConfig, ForeignStep | None]:
     """Return a step's config; and the foreign step, if another library wrote it.
+
+    `notes` gets the settings that are passed over though somebody may have meant them.
 
     Raises:
         CheckpointError: settings without a method, or the errors of `read_foreign`.
@@ -35,11 +37,11 @@ def step_config(
         foreign = read_foreign(step, adapter.host, base)
         config = foreign.config
     else:
-        foreign, config = None, _own_config(adapter, step)
+        foreign, config = None, _own_config(adapter, step, notes)
     return as_given(config, adapter.note("targets").get(step.name)), foreign
 
 
-def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
+def _own_config(adapter: AdapterFolder, step: StepFolder, notes: list[str]) -> PeftConfig:
     name, values = (CONFIG, step.settings) if step.origin is None else (ORIGIN, step.origin)
     path = step.path / name
     assert values is not None
@@ -59,8 +61,7 @@ def _own_config(adapter: AdapterFolder, step: StepFolder) -> PeftConfig:
         )
     kind = methods[method]
     _refuse_heads_per_token(path, values, step)
-    settings = kind.file_format.repairs(_without_absent_heads(values, step))
-    return config_from_dict(kind, settings, f"{path}: ")
+    return config_in_file(kind, _without_absent_heads(values, step), f"{path}: ", notes)
 
 
 def _to_install(adapter: AdapterFolder, method: str) -> str:

@@ -237,6 +237,7 @@ class AdaptedTransformer(Module):
 
     def _detached(self) -> Transformer:
         self._adapters.detach()
+        self.base_model.note_untied()
         self._unfrozen = ()
         self.base_model.adapted = False
         return self.base_model

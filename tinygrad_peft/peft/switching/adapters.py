@@ -168,7 +168,7 @@ class Adapters:
             rewrite.seam: rewrite
             for record in self.records.values()
             for rewrite in record.rewrites
-            if not rewrite.added and not rewrite.wraps
+            if not rewrite.added and not rewrite.wraps and not rewrite.saved
         }
         problems = [
             f"{rewrite.seam.path}: {name!r} needs what {replaced[rewrite.seam].method} replaced"

@@ -61,7 +61,7 @@ def combine_records(
             that one adapter trained whole and another adapted otherwise.
     """
     problems = _wrong_settings(records, weights, combination_type, rank, density)
-    problems = problems or _different_recipes(records) + _not_finite(records)
+    problems = problems or _different_recipes(records) + _not_finite(records) + _taken(records)
     if problems:
         raise PeftError(f"the adapters cannot be combined:\n{listed(problems)}")
     how = Combination((), combination_type, rank, density, seed)
@@ -143,6 +143,16 @@ def _not_finite(records: Mapping[str, Record]) -> list[str]:
         for step in range(len(record.recipe))
         for name, parameter in record.named_parameters(step).items()
         if not np.isfinite(parameter.data).all()
+    ]
+
+
+def _taken(records: Mapping[str, Record]) -> list[str]:
+    """List the base's weights that an adapter replaces without training them."""
+    return [
+        f"{adapter!r} has the base's own weights of {rewrite.seam.path} with other values"
+        for adapter, record in records.items()
+        for rewrite in record.rewrites
+        if rewrite.saved and rewrite.seam.path not in record.targets[rewrite.step].saved
     ]
 
 
