@@ -80,7 +80,7 @@ def model(config: int, words: str, *, sharded: bool = False) -> Write:
 
     def write(folder: Path) -> None:
         with saving(folder) as save:
-            save_model(plain, save.staged)
+            save_model(plain, save.staged, overwrite=True)
             Tokenizer(backend, {"unk_token": words[0]}).save(save.staged)
         if sharded:
             shard(folder)
@@ -159,6 +159,10 @@ def read_model(folder: Path) -> object:
     found, tokenizer = load_model(folder), load_tokenizer(folder)
     weights = [(name, p.data.tobytes()) for name, p in found.named_parameters()]
     return found.config, weights, tokenizer.encode("a b c"), tokenizer.pad_id
+
+
+def read_either(folder: Path) -> object:
+    return read_model(folder) or read_adapter(folder)
 
 
 def read_rows(folder: Path) -> object:
@@ -248,6 +252,7 @@ KINDS: dict[str, Callable[[], tuple[Write, Write, Read]]] = {
         model(2, "cba"),
         read_model,
     ),
+    "a model over a recipe": lambda: (one(LORA, IA3Config()), model(1, "abc"), read_either),
     "a comparison": lambda: (comparison(0.5), comparison(0.25), read_rows),
     "a run's best weights": lambda: (
         best_weights(4, 1, running=True),

@@ -84,6 +84,13 @@ def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     assert read(tmp_path) == {"new/er/a": "a"}
 
 
+def test_new_files_may_be_read_only(tmp_path: Path) -> None:
+    with saving(tmp_path) as save:
+        save.path("a").write_text("a")
+        save.path("a").chmod(0o400)
+    assert read(tmp_path) == {"a": "a"}
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_a_block_that_raises_changes_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
     write(tmp_path, {"a": "old", "stale": "s"})

@@ -86,9 +86,8 @@ def main() -> None:
     write("bert-pretraining", BertForPreTraining(BertConfig(**bert)), rename=old_bert)
     labels = {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}
     write("bert-classifier", BertForSequenceClassification(BertConfig(**bert, **labels)))
-    labels["pad_token_id"] = 0
-    write("gpt2-classifier", GPT2ForSequenceClassification(GPT2Config(**gpt2, **labels)))
-    write("llama-classifier", LlamaForSequenceClassification(LlamaConfig(**llama, **labels)))
+    write_classifier("gpt2", GPT2ForSequenceClassification)
+    write_classifier("llama", LlamaForSequenceClassification)
 
 
 def write(
@@ -122,10 +121,24 @@ def write(
     ids = rng.integers(0, 60, (3, 20))
     mask = np.ones_like(ids)
     mask[1, 13:], mask[2, 1:] = 0, 0
-    if hasattr(model, "score"):  # it tells padding by the ids alone
-        ids = np.where(mask, ids, model.config.pad_token_id)
     np.savez_compressed(
         folder / "expected.npz", ids=ids, mask=mask, output=output(loaded, ids, mask)
+    )
+
+
+@torch.no_grad()
+def write_classifier(name: str, kind: type[PreTrainedModel]) -> None:
+    """Save a classifier's weight on a language model's checkpoint, and what it computes."""
+    torch.manual_seed(0)
+    model: Any = kind.from_pretrained(HERE / name, num_labels=3, pad_token_id=0)
+    model.score.weight.copy_(0.3 * torch.randn(model.score.weight.shape))
+    with np.load(HERE / name / "expected.npz") as stored:
+        ids, mask = stored["ids"], stored["mask"]
+    ids = np.where(mask, ids, 0)  # only the ids tell padding
+    np.savez_compressed(
+        HERE / name / "classifier.npz",
+        weight=model.score.weight.numpy(),
+        output=output(model, ids, mask),
     )
 
 

@@ -150,7 +150,7 @@ def test_a_batch_without_a_padding_token_is_one_row_after_another(tmp_path: Path
 
 
 @pytest.mark.parametrize(("family", "pooling"), POOLED)
-def test_another_head_is_no_classifier_in_transformers(
+def test_transformers_opens_the_bare_model_of_another_head(
     family: str, pooling: str, tmp_path: Path
 ) -> None:
     ours = trained(written(family, tmp_path / "base"), family, pooling)
@@ -171,7 +171,7 @@ def test_another_head_is_no_classifier_in_transformers(
 
 
 @pytest.mark.parametrize(("family", "pooling"), POOLED)
-def test_an_adapter_with_another_head_is_no_classifier_in_peft(
+def test_peft_opens_the_bare_model_of_an_adapter_with_another_head(
     family: str, pooling: str, tmp_path: Path
 ) -> None:
     base = written(family, tmp_path / "base")

@@ -1,5 +1,6 @@
 """Models saved by transformers, against the outputs of transformers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,23 @@ def test_there_are_golden_files_of_every_family() -> None:
 
 def test_the_output_matches_transformers(folder: Path) -> None:
     assert differences(load_model(folder), folder).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_decoders_classifier_matches_transformers(name: str) -> None:
+    (golden,) = (each for each in FOLDERS if each.name == name)
+    model = load_model(golden)
+    model.config = replace(model.config, pad_token_id=0)
+    model.with_classifier(3)
+    with np.load(golden / "expected.npz") as stored:
+        ids, mask = stored["ids"], stored["mask"]
+    with np.load(golden / "classifier.npz") as stored:
+        weight, expected = stored["weight"], stored["output"]
+    model.load_state_dict(model.state_dict() | {"classifier.weight": weight})
+    padded = np.where(mask, ids, 0)
+    for given in (mask, None):  # padding is known by the ids as well
+        np.testing.assert_allclose(model(padded, given).numpy(), expected, atol=1e-5)
+    assert np.abs(expected).max() > 0.1
 
 
 def test_float64_is_at_least_as_close(folder: Path) -> None:

@@ -599,3 +599,13 @@ def test_rows_of_a_batch_go_through_adapters_of_their_own() -> None:
         alone.append(logits(peft))
     mixed = peft(IDS, adapter_names=["other", "default"]).data
     np.testing.assert_allclose(mixed, [alone[1][0], alone[0][1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_pattern_names_its_place_with_the_familys_prefix_and_without(prefix: str) -> None:
+    key = f"{prefix}layers.0.self_attn.q_proj.lora_E"
+    config = AdaLoraConfig(init_r=2, target_r=2, rank_pattern={key: [True, False]})
+    assert config.rank("model.layers.0.self_attn.q_proj") == 1
+    assert config.rank("layers.0.self_attn.q_proj") == 1
+    assert config.rank("model.layers.1.self_attn.q_proj") == 2
+    get_peft_model(small(LLAMA), config)

@@ -200,7 +200,7 @@ def test_unsupported_settings_are_refused_and_nothing_is_written(
 
 
 def test_classifiers_and_gpt2s_head_are_refused(tmp_path: Path) -> None:
-    headed = replace(LLAMA, head="classification", num_labels=3)
+    headed = replace(LLAMA, head="classification", num_labels=3, pooling="last")
     untied = replace(FAMILIES["gpt2"], tie_word_embeddings=False)
     for config, target in ((headed, "score"), (untied, "lm_head")):
         peft = adapt(small(config), replace(LORA, target_modules=[target]))

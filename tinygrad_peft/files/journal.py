@@ -209,13 +209,8 @@ def is_plain_path(path: str) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, where the system can."""
-    if os.name == "nt":
-        return  # it opens no folder
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":  # it opens no folder
+        _sync(folder)
 
 
 def _is_settings(path: str) -> bool:
@@ -237,10 +232,19 @@ def _tree(top: Path) -> tuple[list[str], list[Path]]:
 
 
 def _brought_to_disk(top: Path, path: str) -> NewFile:
-    with (top / path).open("r+b") as file:
+    _sync(top / path)
+    with (top / path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
         return NewFile(path, file.tell(), digest)
+
+
+def _sync(path: Path) -> None:
+    # Windows brings to the disk only what is open for writing; elsewhere a file may be read-only.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _damage(stage: Stage, expected: NewFile) -> Iterator[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TrainingEnded,
         TrainingStarted,
     )
+    from tinygrad_peft.train.heads import with_saved_head
     from tinygrad_peft.train.loop import train
     from tinygrad_peft.train.result import TrainResult
     from tinygrad_peft.train.running_state import read_running_state, write_running_state
@@ -43,6 +44,7 @@ else:
                 *("Evaluated", "Event", "Observer", "StepEnded"),
                 *("TrainingEnded", "TrainingStarted"),
             ),
+            "heads": ("with_saved_head",),
             "hookspecs": ("hookspecs",),
             "loop": ("train",),
             "result": ("TrainResult",),
@@ -93,5 +95,6 @@ __all__ = [
     "make_batch",
     "read_running_state",
     "train",
+    "with_saved_head",
     "write_running_state",
 ]

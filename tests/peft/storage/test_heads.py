@@ -119,7 +119,7 @@ def test_the_head_that_a_recipe_describes_is_given_back(
     assert inspect_path(tmp_path, lora_host(), base=config).sound
 
 
-def test_a_model_without_a_head_is_told_how_to_get_one(tmp_path: Path) -> None:
+def test_the_error_for_a_model_without_a_head_names_the_call_that_gives_one(tmp_path: Path) -> None:
     as_peft_writes(trained(with_head(BERT)), tmp_path / "usual")
     model = small(BERT)
     model.with_classifier(["a", "b", "c"], pooling="mean")

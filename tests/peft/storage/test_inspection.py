@@ -119,6 +119,15 @@ def test_several_adapters_are_parts_of_their_folder(tmp_path: Path) -> None:
     assert inspect(tmp_path / "only").kind == "recipe"
 
 
+def test_what_a_broken_save_has_left_is_not_an_adapter(tmp_path: Path) -> None:
+    get_peft_model(small(), LORA, host=host()).save_pretrained(tmp_path)
+    for left in (".saving-1", ".saving-2/new"):
+        shutil.copytree(tmp_path, tmp_path / left, ignore=shutil.ignore_patterns(".*"))
+    report = inspect_path(tmp_path, host())
+    assert report.kind == "adapter"
+    assert report.sound
+
+
 def test_a_model_with_its_adapter_is_two_parts(tmp_path: Path) -> None:
     save_model(small(), tmp_path)
     assert inspect(saved(tmp_path)).kind == "folder"

@@ -11,6 +11,7 @@ from tinygrad_peft.arrays import Array
 from tinygrad_peft.cli.comparison_output import ProgressLines, draw
 from tinygrad_peft.cli.contenders import parse_contenders
 from tinygrad_peft.errors import PeftError
+from tinygrad_peft.files import saving
 from tinygrad_peft.models import Tokenizer, load_model, save_model
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftModel
@@ -114,8 +115,9 @@ def _merge(job: Job, out: Path, comparison: Comparison, test_set: EncodedData) -
     assert first.folder is not None
     peft = PeftModel.from_pretrained(job.model, out / first.folder, host=Host.installed())
     adapted, folder = _logits(peft, test_set, job), out / "merged"
-    save_model(peft.merge_and_unload(), folder)
-    job.tokenizer.save(folder)
+    with saving(folder) as save:
+        save_model(peft.merge_and_unload(), save.staged, overwrite=True)
+        job.tokenizer.save(save.staged)
     merged = _logits(load_model(folder), test_set, job)
     return Merged(
         tested=len(test_set),
