@@ -24,7 +24,8 @@ PYTEST := OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytest
 MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format-check lint types imports unit interop bench fuzz wheel-test pictures format clean
+.PHONY: help demo test format-check lint types imports unit interop bench fuzz reliability \
+	wheel-test pictures format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +58,9 @@ bench: $(PEERS_READY) ## compare speed and memory with torch
 
 fuzz: $(READY) ## try COUNT broken files on every reader, 20,000 by default, from number FIRST on
 	$(VENV)/bin/python -m tests.fuzz.long_run $(or $(COUNT),20000) $(or $(FIRST),0)
+
+reliability: $(READY) ## kill a real run 100 times, and compare its bits with an unbroken one's
+	OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m tests.train.killed_runs
 
 wheel-test: ## test the built wheel, without the extras
 	@$(CHECK_PYTHON)

@@ -13,6 +13,7 @@ from tinygrad_peft_adalora.layer import AdaLoraLinear
 __all__ = ["RunningState"]
 
 BUDGET = "budget"  # T (0 before the first step), b₀ and t
+KEPT = "kept"  # which of the triplets of the start are left
 
 
 class RunningState:
@@ -22,12 +23,13 @@ class RunningState:
         self.layers = {p: m for p, m in model.named_modules() if isinstance(m, AdaLoraLinear)}
 
     def state_dict(self) -> dict[str, AnyArray]:
-        """Return each layer's budget (3,), and the averages of A, E and B, in their shapes."""
+        """Return each layer's budget (3,) and triplets (r,), and the averages of A, E and B."""
         state: dict[str, AnyArray] = {}
         for path, layer in self.layers.items():
             budget = layer.budget
             progress = (budget.total_step or 0, budget.start, budget.step)
             state[f"{path}.{BUDGET}"] = np.array(progress)
+            state[f"{path}.{KEPT}"] = layer.kept
             for name in layer.triplets:
                 importance = layer.importance_of(name)
                 state[f"{path}.{name}.sensitivity"] = importance.sensitivity
@@ -43,6 +45,7 @@ class RunningState:
         for path, layer in self.layers.items():
             total, layer.budget.start, layer.budget.step = map(int, state[f"{path}.{BUDGET}"])
             layer.budget.total_step = total or None
+            layer.kept = state[f"{path}.{KEPT}"].copy()
             for name, parameter in layer.triplets.items():
                 layer.importance[name] = Importance(
                     _as(parameter.data, state[f"{path}.{name}.sensitivity"]),
@@ -57,6 +60,8 @@ def _out_of_range(state: Mapping[str, AnyArray]) -> Iterator[str]:
             yield f"{name}: expected finite numbers of at least 0"
         elif name.endswith(f".{BUDGET}") and array.dtype.kind not in "iu":
             yield f"{name}: expected whole numbers, got {array.dtype}"
+        elif name.endswith(f".{KEPT}") and array.dtype != np.bool_:
+            yield f"{name}: expected true or false, got {array.dtype}"
 
 
 def _as(like: Array, array: AnyArray) -> Array:

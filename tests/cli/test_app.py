@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import pytest
 
 from tests.cli.toys import Commands
 from tinygrad_peft.cli.app import cli
+from tinygrad_peft.train.interrupt import Stopped
 
 COMMANDS = sorted(cli.commands)
 PROGRAM = (sys.executable, "-m", "tinygrad_peft")
@@ -248,3 +250,21 @@ def test_error_in_a_hook_names_its_plugin(commands: Commands) -> None:
 
 
 BAD_PROMPT = "prompt_tuning:prompt_tuning_init_text=hello"
+
+
+@pytest.mark.parametrize(
+    ("stop", "said", "status"),
+    [
+        (KeyboardInterrupt(), "stopped by Ctrl-C", 130),
+        (Stopped(signal.SIGTERM), "stopped by SIGTERM", 143),
+    ],
+)
+def test_exit_status_names_the_signal_that_ended_a_command(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, stop: BaseException, said: str, status: int
+) -> None:
+    def stopped(*_given: object, **_named: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(cli.commands["methods"], "callback", stopped)
+    ran = commands("methods")
+    assert (ran.status, ran.err) == (status, f"tinygrad-peft: {said}\n")

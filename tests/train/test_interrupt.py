@@ -14,7 +14,7 @@ import pytest
 from tests.train.toys import at_step, classifier, needles, same, saved, saving, weights
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.train import Event, TrainConfig, TrainingEnded, TrainResult, train
-from tinygrad_peft.train.interrupt import Interrupts
+from tinygrad_peft.train.interrupt import Interrupts, Stopped
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +119,27 @@ def test_a_second_signal_does_not_wait() -> None:
     assert interrupts.insistent
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_wait_too_and_are_named(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    number = signal.Signals[name]
+    done: list[str] = []
+
+    def work(interrupts: Interrupts, times: int) -> None:
+        with interrupts.shield():
+            for _ in range(times):
+                signal.raise_signal(number)
+            done.append("the part")
+
+    with Interrupts() as interrupts, pytest.raises(Stopped) as error:
+        work(interrupts, 1)
+    assert (done, error.value.signal, interrupts.first) == (["the part"], number, number)
+    assert caplog.messages == [f"{name}: stopping after this step; a second signal stops at once"]
+    with Interrupts() as interrupts, pytest.raises(Stopped):
+        work(interrupts, 2)
+    assert done == ["the part"]
+    assert interrupts.insistent
+
+
 def test_without_a_signal_nothing_happens() -> None:
     done: list[str] = []
     with Interrupts() as interrupts:
@@ -142,10 +163,13 @@ def test_an_error_in_a_shielded_part_comes_before_a_signal() -> None:
         fail_in_a_part(interrupts)
 
 
-def test_the_handler_is_put_back() -> None:
+def test_the_handlers_are_put_back() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    assert before == [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL]
     with Interrupts():
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not {*before} & {signal.getsignal(number) for number in numbers}
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @contextmanager
@@ -157,10 +181,12 @@ def handler(number: int, handle: signal.Handlers) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def test_a_handler_of_the_program_is_left_alone() -> None:
-    with handler(signal.SIGINT, signal.SIG_IGN), Interrupts() as interrupts, interrupts.shield():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_handler_of_the_program_is_left_alone(name: str) -> None:
+    number = signal.Signals[name]
+    with handler(number, signal.SIG_IGN), Interrupts() as interrupts, interrupts.shield():
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.raise_signal(number)
     assert interrupts.count == 0
 
 
@@ -227,4 +253,5 @@ def test_a_second_ctrl_c_ends_a_process_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
-    assert list(tmp_path.iterdir()) == []
+    # The first Ctrl-C has left a checkpoint; the weights were not saved.
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]

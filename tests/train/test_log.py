@@ -12,7 +12,15 @@ import pytest
 
 from tests.train.toys import classifier, needles, saving
 from tinygrad_peft.nn import AdamW
-from tinygrad_peft.train import Event, StepEnded, TrainConfig, TrainResult, train
+from tinygrad_peft.train import (
+    Evaluated,
+    Event,
+    StepEnded,
+    TrainConfig,
+    TrainingStarted,
+    TrainResult,
+    train,
+)
 from tinygrad_peft.train.log import JsonLines, versions, write_metrics
 
 CONFIG = TrainConfig(batch_size=4, epochs=2)
@@ -30,6 +38,10 @@ def run(folder: Path, *observers: JsonLines) -> TrainResult:
         save=saving(model),
         observers=observers,
     )
+
+
+def at(step_number: int) -> StepEnded:
+    return dataclasses.replace(step(0.5), step=step_number)
 
 
 def step(loss: float) -> StepEnded:
@@ -155,8 +167,74 @@ def test_a_link_in_the_place_of_the_log_is_replaced_and_its_target_kept(tmp_path
     target.write_text("precious")
     for link in (path.symlink_to, path.hardlink_to):
         link(target)
-        with JsonLines(path):
-            pass
+        with JsonLines(path) as log:
+            log(step(0.5))
         assert target.read_text() == "precious"
-        assert path.read_bytes() == b""
+        assert len(path.read_text().splitlines()) == 1
         path.unlink()
+
+
+# ---------- a log that goes on ----------
+
+
+def started(step: int) -> TrainingStarted:
+    return TrainingStarted(
+        steps=8,
+        epochs=1,
+        train_examples=4,
+        eval_examples=0,
+        trainable_parameters=1,
+        total_parameters=1,
+        step=step,
+    )
+
+
+def tried(step: int) -> Evaluated:
+    return Evaluated(
+        step=step, epoch=1.0, loss=1.0, accuracy=0.5, perplexity=None, seconds=0.1, is_best=True
+    )
+
+
+def events_in(path: Path) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["event"], line["step"]) for line in lines]
+
+
+def test_a_resumed_run_drops_the_lines_after_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with JsonLines(path) as log:
+        for event in (started(0), at(1), tried(1), at(2), at(3), tried(3)):
+            log(event)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"event":"step_end')  # the process was killed
+    with JsonLines(path) as log:
+        for event in (started(2), at(3), tried(3)):
+            log(event)
+    assert path.read_bytes() == whole
+
+
+def test_an_evaluation_that_is_made_again_has_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for first in (0, 1):
+        with JsonLines(path) as log:
+            log(started(first))
+            if not first:
+                log(at(1))
+            log(tried(1))
+            log(at(2))
+    expected = [("training_started", 0), ("step_ended", 1), ("evaluated", 1), ("step_ended", 2)]
+    assert events_in(path) == expected
+
+
+@pytest.mark.parametrize("old", [None, b"", b"\xff\n", b"[]\n", b'{"event": 1}\n'])
+def test_lines_that_are_missing_are_told(
+    tmp_path: Path, old: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "log.jsonl"
+    if old is not None:
+        path.write_bytes(old)
+    with JsonLines(path) as log:
+        log(started(2))
+        log(at(3))
+    assert events_in(path) == [("step_ended", 3)]
+    assert caplog.messages == [f"{path}: lines are missing before step 3"]

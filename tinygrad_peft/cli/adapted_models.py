@@ -10,7 +10,7 @@ from tinygrad_peft.nn.heads import require_one_class
 from tinygrad_peft.peft import DEFAULT, AdapterFolder, PeftModel, raise_problems
 from tinygrad_peft.train.examples import Task
 
-__all__ = ["load_adapted", "load_described", "read_folder", "task_of"]
+__all__ = ["load_adapted", "load_described", "read_folder", "task_of", "with_adapter"]
 
 
 def load_adapted(
@@ -25,17 +25,33 @@ def load_adapted(
     base = load_model(place, allow_nonfinite=allow_nonfinite)
     if adapter is None:
         return base
+    peft = with_adapter(base, adapter, name=name, allow_nonfinite=allow_nonfinite)
+    peft.release_base()
+    return peft
+
+
+def with_adapter(
+    base: Transformer,
+    adapter: Path | AdapterFolder,
+    *,
+    name: str = DEFAULT,
+    is_trainable: bool = False,
+    allow_nonfinite: bool = False,
+) -> PeftModel:
+    """Apply an adapter to a model as `name`, with the head that it was trained with."""
     folder = adapter
     if not isinstance(folder, AdapterFolder):
         folder = AdapterFolder.read(adapter_path(folder))
     head = folder.head()
     if head is not None and not head.is_on(base):
         head.give(base)
-    peft = PeftModel.from_pretrained(
-        base, folder, adapter_name=name, allow_nonfinite=allow_nonfinite
+    return PeftModel.from_pretrained(
+        base,
+        folder,
+        adapter_name=name,
+        is_trainable=is_trainable,
+        allow_nonfinite=allow_nonfinite,
     )
-    peft.release_base()
-    return peft
 
 
 def load_described(

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from signal import SIGINT
 from typing import TextIO
 
 import click
@@ -19,7 +20,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status; errors are plain lines on standard error.
 
     0: done; 1: a fault of this program, or in what `inspect` read; 2: an error that the user can
-    mend; 130: Ctrl-C; 141: the reader of the output, such as `head`, has closed it.
+    mend; 128 and the number of a signal that ended it: 130 is Ctrl-C, 143 SIGTERM, 129 SIGHUP; 141:
+    the reader of the output, such as `head`, has closed it.
     """
     try:
         if "--debug" in arguments:
@@ -39,8 +41,8 @@ def _guarded(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("stopped by Ctrl-C", 130)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        return _fail(*_stopped(stop))
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - no traceback without --debug
@@ -55,6 +57,15 @@ def _call(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code
     return status or 0
+
+
+def _stopped(stop: BaseException) -> tuple[str, int]:
+    """Return the message and the exit status after a signal: 128 and its number."""
+    from tinygrad_peft.train.interrupt import Stopped
+
+    if isinstance(stop, Stopped):
+        return f"stopped by {stop.signal.name}", 128 + stop.signal
+    return "stopped by Ctrl-C", 128 + SIGINT
 
 
 def _explained(error: Exception) -> tuple[str, int]:

@@ -65,21 +65,21 @@ RECIPE_HELP = (
 )
 
 
-def method(help_text: str = METHOD_HELP) -> Callable[[F], F]:
+def method(help_text: str = METHOD_HELP, *, required: bool = True) -> Callable[[F], F]:
     """Add --method, which may be given several times."""
     return click.option(
-        "--method", "methods", multiple=True, required=True, metavar="SPEC", help=help_text
+        "--method", "methods", multiple=True, required=required, metavar="SPEC", help=help_text
     )
 
 
-def adapter(*, required: bool) -> Callable[[F], F]:
+def adapter(*, required: bool, purpose: str = "") -> Callable[[F], F]:
     """Add --adapter: a folder, or a name on the hub."""
     return click.option(
         "--adapter",
         type=PATH,
         required=required,
-        help="A folder that finetune, Hugging Face PEFT, AdapterHub or mlx-lm wrote, or a name on "
-        "the hub.",
+        help=f"{purpose}A folder that finetune, Hugging Face PEFT, AdapterHub or mlx-lm wrote, or "
+        "a name on the hub.",
     )
 
 
@@ -157,23 +157,34 @@ _training: Callable[[F], F] = _all(
     ),
 )
 
+_checkpoints: Callable[[F], F] = _all(
+    _setting("save_every", "Steps between checkpoints; 0: none.  [default: every 5 minutes]"),
+    _setting("keep", "Checkpoints to keep."),
+    click.option("--resume", is_flag=True, help="Go on with the run that stopped in --out."),
+)
+
 
 def training_job(*, is_compared: bool) -> Callable[[Callable[..., Report]], Callable[..., Report]]:
     """Add the options of a training job, which the command gets as one `TrainingJob`.
 
-    A comparison needs --eval, and its data says the task if --task is not given.
+    A comparison needs --eval, and its data says the task if --task is not given. Without one there
+    are checkpoints, and the command gets `resume`.
     """
 
     def add(command: Callable[..., Report]) -> Callable[..., Report]:
         @wraps(command)
         def with_job(**given: Any) -> Report:  # noqa: ANN401 - as click gives them
-            settings = {field.name: given.pop(field.name) for field in fields(TrainConfig)}
+            settings = {f.name: given.pop(f.name) for f in fields(TrainConfig) if f.name in given}
             settings["max_grad_norm"] = settings["max_grad_norm"] or None
             named = {f.name: given.pop(f.name) for f in fields(TrainingJob) if f.name in given}
             return command(TrainingJob(config=TrainConfig(**settings), **named), **given)
 
-        recipes = method(RECIPE_HELP if is_compared else METHOD_HELP)
-        return _all(model, _data(is_compared=is_compared), recipes, out, _training)(with_job)
+        data = _data(is_compared=is_compared)
+        if is_compared:
+            return _all(model, data, method(RECIPE_HELP), out, _training)(with_job)
+        start = adapter(required=False, purpose="Start from an adapter, without --method. ")
+        own = (method(required=False), start, out, _training, _checkpoints)
+        return _all(model, data, *own)(with_job)
 
     return add
 

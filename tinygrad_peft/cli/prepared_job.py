@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tinygrad_peft.cli.adapted_models import with_adapter
 from tinygrad_peft.cli.examples import Examples, token_limit
 from tinygrad_peft.cli.sources import data_path, model_path
 from tinygrad_peft.cli.training_job import TrainingJob
@@ -10,7 +11,7 @@ from tinygrad_peft.errors import ConfigError, DataError
 from tinygrad_peft.models import load_model, load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.heads import require_one_class
-from tinygrad_peft.peft import PeftConfig, VirtualConfig
+from tinygrad_peft.peft import PeftConfig, PeftModel, VirtualConfig
 from tinygrad_peft.train.encoding import EncodedData
 from tinygrad_peft.train.examples import ClassificationExample, Task, label_names, task_of_file
 from tinygrad_peft.train.label_matching import class_names, class_numbers, quoted
@@ -20,11 +21,15 @@ __all__ = ["PreparedJob", "prepare"]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedJob:
-    """A model with a head for the task, and its data as token ids."""
+    """A model with a head for the task, and its data as token ids.
+
+    adapted: the model with the adapter that training starts from, if the job names one.
+    """
 
     job: TrainingJob
     task: Task
     model: Transformer
+    adapted: PeftModel | None
     max_length: int  # tokens of an example
     train_set: EncodedData
     eval_set: EncodedData | None
@@ -38,6 +43,7 @@ class PreparedJob:
             "eval": self.job.eval_data,
             "task": self.task,
             "methods": list(self.job.methods),
+            **({"adapter": str(self.job.adapter)} if self.job.adapter else {}),
             "labels": list(class_names(config.label_names, config.num_labels)),
             "max_length": self.max_length,
             "truncated": {part: data.truncated for part, data in sets.items() if data},
@@ -49,8 +55,9 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
     """Read the data and the model; leave room for the virtual tokens of each recipe.
 
     Raises DataError for data that cannot be used, has one label only, or labels that the model's
-    head does not have; TokenError where it does not fit the model; and ConfigError for an encoder
-    without a language-model head.
+    head does not have; TokenError where it does not fit the model; ConfigError for an encoder
+    without a language-model head, and for an adapter without a head that the task needs; and what
+    `PeftModel.from_pretrained` raises.
     """
     task = job.task or task_of_file(data_path(job.train_data, "train"))
     # Both data sets before anything slow, so that errors in them come at once.
@@ -59,27 +66,41 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
     source = model_path(job.model)
     tokenizer = load_tokenizer(source)
     model = load_model(source)
-    _give_head(model, task, train_set, job)
+    adapted = None
+    if job.adapter is not None:
+        adapted = with_adapter(model, job.adapter, is_trainable=True)
+        recipes = [adapted.recipe]
+    _require_head(model, task, job)
+    if task != "causal-lm":
+        _give_head(model, train_set, job)
     virtual = max(map(_virtual_tokens, recipes), default=0)
     length = token_limit(job.config.max_length, tokenizer, model.config, virtual)
     return PreparedJob(
         job=job,
         task=task,
         model=model,
+        adapted=adapted,
         max_length=length,
         train_set=train_set.encoded(tokenizer, length, model.config),
         eval_set=eval_set.encoded(tokenizer, length, model.config) if eval_set else None,
     )
 
 
-def _give_head(model: Transformer, task: Task, train_set: Examples, job: TrainingJob) -> None:
-    if task == "causal-lm":
-        if model.lm_head is None:
-            raise ConfigError(
-                f"{job.model} has no language-model head, which --task causal-lm needs; "
-                "for an encoder there is --task sequence-classification"
-            )
-        return
+def _require_head(model: Transformer, task: Task, job: TrainingJob) -> None:
+    """Raise ConfigError if the model lacks a head that cannot be new."""
+    if task == "causal-lm" and model.lm_head is None:
+        raise ConfigError(
+            f"{job.model} has no language-model head, which --task causal-lm needs; "
+            "for an encoder there is --task sequence-classification"
+        )
+    if task != "causal-lm" and job.adapter is not None and model.classifier is None:
+        raise ConfigError(
+            f"neither {job.adapter} nor {job.model} has a classification head, which "
+            "--task sequence-classification needs"
+        )
+
+
+def _give_head(model: Transformer, train_set: Examples, job: TrainingJob) -> None:
     labels = label_names([e for e in train_set.rows if isinstance(e, ClassificationExample)])
     if len(labels) < 2:
         raise DataError(
@@ -96,9 +117,12 @@ def _give_head(model: Transformer, task: Task, train_set: Examples, job: Trainin
     try:
         class_numbers(labels, names)
     except DataError:
+        owner, hint = job.adapter or job.model, ""
+        if job.adapter is None:
+            hint = ": --new-head trains a new head for them"
         raise DataError(
-            f"{train_set.path}: expected labels of the head of {job.model}, {quoted(names)}, got "
-            f"{quoted(labels)}: --new-head trains a new head for them"
+            f"{train_set.path}: expected labels of the head of {owner}, {quoted(names)}, got "
+            f"{quoted(labels)}{hint}"
         ) from None
 
 

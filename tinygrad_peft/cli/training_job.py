@@ -17,6 +17,7 @@ __all__ = ["TrainingJob"]
 class TrainingJob:
     """A model, data, methods, and the settings of training.
 
+    adapter: a trained adapter to start from, in place of methods.
     task: None: as the data has it.
     pooling: the input of a new classification head; None: as transformers' class has it.
     new_head: train a new head, also where the model has one.
@@ -31,3 +32,4 @@ class TrainingJob:
     pooling: "Pooling | None"
     new_head: bool
     config: TrainConfig
+    adapter: Path | None = None

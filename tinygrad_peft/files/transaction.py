@@ -180,7 +180,8 @@ def _tidy(folder: Path) -> None:
 
 
 def _require_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
     if size > free:
         raise CheckpointError(
             f"{folder} cannot be written: expected {size / 1e6:,.1f} MB free on its disk, "

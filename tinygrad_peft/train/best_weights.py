@@ -1,5 +1,6 @@
 """The weights that a run keeps: in memory, and in a folder."""
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +13,8 @@ from tinygrad_peft.nn.module import Parameter
 from tinygrad_peft.train.rescue import saved_elsewhere
 
 __all__ = ["BestWeights", "Save"]
+
+INTERRUPTED = "interrupted"
 
 Save: TypeAlias = Callable[[Path], None]  # writes the model's weights into a folder
 
@@ -37,6 +40,7 @@ class BestWeights:
         self.save = save
         self.optional = optional
         self.saved_to: Path | None = None
+        self.went_on = False  # after an interruption
         self.remember(step=0)
         if out is not None:
             self._probe(out)
@@ -67,7 +71,12 @@ class BestWeights:
     def write_beside(self) -> None:
         """Save the weights as they are: into `interrupted`, if the folder has a checkpoint."""
         if self.out is not None:
-            self._write(self.out / "interrupted" if self.saved_to else self.out)
+            self._write(self.out / INTERRUPTED if self.saved_to else self.out)
+
+    def discard_interrupted(self) -> None:
+        """Remove what `write_beside` has saved in `interrupted`: the run went on."""
+        if self.out is not None and self.went_on:
+            shutil.rmtree(self.out / INTERRUPTED, ignore_errors=True)
 
     def whereabouts(self) -> str:
         """Say in words where the last good weights are."""

@@ -12,14 +12,20 @@ from typing import Literal, TypeAlias, get_args
 
 from tinygrad_peft.errors import ConfigError, listed, mistyped, nearest
 
-__all__ = ["OptimizerName", "ScheduleName", "TrainConfig"]
+__all__ = ["CHECKPOINT_SETTINGS", "OptimizerName", "ScheduleName", "TrainConfig"]
 
 OptimizerName: TypeAlias = Literal["adamw", "sgd"]
 ScheduleName: TypeAlias = Literal["linear", "cosine", "constant"]
 
-_WHOLE = ("epochs", "batch_size", "accumulation", "eval_every", "seed", "max_steps", "max_length")
-_REAL = ("lr", "weight_decay", "warmup", "max_grad_norm", "label_smoothing")
-_OPTIONAL = ("max_steps", "max_length", "lr", "max_grad_norm")  # None has a meaning
+CHECKPOINT_SETTINGS = ("save_every", "save_minutes", "keep")  # they change no number of a run
+
+_WHOLE = (
+    *("epochs", "batch_size", "accumulation", "eval_every", "seed", "max_steps", "max_length"),
+    *("save_every", "keep"),
+)
+_REAL = ("lr", "weight_decay", "warmup", "max_grad_norm", "label_smoothing", "save_minutes")
+# None has a meaning
+_OPTIONAL = ("max_steps", "max_length", "lr", "max_grad_norm", "save_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,9 @@ class TrainConfig:
     label_smoothing: the share of the other labels in the target.
     eval_every: steps between evaluations; 0: at the end of each epoch.
     seed: the source of the examples' order and of dropout.
+    save_every: steps between checkpoints; 0: none. None: a checkpoint every `save_minutes`.
+    save_minutes: minutes between checkpoints without `save_every`.
+    keep: the most checkpoints to keep, the newest.
     """
 
     epochs: int = 1
@@ -57,6 +66,9 @@ class TrainConfig:
     label_smoothing: float = 0.0
     eval_every: int = 0
     seed: int = 0
+    save_every: int | None = None
+    save_minutes: float = 5.0
+    keep: int = 2
 
     def __post_init__(self) -> None:
         if problems := self._mistyped() or [*self._choices(), *self._counts(), *self._rates()]:
@@ -83,9 +95,9 @@ class TrainConfig:
 
     def _counts(self) -> list[str]:
         least = {"epochs": 1, "batch_size": 1, "accumulation": 1, "eval_every": 0, "seed": 0}
-        least |= {
-            name: 1 for name in ("max_steps", "max_length") if getattr(self, name) is not None
-        }
+        optional = {"max_steps": 1, "max_length": 1, "save_every": 0}
+        least |= {k: bound for k, bound in optional.items() if getattr(self, k) is not None}
+        least["keep"] = 1
         return [
             f"{name}: expected at least {bound}, got {getattr(self, name)}"
             for name, bound in least.items()
@@ -100,6 +112,7 @@ class TrainConfig:
             ("warmup", "at least 0 and below 1"): 0 <= self.warmup < 1,
             ("max_grad_norm", "a number above 0, or None"): max_norm > 0,
             ("label_smoothing", "at least 0 and below 1"): 0 <= self.label_smoothing < 1,
+            ("save_minutes", "a finite number above 0"): 0 < self.save_minutes < math.inf,
         }
         return [
             f"{name}: expected {wanted}, got {getattr(self, name)}"

@@ -23,7 +23,7 @@ Outcome: TypeAlias = Literal["finished", "interrupted", "diverged"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStarted:
-    """Training is ready, before its first step."""
+    """Training is ready, before its first step or the first one after it was resumed."""
 
     steps: int  # planned
     epochs: int
@@ -31,6 +31,7 @@ class TrainingStarted:
     eval_examples: int
     trainable_parameters: int
     total_parameters: int
+    step: int = 0  # the last one made before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

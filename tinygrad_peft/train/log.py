@@ -1,17 +1,20 @@
 """The files of a run beside its weights: log.jsonl and metrics.json."""
 
 import dataclasses
+import logging
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import msgspec
 import numpy as np
 
-from tinygrad_peft.files import replacing
+from tinygrad_peft.files import read_bytes, replacing
 from tinygrad_peft.train.config import TrainConfig
 from tinygrad_peft.train.events import (
     Evaluated,
@@ -24,6 +27,10 @@ from tinygrad_peft.train.result import TrainResult
 
 __all__ = ["JsonLines", "versions", "write_metrics"]
 
+logger = logging.getLogger(__name__)
+
+_LARGEST_LOG = 10_000_000_000  # bytes; some 40 million steps
+
 NAMES: Mapping[type[Event], str] = {
     TrainingStarted: "training_started",
     StepEnded: "step_ended",
@@ -32,22 +39,50 @@ NAMES: Mapping[type[Event], str] = {
 }
 
 
+class _Line(msgspec.Struct):
+    """The part of a line of log.jsonl that says where it belongs."""
+
+    event: str
+    step: int
+
+
 class JsonLines:
     """An observer that writes each event at once as a line of JSON: `{"event": ..., ...}`.
 
     The model and its optimiser are left out. Numbers that are not finite become null. An older file
-    is replaced.
+    is replaced, unless the run goes on from a checkpoint: then the lines up to its step stay.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # a link's target keeps what it has
-        self._file = path.open("xb")
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._last: tuple[str, float] | None = None  # the event and step of the last line kept
 
     def __call__(self, event: Event) -> None:
-        line = {"event": NAMES[type(event)], **_plain(event)}
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
+        resumed = isinstance(event, TrainingStarted) and event.step > 0
+        if self._file is None:
+            self._file = self._opened(event.step if resumed else None)
+        # A run that stopped within an evaluation, and went on twice, makes it twice.
+        if not resumed and (NAMES[type(event)], event.step) != self._last:
+            line = {"event": NAMES[type(event)], **_plain(event)}
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
+
+    def _opened(self, step: int | None) -> BinaryIO:
+        """Open the file with its lines up to a step; empty for None."""
+        if step is None:
+            self.path.unlink(missing_ok=True)  # a link's target keeps what it has
+            return self.path.open("xb")
+        read = read_bytes(self.path, most=_LARGEST_LOG) if self.path.exists() else b""
+        lines = read.splitlines(keepends=True)
+        places = list(takewhile(lambda place: place[1] <= step, map(_place, lines)))
+        self._last = places[-1] if places else None
+        if self._last is None or self._last[1] != step:
+            logger.warning("%s: lines are missing before step %d", self.path, step + 1)
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(lines[: len(places)]))
+        return self.path.open("ab")
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +93,8 @@ class JsonLines:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def write_metrics(
@@ -105,6 +141,17 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".rstrip(),
     }
+
+
+def _place(line: bytes) -> tuple[str, float]:
+    """Return the event and step of a line: of the end of a run, and of half a line, infinity."""
+    try:
+        found = msgspec.json.decode(line, type=_Line) if line.endswith(b"\n") else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        found = None
+    if found is None or found.event == NAMES[TrainingEnded]:
+        return "", math.inf
+    return found.event, found.step
 
 
 def _own_version() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Literal, TypeAlias
 
 from tinygrad_peft.train.events import Evaluated
@@ -31,6 +32,7 @@ class TrainResult:
     trainable_parameters: int  # at the end
     total_parameters: int
     saved_to: Path | None  # the folder of the weights saved last
+    stopped_by: Signals | None = None  # what ended an interrupted run; Ctrl-C is SIGINT
 
     @property
     def final(self) -> Evaluated | None:
@@ -39,5 +41,5 @@ class TrainResult:
 
     @property
     def interrupted(self) -> bool:
-        """True if Ctrl-C ended the run."""
+        """True if a signal ended the run, such as Ctrl-C."""
         return self.outcome == "interrupted"

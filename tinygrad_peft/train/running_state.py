@@ -18,7 +18,7 @@ from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train import hookspecs
 from tinygrad_peft.train.trainable import Stateful
 
-__all__ = ["RUNNING_STATE", "read_running_state", "write_running_state"]
+__all__ = ["RUNNING_STATE", "has_running_state", "read_running_state", "write_running_state"]
 
 RUNNING_STATE = "running_state.safetensors"
 
@@ -58,6 +58,11 @@ def read_running_state(model: PeftModel, folder: Path) -> None:
         raise CheckpointError(f"{path} does not fit the model:\n{listed(problems)}")
     for plugin, state in states.items():
         state.load_state_dict(found[plugin])
+
+
+def has_running_state(model: object) -> bool:
+    """Return True if a plugin of a model has arrays to save."""
+    return any(state.state_dict() for state in _states(model).values())
 
 
 def _states(model: object) -> Mapping[str, Stateful]:

@@ -31,19 +31,24 @@ class StepBatches:
 
 def count_steps(config: TrainConfig, examples: int) -> int:
     """Count the steps of a run over `examples` examples."""
-    per_epoch = _divide_up(_divide_up(examples, config.batch_size), config.accumulation)
-    total = per_epoch * config.epochs
+    total = _steps_per_epoch(config, examples) * config.epochs
     return total if config.max_steps is None else min(total, config.max_steps)
 
 
-def step_batches(config: TrainConfig, train_set: EncodedData) -> Iterator[StepBatches]:
-    """Yield the batches of each step of a run, making an epoch's when its turn comes."""
+def step_batches(
+    config: TrainConfig, train_set: EncodedData, *, start: int = 0
+) -> Iterator[StepBatches]:
+    """Yield the batches of each step of a run after the first `start`.
+
+    The batches of an epoch are made when its turn comes, and those of earlier epochs never.
+    """
+    epochs, skipped = divmod(start, _steps_per_epoch(config, len(train_set)))
     every = (
         step
-        for epoch in range(1, config.epochs + 1)
+        for epoch in range(epochs + 1, config.epochs + 1)
         for step in _steps_of_epoch(config, train_set, epoch)
     )
-    return islice(every, count_steps(config, len(train_set)))
+    return islice(every, skipped, skipped + count_steps(config, len(train_set)) - start)
 
 
 def _steps_of_epoch(
@@ -59,6 +64,10 @@ def _steps_of_epoch(
             epochs_seen=epoch - 1 + end / len(made),
             ends_epoch=end == len(made),
         )
+
+
+def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
+    return _divide_up(_divide_up(examples, config.batch_size), config.accumulation)
 
 
 def _divide_up(count: int, size: int) -> int:

@@ -36,6 +36,7 @@ class Stepper:
         losses: the loss of each step so far.
         extra_losses: the terms that plugins added to the last loss, by their names.
         tally: tokens, padding and time of the steps so far.
+        earlier_seconds: the duration of the part of the run that this one goes on from.
 
     Raises TrainingError if nothing requires a gradient, and ConfigError for `total_steps` below 1.
     """
@@ -58,6 +59,7 @@ class Stepper:
         self.losses: list[float] = []
         self.extra_losses: dict[str, float] = {}
         self.tally = Tally()
+        self.earlier_seconds = 0.0
         self._peak = self.optimizer.lr
         self._schedule = make_schedule(config, total_steps)
         self._factors = step_factors(self.optimizer, model)
@@ -71,6 +73,11 @@ class Stepper:
     def done(self) -> int:
         """The number of steps so far."""
         return len(self.losses)
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the run so far, with all that happened between its steps."""
+        return self.earlier_seconds + time.perf_counter() - self._started
 
     def step(self, *batches: Batch, epoch: float = 0.0) -> StepEnded:
         """Make one step over all batches together, in training mode.
@@ -131,7 +138,7 @@ class Stepper:
             model=self.root,
             outcome=outcome,
             step=self.done,
-            seconds=time.perf_counter() - self._started,
+            seconds=self.seconds,
             tokens_per_second=self.tally.tokens_per_second,
             saved_to=saved_to,
         )

@@ -122,7 +122,8 @@ class _Trial:
             peft.unload()
 
     def _train(self, peft: PeftModel) -> TrainResult:
-        bench, config = self.bench, self.turn.config
+        bench = self.bench
+        config = replace(self.turn.config, save_every=0)  # a comparison is not resumed
         data, observers = (bench.train_set, bench.eval_set), [self._observe]
         if bench.out is None:
             return train(peft, *data, config, observers=observers)

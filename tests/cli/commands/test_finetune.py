@@ -440,7 +440,9 @@ def test_ctrl_c_saves_and_says_where(small_world: Path, tmp_path: Path) -> None:
     assert output.splitlines()[0].split() == ["outcome", "interrupted"]
     assert output.splitlines()[-1].split() == ["saved", "in", str(out / "interrupted")]
     adapter = FILES - {"metrics.json", "log.jsonl"}
-    assert tree(out) == FILES | {f"interrupted/{name}" for name in adapter}
+    resumable = {name for name in tree(out) if name.startswith("checkpoints/step-")}
+    assert len(resumable) == 2
+    assert tree(out) == FILES | {f"interrupted/{name}" for name in adapter} | resumable
     assert json.loads((out / "metrics.json").read_bytes())["outcome"] == "interrupted"
 
 

@@ -2,15 +2,19 @@
 
 from typing import TYPE_CHECKING
 
+import click
+
 from tinygrad_peft.cli import options
 from tinygrad_peft.cli.command import Report, command
 from tinygrad_peft.cli.text import columns
 from tinygrad_peft.cli.training_job import TrainingJob
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from tinygrad_peft.peft import PeftModel
+    from tinygrad_peft.cli.prepared_job import PreparedJob
+    from tinygrad_peft.peft import Host, PeftConfig, PeftModel
     from tinygrad_peft.train import TrainResult
 
 __all__ = ["finetune"]
@@ -19,25 +23,30 @@ __all__ = ["finetune"]
 @command
 @options.training_job(is_compared=False)
 @options.quiet
-def finetune(job: TrainingJob, *, quiet: bool) -> Report:
+def finetune(job: TrainingJob, *, resume: bool, quiet: bool) -> Report:
     """Train methods on a data set, and save the adapter.
 
     The folder gets adapter_config.json, adapter_model.safetensors, recipe.json, metrics.json and
-    log.jsonl.
+    log.jsonl. A run that a signal stopped, or that was killed, goes on with --resume and the
+    options that it had.
     """
     from tinygrad_peft.cli.output_folder import check_output
     from tinygrad_peft.cli.prepared_job import prepare
-    from tinygrad_peft.peft import Host, get_peft_model, parse_method
-    from tinygrad_peft.train.heads import with_saved_head
-    from tinygrad_peft.train.output_folder import train_into
+    from tinygrad_peft.peft import Host, parse_method
+    from tinygrad_peft.train.output_folder import check_folder, train_into
     from tinygrad_peft.train.progress import progress_display
 
+    if bool(job.methods) == (job.adapter is not None):
+        raise click.UsageError("expected either --method, or --adapter to start from")
+    if job.adapter is not None and job.new_head:
+        raise click.UsageError("--new-head: the head comes with the adapter")
     host = Host.installed()
     recipe = [parse_method(spec, host) for spec in job.methods]
-    check_output(job.out, refused=("config.json", "adapter_config.json", "recipe.json"))
+    held = ("config.json", "adapter_config.json", "recipe.json")
+    check_folder(job.out, resume=resume)
+    check_output(job.out, refused=() if resume else held)
     ready = prepare(job, [recipe])
-    recipe_with_head = with_saved_head(recipe, ready.model)
-    peft = get_peft_model(ready.model, recipe_with_head, seed=job.config.seed, host=host)
+    peft = _adapted(ready, recipe, host)
     peft.release_base()  # only the adapter is saved
     with progress_display(quiet=quiet) as display:
         result = train_into(
@@ -48,8 +57,20 @@ def finetune(job: TrainingJob, *, quiet: bool) -> Report:
             job.config,
             observers=[display],
             job=ready.description(),
+            resume=resume,
         )
     return _report(job.out, peft, result)
+
+
+def _adapted(ready: "PreparedJob", recipe: "Sequence[PeftConfig]", host: "Host") -> "PeftModel":
+    """Return the model with the recipe, or with the adapter to start from."""
+    from tinygrad_peft.peft import get_peft_model
+    from tinygrad_peft.train.heads import with_saved_head
+
+    if ready.adapted is not None:
+        return ready.adapted
+    with_head = with_saved_head(recipe, ready.model)
+    return get_peft_model(ready.model, with_head, seed=ready.job.config.seed, host=host)
 
 
 def _report(out: "Path", peft: "PeftModel", result: "TrainResult") -> Report:
@@ -81,4 +102,5 @@ def _report(out: "Path", peft: "PeftModel", result: "TrainResult") -> Report:
         if best.accuracy is not None:
             rows.append(("accuracy", f"{100 * best.accuracy:.2f} %"))
     rows.append(("saved in", saved_in))
-    return Report(values=values, lines=columns(rows), status=130 if result.interrupted else 0)
+    status = 0 if result.stopped_by is None else 128 + result.stopped_by
+    return Report(values=values, lines=columns(rows), status=status)
