@@ -11,9 +11,12 @@ from hypothesis import settings
 settings.register_profile("tinygrad_peft", deadline=None, derandomize=True)
 settings.load_profile("tinygrad_peft")
 
-# A job in the background ignores Ctrl-C, and so would the processes that tests interrupt.
+# A job in the background ignores Ctrl-C, or under nohup the end of its terminal, and so would the
+# processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TESTS = Path(__file__).parent
 MARKER_OF_FOLDER = {"interop": "interop", "benchmarks": "bench"}

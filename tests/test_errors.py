@@ -5,9 +5,11 @@ import time
 from tinygrad_peft.errors import (
     LISTED,
     LONGEST_LINE,
+    LONGEST_MESSAGE,
     ConfigError,
     explained,
     failures,
+    hinted,
     listed,
     nearest,
     shortened,
@@ -81,3 +83,25 @@ def test_a_problem_of_several_lines_is_listed_with_the_others_indented() -> None
     assert listed(["first\n  - detail", "second"]) == "  - first\n      - detail\n  - second"
     assert told(["first\nmore"]) == " first\nmore"
     assert told(["first\nmore", "second"]) == "\n  - first\n    more\n  - second"
+
+
+def test_a_message_is_cut_short_however_it_was_put_together() -> None:
+    error = ConfigError("names: " + ", ".join(f"name{n}" for n in range(10**6)))
+    assert len(str(error)) < LONGEST_MESSAGE + 100
+    assert str(error).startswith("names: name0, name1, ")
+    assert str(error).endswith(" characters more")
+
+
+def test_a_message_shows_control_characters_and_does_not_send_them() -> None:
+    error = ConfigError("layer \x1b[31m\u202e\x00\ud800: é\nsecond line")
+    assert str(error) == "layer \\x1b[31m\\u202e\\x00\\ud800: é\nsecond line"
+
+
+def test_hints_for_a_hundred_thousand_names_take_a_moment() -> None:
+    known = [f"layers.{i}.attn.q_proj" for i in range(10**5)]
+    start = time.process_time()
+    hints = [hint for _, hint in hinted((name + "_x" for name in known), known, 1)]
+    assert time.process_time() - start < 10
+    assert len(hints) == 10**5
+    assert all(hints[:LISTED])
+    assert not any(hints[LISTED:])

@@ -13,6 +13,7 @@ from tinygrad_peft.peft import (
     Shapes,
     broken_expressions,
     matches,
+    named_by,
 )
 
 __all__ = ["IA3Config"]
@@ -28,7 +29,10 @@ def with_feedforward_targets(values: Mapping[str, object]) -> Mapping[str, objec
     feedforward = _names(values.get("feedforward_modules"))
     if not named or set(feedforward) <= set(named):
         return values
-    meant = [re.escape(n) for n in feedforward if any(_may_meet(n, other) for other in named)]
+    # Two names can match one module where one is the end of the other.
+    ends = {n for names in named_by(named, feedforward).values() for n in names}
+    ends |= {n for n, others in named_by(feedforward, named).items() if others}
+    meant = [re.escape(name) for name in feedforward if name in ends]
     return {**values, "feedforward_modules": rf"(.*\.)?({'|'.join(meant)})" if meant else []}
 
 
@@ -106,9 +110,3 @@ def _names(value: object) -> list[str]:
     found = value if isinstance(value, list) else []
     names = [name for name in found if isinstance(name, str)]
     return names if len(names) == len(found) else []
-
-
-def _may_meet(name: str, other: str) -> bool:
-    """Tell whether two names can match one module: one is the end of the other."""
-    one, two = f".{name}", f".{other}"
-    return one.endswith(two) or two.endswith(one)

@@ -25,6 +25,7 @@ from tinygrad_peft_lora.llama_cpp import refused_tensors, unseen_settings
 
 __all__ = ["LoraConfig", "pattern_matches"]
 
+MOST_MODULES = 100  # with trained tokens: a model has one or two
 INPUT = "embed_tokens"  # the field of the input embedding, which a bare list of token ids is for
 # Starts with a part of W₀, which PEFT subtracts from the base: not for files of other programs.
 LEAVING_RESIDUAL = ("pissa", "olora")
@@ -111,8 +112,15 @@ class LoraConfig(TargetedConfig):
             *broken_expressions("rank_pattern", self.rank_pattern, is_part=True),
             *broken_expressions("alpha_pattern", self.alpha_pattern, is_part=True),
             *self._excluded(),
-            *(p for name, ids in self.token_ids().items() for p in _id_problems(name, ids)),
+            *self._token_problems(),
         ]
+
+    def _token_problems(self) -> list[str]:
+        named = self.token_ids()
+        if len(named) > MOST_MODULES:
+            most = f"expected at most {MOST_MODULES} modules, got {len(named):,}"
+            return [f"trainable_token_indices: {most}"]
+        return [problem for name, ids in named.items() for problem in _id_problems(name, ids)]
 
     def _number_problems(self) -> list[str]:
         zeros = {name: alpha for name, alpha in self._alphas().items() if not alpha}

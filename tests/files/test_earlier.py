@@ -17,10 +17,10 @@ OURS = [
     *("0-lora/adapter_config.json", "0-lora/adapter_model.safetensors"),
     *("1-lora-r-8/log.jsonl", "1-lora-r-8/0-lora/adapter_config.json"),
     *("1_Pooling/config.json", "2_Dense/model.safetensors", "modules.json"),
-    *("interrupted/adapter_config.json", "checkpoints/step-00000120/metrics.json"),
+    *("interrupted/adapter_config.json", "checkpoints/step-00000120/state.json"),
 ]
 OTHERS = [
-    *("notes.txt", "README.md", ".git/config.json", "data.json", "train.jsonl"),
+    *("notes.txt", "README.md", ".git/config.json", "data.json", "state.json"),
     *("other/config.json", "other/model.safetensors", "2024-models/config.json", "0-lora/notes.md"),
     "mymodel.safetensors",
 ]

@@ -195,6 +195,21 @@ def test_links_among_new_files_are_refused(tmp_path: Path) -> None:
         save.path("a").symlink_to("/etc/passwd")
 
 
+def test_a_disk_that_fills_while_files_are_written_leaves_the_folder_as_it_was(
+    tmp_path: Path,
+) -> None:
+    resource = pytest.importorskip("resource")
+    write(tmp_path, OLD)
+
+    def act() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes in any one file
+        with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be written: File too large"):
+            save_files(tmp_path, {**NEW, "big": "b" * 10_000}, STALE)
+
+    assert in_fork(act) == 0
+    assert read(tmp_path) == OLD
+
+
 def test_files_that_cannot_be_moved_are_named_and_moved_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

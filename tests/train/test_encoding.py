@@ -47,8 +47,8 @@ def test_all_unknown_labels_are_listed() -> None:
         encode_classification(examples, ("negative", "positive"), Letters())
     assert str(caught.value).splitlines() == [
         "unknown labels (expected one of 'negative', 'positive'):",
-        "  'positiv' in 1 of 4 examples; did you mean 'positive'?",
-        "  'q' in 2 of 4 examples",
+        "  - 'positiv' in 1 of 4 examples; did you mean 'positive'?",
+        "  - 'q' in 2 of 4 examples",
     ]
 
 

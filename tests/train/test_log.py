@@ -227,7 +227,7 @@ def test_an_evaluation_that_is_made_again_has_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [None, b"", b"\xff\n", b"[]\n", b'{"event": 1}\n'])
-def test_lines_that_are_missing_are_told(
+def test_missing_lines_are_logged(
     tmp_path: Path, old: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "log.jsonl"

@@ -1,5 +1,6 @@
 """The progress of a run."""
 
+import io
 import os
 import re
 import subprocess
@@ -123,3 +124,23 @@ def test_a_terminal_shows_plain_lines_where_rich_is_not_installed() -> None:
         *("step 4/8", "step 8/8"),
         "finished after 8 steps",
     ]
+
+
+class Gone(io.StringIO):
+    """The standard error of a process whose terminal is gone."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_terminal_that_is_gone_does_not_end_a_run(
+    monkeypatch: pytest.MonkeyPatch, *, live: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with progress_display(live=live) as display:
+        result = train(classifier(), needles(16), needles(8), CONFIG, observers=[display])
+    assert result.outcome == "finished"

@@ -158,7 +158,8 @@ _training: Callable[[F], F] = _all(
 )
 
 _checkpoints: Callable[[F], F] = _all(
-    _setting("save_every", "Steps between checkpoints; 0: none.  [default: every 5 minutes]"),
+    _setting("save_every", "Steps between checkpoints; 0: none.  [default: by time]"),
+    _setting("save_minutes", "Minutes between checkpoints, without steps."),
     _setting("keep", "Checkpoints to keep."),
     click.option("--resume", is_flag=True, help="Go on with the run that stopped in --out."),
 )

@@ -20,6 +20,7 @@ HELD: Mapping[str, str] = {
     "adapter_config.json": "an adapter",
     "recipe.json": "an adapter",
     "comparison.json": "a comparison",
+    "checkpoints": "an unfinished run",
 }
 _WEIGHTS = r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 _TOKENIZER = (
@@ -31,10 +32,11 @@ _ADAPTER = (
     r"|reparameterization\.(json|safetensors)|running_state\.safetensors"
 )
 _OTHERS = (
-    r"(generation_)?config\.json|(metrics|comparison|modules|run)\.json|log\.jsonl|comparison\.png"
+    r"(generation_)?config\.json|(metrics|comparison|modules)\.json|log\.jsonl|comparison\.png"
     r"|(config_sentence_transformers|sentence_bert_config)\.json"
 )
 _OURS = re.compile(f"{_WEIGHTS}|{_TOKENIZER}|{_ADAPTER}|{_OTHERS}")
+_STATE = re.compile(r"checkpoints/step-\d+/state\.(json|safetensors)")
 # Steps and contenders (0-name), modules (1_Pooling), and what a run writes beside its best weights.
 _PARTS = re.compile(r"\d{1,3}[-_][\w.-]+|interrupted|checkpoints|step-\d+")
 
@@ -61,7 +63,7 @@ def refuse_earlier_work(
 def replace_earlier_work(save: Transaction, *, overwrite: bool) -> None:
     """Let a save remove the earlier work in its folder, unless it writes the file anew.
 
-    Raises ConfigError without `overwrite` if there is any model, adapter or comparison.
+    Raises ConfigError if there is any, without `overwrite`.
     """
     if not overwrite:
         refuse_earlier_work(save.folder)
@@ -82,5 +84,5 @@ def _files(folder: Path, above: str) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             if _PARTS.fullmatch(entry.name):
                 yield from _files(folder / entry.name, f"{above}{entry.name}/")
-        elif _OURS.fullmatch(entry.name):
+        elif _OURS.fullmatch(entry.name) or _STATE.fullmatch(above + entry.name):
             yield above + entry.name

@@ -25,6 +25,7 @@ __all__ = [
 
 PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
 LARGEST_JSON = 100_000_000  # bytes; three times the size of the largest tokenizers
+LARGEST_SETTINGS = 30_000_000  # bytes; three times the size of the largest index of shards
 
 
 def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
@@ -47,7 +48,7 @@ def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
 
 def read_json_object(path: Path) -> dict[str, object]:
     """Read the JSON object in a file. Raises CheckpointError for anything else."""
-    return decode_json_object(read_bytes(path), str(path))
+    return decode_json_object(read_bytes(path, LARGEST_SETTINGS), str(path))
 
 
 def decode_json_object(text: bytes, where: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ from tinygrad_peft.peft.accounting.memory import Memory, estimate_full_memory, e
 from tinygrad_peft.peft.accounting.parameters import count_model, count_recipe
 from tinygrad_peft.peft.configs.base import PeftConfig, steps_of
 from tinygrad_peft.peft.configs.file_format import PREFIX, FileFormat, Shapes
-from tinygrad_peft.peft.configs.patterns import broken_expressions, full_match, matches
+from tinygrad_peft.peft.configs.patterns import broken_expressions, full_match, matches, named_by
 from tinygrad_peft.peft.configs.serialisation import (
     RESERVED_SETTINGS,
     config_from_dict,
@@ -119,6 +119,7 @@ __all__ = [
     "known_layouts",
     "matches",
     "methods_of",
+    "named_by",
     "parse_method",
     "raise_problems",
     "steps_of",

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from tinygrad_peft.errors import DataError, nearest, shortened
+from tinygrad_peft.errors import DataError, hinted, listed, shortened
 
 __all__ = ["class_names", "class_numbers", "log_readings", "quoted"]
 
@@ -77,14 +77,12 @@ def log_readings(found: Mapping[str, int], names: Sequence[str], where: str) -> 
 
 
 def _unknown(counts: Counter[str], names: Sequence[str]) -> str:
-    unknown = sorted(counts.keys() - set(names))
-    lines = [
-        f"  {shortened(repr(name))} in {counts[name]} of {counts.total()} examples"
-        f"{nearest(name, names, count=1)}"
-        for name in unknown[:_SHOWN]
+    unknown, total = sorted(counts.keys() - set(names)), counts.total()
+    problems = [
+        f"{name!r:.100} in {counts[name]} of {total} examples{close}"
+        for name, close in hinted(unknown, names, 1)
     ]
-    more = [f"  and {len(unknown) - _SHOWN} more"] if len(unknown) > _SHOWN else []
-    return "\n".join([f"unknown labels (expected one of {quoted(names)}):", *lines, *more])
+    return f"unknown labels (expected one of {quoted(names)}):\n{listed(problems)}"
 
 
 def quoted(names: Sequence[str]) -> str:

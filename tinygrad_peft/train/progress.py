@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 
 from tinygrad_peft.train.events import (
@@ -26,7 +26,8 @@ def progress_display(*, quiet: bool = False, live: bool | None = None) -> Iterat
     A terminal shows a live line (step, bar, time left, loss, learning rates, tokens per second)
     below a line for each evaluation. If standard output or standard error is not a terminal, or
     rich (the extra `cli`) is not installed, only the evaluations and the end get a line. `live`
-    switches the live line on or off; `quiet` shows nothing at all.
+    switches the live line on or off; `quiet` shows nothing at all. A terminal that is gone ends the
+    display, not the run.
     """
     if live is None:
         live = sys.stdout.isatty() and sys.stderr.isatty()
@@ -40,7 +41,8 @@ def progress_display(*, quiet: bool = False, live: bool | None = None) -> Iterat
 
 
 def _write(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
 
 
 def _ignore(_event: Event) -> None:
@@ -110,11 +112,12 @@ def _live_line() -> Iterator[Observer]:
     # While the live line is shown, the console prints above it.
     lines = _Lines(lambda line: console.print(line, markup=False, soft_wrap=True))
     numbers = _Numbers()
-    with Progress(*columns, console=console, refresh_per_second=4, transient=True) as display:
-        task = display.add_task("", total=None, numbers="")
+    display = Progress(*columns, console=console, refresh_per_second=4, transient=True)
+    task = display.add_task("", total=None, numbers="")
 
-        def observe(event: Event) -> None:
-            nonlocal numbers
+    def observe(event: Event) -> None:
+        nonlocal numbers
+        with suppress(OSError):
             lines(event)
             if isinstance(event, TrainingStarted):  # the first run, or another one
                 numbers = _Numbers()
@@ -122,7 +125,13 @@ def _live_line() -> Iterator[Observer]:
             elif isinstance(event, StepEnded):
                 display.update(task, completed=event.step, numbers=numbers.after(event))
 
+    with suppress(OSError):
+        display.start()
+    try:
         yield observe
+    finally:
+        with suppress(OSError):
+            display.stop()
 
 
 class _Numbers:

@@ -225,7 +225,7 @@ def test_labels_that_only_the_evaluation_has_are_refused_with_their_file(
     message = commands.fails(*classify(small_world, tmp_path / "out", "--eval", data))
     assert message.splitlines() == [
         f"tinygrad-peft: {data}: unknown labels (expected one of 'neg', 'pos'):",
-        "  'poss' in 1 of 5 examples; did you mean 'pos'?",
+        "  - 'poss' in 1 of 5 examples; did you mean 'pos'?",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -283,3 +283,48 @@ def test_an_unknown_family_is_refused_when_writing() -> None:
     config: TransformerConfig = dataclasses.replace(SHAPES["gpt2"], model_type="gptj")
     with pytest.raises(ConfigError, match="unknown model_type 'gptj', expected one of gpt2"):
         config_to_json(config)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"head_dim": 0}, "head_dim: expected a number above 0, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: expected a number above 0, got 0"),
+        ({"num_labels": 0}, "num_labels: expected a number above 0, got 0"),
+        ({"rope_theta": 0.0}, r"rope_theta: expected a number above 0, got 0\.0"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 0}},
+            "rope_scaling: factor: expected a number above 0, got 0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+            "rope_parameters: rope_theta: expected a number above 0, got 0",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "", "factor": 2.0}},
+            "rope type: expected one of .*, got ''",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0}},
+            "original_max_position_embeddings must be at least 1",
+        ),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 0}}, "low_freq_factor must be above 0"),
+        ({"rms_norm_eps": 0}, "norm_eps and rope_theta must be above 0"),
+    ],
+)
+def test_a_zero_is_not_taken_for_a_missing_setting(setting: dict[str, object], told: str) -> None:
+    sizes = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 8)
+    config = {"model_type": "llama", **sizes, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"max_position_embeddings": 16}
+    config_from_json(config)
+    with pytest.raises(ConfigError, match=told):
+        config_from_json(config | setting)

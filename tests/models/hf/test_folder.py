@@ -244,9 +244,27 @@ def test_all_missing_shards_are_named(copy: Copying) -> None:
     for number in (1, 3):
         (folder / f"model-0000{number}-of-00003.safetensors").unlink()
     assert message(folder) == (
-        f"{folder} lacks model-00001-of-00003.safetensors, model-00003-of-00003.safetensors, "
-        "listed in model.safetensors.index.json"
+        f"{folder} lacks files that model.safetensors.index.json lists:\n"
+        "  - model-00001-of-00003.safetensors\n"
+        "  - model-00003-of-00003.safetensors"
     )
+
+
+def test_an_index_of_many_absent_shards_gets_a_short_message(copy: Copying) -> None:
+    folder = copy("gpt2-sharded")
+    many = {f"a{n}": f"model-{n:06}.safetensors" for n in range(10**5)}
+    index(folder, lambda places: places.update(many))
+    told = message(folder)
+    assert len(told) < 2_000
+    assert told.endswith("... and 99980 more")
+
+
+def test_an_index_larger_than_any_model_needs_is_not_read(copy: Copying) -> None:
+    folder = copy("gpt2-sharded")
+    path = folder / "model.safetensors.index.json"
+    with path.open("r+b") as file:
+        file.truncate(30_000_001)  # holes
+    assert message(folder) == f"{path} has 30,000,001 bytes, expected at most 30,000,000"
 
 
 def test_a_shard_must_have_the_tensors_listed_in_the_index(copy: Copying) -> None:

@@ -322,6 +322,28 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
         peft.add_adapter(name, SoftConfig())
 
 
+@pytest.mark.parametrize(
+    "name", ["a.b", "a ", ".a", "a\x00", "a\n", "é", "a\\b", "a" * 10_000 + "/"]
+)
+def test_a_name_with_other_characters_is_refused_in_a_short_message(name: str) -> None:
+    with pytest.raises(PeftError, match="adapter name: expected a letter") as caught:
+        get_peft_model(small(LLAMA), SoftConfig(), adapter_name=name, host=host())
+    assert len(str(caught.value)) < 400
+
+
+def test_a_name_that_a_file_system_cannot_hold_is_refused() -> None:
+    peft = several(LLAMA, {"a" * 100: LORA["llama"]})
+    with pytest.raises(PeftError, match=r"expected at most 100 characters .*, got 101: 'bbb"):
+        peft.add_adapter("b" * 101, SoftConfig())
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "Com1", "lpt9", "checkpoints"])
+def test_a_reserved_name_is_refused(name: str) -> None:
+    peft = several(LLAMA, {"a": LORA["llama"]})
+    with pytest.raises(PeftError, match=f"adapter name: {name!r} is reserved"):
+        peft.add_adapter(name, SoftConfig())
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     peft = several(LLAMA, {"a": LORA["llama"]})
     with pytest.raises(PeftError, match="adapter 'a' already exists"):

@@ -9,7 +9,14 @@ import click
 from tinygrad_peft.cli import options
 from tinygrad_peft.cli.command import Report, command
 from tinygrad_peft.cli.text import columns
-from tinygrad_peft.errors import CheckpointError, ConfigError, printable
+from tinygrad_peft.errors import (
+    LISTED,
+    CheckpointError,
+    ConfigError,
+    listed,
+    printable,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from tinygrad_peft.models.inspection import Report as Inspection
@@ -17,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
-_SHOWN = 4  # entries of a setting by path that fit in a line; --json has all
+# What is shown of each; --json has all.
+_SHOWN = 4  # entries of a setting by path that fit in a line
+_ROWS = 100  # of the table of tensors
 
 
 @command
@@ -95,8 +104,7 @@ def _counted(what: str, texts: Sequence[str]) -> Iterator[str]:
     if texts:
         yield ""
         yield f"{len(texts)} {what}{'s' if len(texts) > 1 else ''}:"
-    for text in texts:
-        yield from (f"  {line}" for line in f"- {text}".splitlines())
+        yield listed(texts)
 
 
 def _facts(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -116,8 +124,18 @@ def _totals(tensors: "Tensors | None") -> Iterator[tuple[str, str]]:
 
 
 def _table(tensors: "Tensors") -> list[tuple[str, ...]]:
-    rows = [(g.name, str(g.shape), g.dtype, f"{g.count:,}") for g in tensors.groups]
-    return [("tensor", "shape", "dtype", "times"), *rows]
+    rows = [
+        (
+            shortened(group.name, 100),
+            shortened(str(group.shape), 100),
+            group.dtype,
+            f"{group.count:,}",
+        )
+        for group in tensors.groups[:_ROWS]
+    ]
+    more = len(tensors.groups) - len(rows)
+    rest = [(f"... and {more:,} more", "", "", "")] if more else []
+    return [("tensor", "shape", "dtype", "times"), *rows, *rest]
 
 
 def _text(value: object) -> str:
@@ -126,5 +144,6 @@ def _text(value: object) -> str:
     if isinstance(value, Mapping) and len(value) > _SHOWN:
         return f"({len(value):,} entries)"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        more = [f"... and {len(value) - LISTED:,} more"] if len(value) > LISTED else []
+        return ", ".join([*map(_text, value[:LISTED]), *more]) or "none"
+    return f"{value:,}" if isinstance(value, int) else shortened(str(value))

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
-from tinygrad_peft.errors import CheckpointError, ConfigError, listed, told
+from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened, told
 from tinygrad_peft.files import PICKLES, is_plain_name, read_json_object, saving
 from tinygrad_peft.models.families import config_from_json, config_to_json, family
 from tinygrad_peft.models.families.family import Family
@@ -72,8 +72,9 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     pickles = sorted(f.name for f in path.glob("*") if f.suffix.lower() in PICKLES)
     if pickles:
         raise CheckpointError(
-            f"{path} has its weights in {', '.join(pickles)}, and a pickle can run any code: "
-            "save them as safetensors, with save_pretrained of transformers or safetensors.torch"
+            f"{path} has its weights in {shortened(', '.join(pickles))}, and a pickle can run any "
+            "code: save them as safetensors, with save_pretrained of transformers or "
+            "safetensors.torch"
         )
     raise CheckpointError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}")
 
@@ -159,9 +160,9 @@ def _sharded(path: Path) -> dict[str, StoredTensor]:
     outside = [repr(name) for name in names if not is_plain_name(name)]
     if outside:
         raise CheckpointError(f"{path / _INDEX}: expected files of the folder, got:{told(outside)}")
-    absent = [name for name in names if not (path / name).exists()]
-    if absent:
-        raise CheckpointError(f"{path} lacks {', '.join(absent)}, listed in {_INDEX}")
+    there = {file.name for file in path.iterdir()}
+    if absent := [name for name in names if name not in there]:
+        raise CheckpointError(f"{path} lacks files that {_INDEX} lists:{told(absent)}")
     shards = {name: read_header(path / name) for name in names}
     problems = [f"missing: {k} in {f}" for k, f in places.items() if k not in shards[f]]
     if problems:

@@ -17,8 +17,8 @@ from tinygrad_peft.models import equal_names
 __all__ = ["broken_expressions", "full_match", "matches", "named_by"]
 
 SECONDS = 0.05  # for one match, which usually takes some millionths of a second
-LONGEST = 10_000  # characters
-MOST = 5_000  # expressions of one setting
+LONGEST = 50_000  # characters
+MOST = 2_000  # expressions of one setting
 # re reads these braces and brackets as plain characters, regex as fuzzy matching and classes.
 _ONLY_REGEX = re.compile(r"(?<!\\)\{(?!\d*,?\d*\})|\[[\[:]")
 

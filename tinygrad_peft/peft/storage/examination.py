@@ -14,7 +14,7 @@ from tinygrad_peft.errors import CheckpointError, hinted
 from tinygrad_peft.nn import Transformer, TransformerConfig
 from tinygrad_peft.peft.configs.base import PeftConfig
 from tinygrad_peft.peft.configs.file_format import FileFormat
-from tinygrad_peft.peft.configs.patterns import matches
+from tinygrad_peft.peft.configs.patterns import matches, named_by
 from tinygrad_peft.peft.configs.targeted import NamedTargetsConfig
 from tinygrad_peft.peft.hook_types import ForeignStep
 from tinygrad_peft.peft.recipes.record import Record
@@ -243,9 +243,10 @@ def _targeted(config: PeftConfig, paths: Iterable[str]) -> Iterator[tuple[str, l
     if targets is None or targets == ALL_LINEAR:
         return
     known = sorted(paths)
-    for entry in (targets,) if isinstance(targets, str) else targets:
-        pattern = entry if isinstance(targets, str) else [entry]
-        yield entry, [path for path in known if matches(path, pattern)]
+    if isinstance(targets, str):
+        yield targets, [path for path in known if matches(path, targets)]
+    else:
+        yield from named_by(targets, known).items()
 
 
 def _unmatched(config: PeftConfig, paths: Collection[str]) -> list[str]:

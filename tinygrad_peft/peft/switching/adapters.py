@@ -21,8 +21,12 @@ from tinygrad_peft.peft.switching.per_row import Batch, choose_per_row
 __all__ = ["BASE", "Adapters", "check_name"]
 
 LONGEST_NAME = 100  # as for the folders of steps; file systems hold 255 bytes, and paths 260
-RESERVED_NAMES = frozenset(  # Windows's devices, in any folder
-    ("con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)))
+# Windows's devices, which are in every folder, and what training keeps beside an adapter's files.
+RESERVED_NAMES = frozenset(
+    (
+        *("con", "prn", "aux", "nul", "checkpoints"),
+        *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)),
+    )
 )
 
 BASE = "__base__"  # the name for no adapter, for a row of a batch, as in PEFT
@@ -229,4 +233,4 @@ def check_name(name: str, taken: Collection[str]) -> None:
             f"{len(name):,}: {name!r:.60}..."
         )
     if name.lower() in RESERVED_NAMES:
-        raise PeftError(f"adapter name: {name!r} cannot name a folder on every system")
+        raise PeftError(f"adapter name: {name!r} is reserved, and cannot name an adapter's folder")
