@@ -1,4 +1,4 @@
-"""Lets the examples of README.md and docs/ run, in a folder with small checkpoints."""
+"""Lets the examples of README.md and docs/ run, in a folder with small checkpoints; no fsync."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,18 @@ import pytest
 
 from tinygrad_peft.models import named_shape, save_model
 from tinygrad_peft.nn import Transformer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """Leave out fsync: no test cuts the power, and it takes longer than most of them.
+
+    What is brought to the disk, and in what order, is tested in tests/files. Commands in processes
+    of their own do wait.
+    """
+    fsync, os.fsync = os.fsync, lambda _: None
+    yield
+    os.fsync = fsync
 
 
 @pytest.fixture(scope="session")

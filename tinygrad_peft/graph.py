@@ -6,6 +6,7 @@ is every intermediate array that no pullback closes over.
 """
 
 from collections.abc import Callable
+from threading import Lock
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import GraphError, ShapeError
 
 __all__ = ["Leaf", "Node", "walk"]
+
+_adding = Lock()  # several threads may add to one leaf
 
 
 class Node:
@@ -46,12 +49,13 @@ class Leaf(Node):
         """Add a gradient to `grad`, in place where possible."""
         if grad.shape != self.shape:
             raise ShapeError(f"gradient: expected shape {self.shape}, got {grad.shape}")
-        if self.grad is not None:
-            self.grad += grad
-        elif owned and isinstance(grad, np.ndarray):
-            self.grad = grad
-        else:
-            self.grad = np.array(grad, order="C")
+        with _adding:
+            if self.grad is not None:
+                self.grad += grad
+            elif owned and isinstance(grad, np.ndarray):
+                self.grad = grad
+            else:
+                self.grad = np.array(grad, order="C")
 
 
 def walk(root: Node, seed: Array) -> None:

@@ -134,3 +134,51 @@ def test_a_bare_encoder_has_nothing_to_evaluate(small_world: Path, commands: Com
     arguments = ("--model", small_world / "bert", "--data", small_world / "reviews.jsonl")
     message = commands.fails("evaluate", *arguments)
     assert "a bare encoder has nothing to evaluate: name the --adapter with its head" in message
+
+
+# ---------- heads ----------
+
+
+def test_an_adapter_without_a_recipe_gives_the_bare_model_its_head(
+    small_world: Path, adapter: Path, tmp_path: Path, commands: Commands
+) -> None:
+    from tinygrad_peft.models import load_config
+
+    numbered = [{**row, "label": int(row["label"] == "pos")} for row in reviews(16)]
+    data = ("--data", write_jsonl(tmp_path / "data.jsonl", numbered), "--json")
+    on_base = ("--model", small_world / "bert", "--adapter")
+    named = ("--data", write_jsonl(tmp_path / "named.jsonl", reviews(16)), "--json")
+    expected = commands.ok("evaluate", *on_base, adapter, *named).json
+    folder = copytree(adapter, tmp_path / "adapter")
+    (folder / "recipe.json").unlink()  # as Hugging Face PEFT writes it
+    assert commands.ok("inspect", folder, "--model", small_world / "bert", "--json").json["sound"]
+    commands.ok("merge", *on_base, folder, "--out", tmp_path / "merged")
+    seen = commands.ok("evaluate", "--model", tmp_path / "merged", *data).json
+    assert seen["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert load_config(tmp_path / "merged").is_usual_classifier
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_a_head_is_written_under_the_class_that_computes_it(
+    small_world: Path, tmp_path: Path, commands: Commands, model: str, pooling: str | None
+) -> None:
+    data = small_world / "reviews.jsonl"
+    on_base = ("--model", small_world / model)
+    commands.ok(
+        *("finetune", *on_base, "--train", data, "--task", "sequence-classification"),
+        *("--method", "lora:r=2", "--max-steps", "2", "--out", tmp_path / "adapter"),
+        *([] if pooling is None else ["--pooling", pooling]),
+    )
+    evaluate = ("evaluate", "--data", data, "--json")
+    expected = commands.ok(*evaluate, *on_base, "--adapter", tmp_path / "adapter").json
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_bytes())
+    assert settings["task_type"] == ("FEATURE_EXTRACTION" if pooling else "SEQ_CLS")
+    merging = ("--adapter", tmp_path / "adapter", "--out", tmp_path / "merged")
+    commands.ok("merge", *on_base, *merging)
+    config = json.loads((tmp_path / "merged" / "config.json").read_bytes())
+    (name,) = config["architectures"]
+    assert name.endswith("Model" if pooling else "ForSequenceClassification")
+    assert config.get("pooled_classifier") == pooling
+    seen = commands.ok(*evaluate, "--model", tmp_path / "merged").json
+    assert seen["loss"] == pytest.approx(expected["loss"], rel=1e-4)

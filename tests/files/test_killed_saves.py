@@ -6,7 +6,6 @@ other.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -261,11 +260,6 @@ KINDS: dict[str, Callable[[], tuple[Write, Write, Read]]] = {
     ),
     "a new plugin": lambda: (nothing, plugin, read_plugin),
 }
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.mark.slow

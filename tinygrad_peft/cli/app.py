@@ -9,8 +9,8 @@ from typing import TextIO
 import click
 
 from tinygrad_peft.cli import options
-from tinygrad_peft.cli.closed_pipe import CLOSED_PIPE, discard_output
 from tinygrad_peft.cli.commands import COMMANDS
+from tinygrad_peft.cli.streams import CLOSED_PIPE, discard_output
 from tinygrad_peft.errors import TinygradPeftError, explained, printable
 
 __all__ = ["cli", "run"]
@@ -24,12 +24,24 @@ def run(arguments: Sequence[str]) -> int:
     the reader of the output, such as `head`, has closed it.
     """
     try:
+        broken = [argument for argument in arguments if not _is_unicode(argument)]
+        if broken:
+            return _fail(f"arguments: expected UTF-8, got {', '.join(map(ascii, broken))}", 2)
         if "--debug" in arguments:
             return _call([argument for argument in arguments if argument != "--debug"])
         return _guarded(arguments)
     except BrokenPipeError:
         discard_output()
         return CLOSED_PIPE
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False for bytes that are not UTF-8, which no JSON file could name."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _guarded(arguments: Sequence[str]) -> int:

@@ -1,11 +1,14 @@
 """Commands that return a report, and the one place that prints it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import click
+
+from tinygrad_peft.cli.streams import in_streams_encoding
 
 __all__ = ["Report", "command"]
 
@@ -24,14 +27,27 @@ class Report:
     status: int = 0
 
     def json(self) -> str:
-        """Return the values as one JSON object; numbers that are not finite become null."""
+        """Return the values as one JSON object; numbers that are not finite become null.
+
+        Characters that standard output cannot show are escaped as JSON has it.
+        """
         import msgspec
 
-        return msgspec.json.format(msgspec.json.encode(self.values), indent=2).decode()
+        text = msgspec.json.format(msgspec.json.encode(self.values), indent=2).decode()
+        return text if in_streams_encoding(text) else json.dumps(json.loads(text), indent=2)
 
     def text(self) -> str:
         """Return the lines."""
         return "\n".join(self.lines)
+
+
+def _show(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, and the error names no file
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def command(function: Callable[..., Report]) -> click.Command:
@@ -45,7 +61,7 @@ def command(function: Callable[..., Report]) -> click.Command:
         if "quiet" in given:
             given["quiet"] |= as_json
         report = function(**given)
-        click.echo(report.json() if as_json else report.text())
+        _show(report.json() if as_json else report.text())
         return report.status
 
     made = click.command()(print_report)

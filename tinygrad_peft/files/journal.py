@@ -156,7 +156,6 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         left = [path for path in waiting if os.path.lexists(new / path)]
         self._move(stage, [path for path in left if not _is_settings(path)])
         self._move(stage, [path for path in left if _is_settings(path)])
-        sync_folder(folder)
         stage.discard()
 
     def _move(self, stage: Stage, paths: list[str]) -> None:
@@ -278,9 +277,11 @@ def _faults(folder: Path, device: int) -> Iterator[str]:
 
 def _move_new_folders(new: Path, folder: Path) -> None:
     """Move folders that the target does not have yet, each in one step."""
-    for place in sorted(new.iterdir()):
-        if place.is_dir() and not os.path.lexists(folder / place.name):
-            place.rename(folder / place.name)
+    names = [place.name for place in sorted(new.iterdir()) if place.is_dir()]
+    missing = [name for name in names if not os.path.lexists(folder / name)]
+    for name in missing:
+        (new / name).rename(folder / name)
+    _sync_parents(folder, missing)
 
 
 def _sync_parents(folder: Path, paths: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ that names the plugin.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from threading import Lock
 from types import ModuleType, SimpleNamespace
 from typing import ParamSpec, TypeVar
 
@@ -33,6 +34,7 @@ class Host:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
         self._specs: dict[str, Spec] = {}
+        self._declaring = Lock()
         self._candidates: dict[str, Candidate] = {}
         self._broken: dict[str, PluginInfo] = {}
 
@@ -139,14 +141,20 @@ class Host:
 
     def _caller(self, spec: Spec) -> pluggy.HookCaller:
         """Return pluggy's caller of a hook, declared to pluggy on first use."""
-        known = self._specs.get(spec.name)
-        if known is None:
-            namespace = ModuleType(spec.name)
-            setattr(namespace, spec.name, _declares(spec.function))
-            self._manager.add_hookspecs(namespace)
-            self._specs[spec.name] = spec
-        elif known is not spec:
+        if spec.name not in self._specs:
+            self._declare(spec)
+        known = self._specs[spec.name]
+        if known is not spec:
             modules = " and ".join(s.function.__module__ for s in (known, spec))
             raise PluginError(f"hook {spec.name}: expected one declaration, got {modules}")
         caller: pluggy.HookCaller = getattr(self._manager.hook, spec.name)
         return caller
+
+    def _declare(self, spec: Spec) -> None:
+        with self._declaring:
+            if spec.name in self._specs:
+                return  # another thread was first
+            namespace = ModuleType(spec.name)
+            setattr(namespace, spec.name, _declares(spec.function))
+            self._manager.add_hookspecs(namespace)
+            self._specs[spec.name] = spec

@@ -13,6 +13,7 @@ from tinygrad_peft.nn.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
+    no_dropout,
     seed_dropout,
 )
 from tinygrad_peft.nn.module import Module, Parameter, mismatches
@@ -82,6 +83,7 @@ __all__ = [
     "functional",
     "linear_decay",
     "mismatches",
+    "no_dropout",
     "seed_dropout",
     "times_weight",
     "weight_of",

@@ -1,5 +1,9 @@
 """The layers that hold weights, and dropout."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 
 from tinygrad_peft.arrays import Array, BoolArray, IntArray, Shape
@@ -9,7 +13,7 @@ from tinygrad_peft.nn.init import Init
 from tinygrad_peft.nn.module import Module, Parameter
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "RMSNorm", "seed_dropout"]
+__all__ = ["Dropout", "Embedding", "LayerNorm", "Linear", "RMSNorm", "no_dropout", "seed_dropout"]
 
 
 class Linear(Module):
@@ -87,10 +91,26 @@ class RMSNorm(Module):
         return F.rms_norm(x, self.weight, self.eps)
 
 
+_dropping: ContextVar[bool] = ContextVar("dropping", default=True)
+
+
+@contextmanager
+def no_dropout() -> Iterator[None]:
+    """Drop nothing within the block, or within the function that it decorates.
+
+    For the calling thread or asyncio task alone, while others may train the same model.
+    """
+    token = _dropping.set(False)
+    try:
+        yield
+    finally:
+        _dropping.reset(token)
+
+
 class Dropout(Module):
     """x / (1 - rate) for a random share 1 - rate of the elements in training, 0 for the others.
 
-    Each layer draws from its own generator: see `seed_dropout`.
+    Each layer draws from its own generator (see `seed_dropout`), and nothing within `no_dropout`.
     """
 
     def __init__(self, rate: float) -> None:
@@ -110,7 +130,7 @@ class Dropout(Module):
         `rate` takes the place of the layer's own.
         """
         rate = self.rate if rate is None else rate
-        if not self.training or not rate:
+        if not self.training or not rate or not _dropping.get():
             return None
         kept: BoolArray = self.rng.random(shape, dtype=np.float32) >= rate
         return kept

@@ -100,12 +100,19 @@ class Module:
 
     def with_own_parameters(self, replaced: Mapping[str, Parameter]) -> Self:
         """Copy the module with some of its own weights replaced; all else is shared."""
+        return self._with(replaced)
+
+    def with_children(self, replaced: Mapping[str, "Module"]) -> Self:
+        """Copy the module with some of its direct children replaced; all else is shared."""
+        return self._with(replaced)
+
+    def _with(self, replaced: "Mapping[str, Module] | Mapping[str, Parameter]") -> Self:
         twin = copy.copy(self)
         for name, value in vars(twin).items():
             if isinstance(value, list):
                 vars(twin)[name] = list(value)
-        for name, parameter in replaced.items():
-            _put(twin, name, parameter)
+        for name, node in replaced.items():
+            _put(twin, name, node)
         return twin
 
     def hidden_parameters(self, known: Iterable[Parameter] = ()) -> list[str]:

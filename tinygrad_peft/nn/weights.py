@@ -1,8 +1,6 @@
 """The weight of an affine layer, however the layer stores it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +11,8 @@ from tinygrad_peft.nn.seams import Affine
 from tinygrad_peft.tensor import Tensor, no_grad
 
 __all__ = ["DenseWeight", "times_weight", "weight_of"]
+
+M = TypeVar("M", bound=Module)
 
 
 @runtime_checkable
@@ -39,19 +39,18 @@ def times_weight(affine: Affine, x: Array) -> Array:
     """x Wᵀ without the bias, and without dropout: (n, in) -> (n, out). W is not built."""
     if isinstance(affine, Linear):
         return x @ affine.weight.data.T
-    with _evaluating(affine), no_grad():
-        return affine(Tensor(x)).data - affine(Tensor(np.zeros_like(x[:1]))).data
+    layer = _evaluating(affine) if isinstance(affine, Module) else affine
+    with no_grad():
+        return layer(Tensor(x)).data - layer(Tensor(np.zeros_like(x[:1]))).data
 
 
-@contextmanager
-def _evaluating(affine: Affine) -> Iterator[None]:
-    """Switch training mode off in the layer within the block."""
-    modules = [m for _, m in affine.named_modules()] if isinstance(affine, Module) else []
-    before = [m.training for m in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.training = training
+def _evaluating(module: M) -> M:
+    """Return the module in evaluation mode: itself, or a copy that shares all weights.
+
+    Its own mode stays as it is, since another thread may be running it.
+    """
+    if not any(each.training for _, each in module.named_modules()):
+        return module
+    twin = module.with_children({name: _evaluating(child) for name, child in module.children()})
+    twin.training = False
+    return twin

@@ -1,6 +1,7 @@
 """PeftModel: a transformer with adapters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -93,15 +94,34 @@ class PeftModel(AdaptedTransformer):
     def set_adapter(self, names: str | Sequence[str]) -> None:
         """Activate one adapter, or several nested in each other, the first innermost.
 
+        They are active in the calling thread or asyncio task from now on, and by default in every
+        other that has not set any itself. The transformer itself holds the default.
+
         Raises PeftError, and changes nothing, for unknown names, an empty list, two adapters that
         would replace the same module, and while an adapter is merged.
         """
+        with self._adapters.changing:
+            self._adapters.activate(self._checked(names, "set_adapter"))
+
+    @contextmanager
+    def using_adapter(self, names: str | Sequence[str]) -> Iterator[None]:
+        """Activate adapters as `set_adapter` does, within the block, and nowhere else.
+
+        Other threads, the default, and the transformer itself stay as they are.
+
+        Raises the errors of `set_adapter`.
+        """
+        with self._adapters.using(self._checked(names, "using_adapter")):
+            yield
+
+    def _checked(self, names: str | Sequence[str], where: str) -> tuple[str, ...]:
+        """Return names as a tuple, after the checks of `set_adapter`."""
         chosen = (names,) if isinstance(names, str) else tuple(names)
         self._adapters.require(chosen)
         if not chosen or len(set(chosen)) < len(chosen):
-            raise PeftError(f"set_adapter: expected one or more different names, got {names!r}")
+            raise PeftError(f"{where}: expected one or more different names, got {names!r}")
         self._refuse_merged("switching")
-        self._adapters.activate(chosen)
+        return chosen
 
     def add_weighted_adapter(
         self,
@@ -155,27 +175,29 @@ class PeftModel(AdaptedTransformer):
 
         Raises PeftError, and changes nothing, for an unknown name and while an adapter is merged.
         """
-        self._adapters.require([name])
-        self._refuse_merged("deleting")
-        self._adapters.remove(name)
+        with self._adapters.changing:
+            self._adapters.require([name])
+            self._refuse_merged("deleting")
+            self._adapters.remove(name)
 
     def _add(self, name: str, make: Callable[[], Record]) -> None:
         """Add the record that `make` returns, of a recipe that is not installed in the model."""
-        if self._adapters.unloaded:
-            raise PeftError("the adapter was unloaded: adapt the model again by get_peft_model")
-        check_name(name, self._adapters.records)
-        self._refuse_merged("adding")
-        record = make()
-        try:
-            paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
-            applied = Applied(self.base_model, record.recipe, paths, name)
-            self.host.each(hookspecs.recipe_applied, applied)
-        except BaseException:
-            record.unfreeze_base()
-            raise
-        self._unfrozen += tuple(record.unfrozen)
-        record.unfrozen = []
-        self._adapters.add(name, record)
+        with self._adapters.changing:
+            if self._adapters.unloaded:
+                raise PeftError("the adapter was unloaded: adapt the model again by get_peft_model")
+            check_name(name, self._adapters.records)
+            self._refuse_merged("adding")
+            record = make()
+            try:
+                paths = tuple(rewrite.seam.path for rewrite in record.rewrites)
+                applied = Applied(self.base_model, record.recipe, paths, name)
+                self.host.each(hookspecs.recipe_applied, applied)
+            except BaseException:
+                record.unfreeze_base()
+                raise
+            self._unfrozen += tuple(record.unfrozen)
+            record.unfrozen = []
+            self._adapters.add(name, record)
 
     def _applied(
         self, recipe: PeftConfig | Sequence[PeftConfig], *, seed: int = 0, loading: bool = False

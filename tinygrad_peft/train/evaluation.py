@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from tinygrad_peft.errors import NumericalError
 from tinygrad_peft.nn import functional as F
+from tinygrad_peft.nn import no_dropout
 from tinygrad_peft.tensor import no_grad
 from tinygrad_peft.train.batching import batches
 from tinygrad_peft.train.encoding import EncodedData
@@ -45,8 +46,9 @@ def evaluate(model: Trainable, data: EncodedData, *, batch_size: int) -> Metrics
     predictions = np.zeros(len(data), np.int64) if classes else None
     total, count = 0.0, 0
     model.eval()
-    # Overflows are found by their results.
-    with no_grad(), np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+    # Overflows are found by their results. Another thread may switch training mode on meanwhile.
+    quiet = np.errstate(over="ignore", divide="ignore", invalid="ignore")
+    with no_grad(), no_dropout(), quiet:
         for batch in batches(data, batch_size, seed=None):
             if predictions is None:
                 loss = model.loss(batch.input_ids, batch.labels, batch.attention_mask)

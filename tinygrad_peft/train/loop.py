@@ -166,7 +166,7 @@ class Run:
                 self._write_checkpoint()
                 self.weights.write_beside()
         if stopped_by is None:
-            self.weights.restore()
+            self._restore()
         outcome: Finish = "interrupted" if stopped_by else "finished"
         self._end(outcome)
         return self._result(outcome, stopped_by)
@@ -213,8 +213,12 @@ class Run:
 
     def _stopped(self, why: str) -> TrainingError:
         """Give the model its last good weights again, and make the error that says so."""
-        self.weights.restore()
+        self._restore()
         return TrainingError(f"training stopped{why}; {self.weights.whereabouts()}")
+
+    def _restore(self) -> None:
+        with self.stepper.changing_weights():
+            self.weights.restore()
 
     # ---------- an evaluation ----------
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,8 @@ class Stepper:
         )
         try:
             if self._host is not None:
-                self._host.each(hookspecs.step_ended, event)
+                with self.changing_weights():
+                    self._host.each(hookspecs.step_ended, event)
         finally:
             self.optimizer.zero_grad()
         self.emit(event)
@@ -152,6 +154,12 @@ class Stepper:
         for observer in self.observers:
             observer(event)
 
+    def changing_weights(self) -> AbstractContextManager[None]:
+        """Keep other threads from running the weights within the block (an adapted model's)."""
+        if isinstance(self.model, PeftModel):
+            return self.model.changing_weights()
+        return nullcontext()
+
     def ask_extra_losses(self) -> dict[str, Tensor]:
         """Ask the plugins for their terms of the loss, by their names."""
         return extra_losses(self._host, self.root)
@@ -162,7 +170,8 @@ class Stepper:
         norm = clip_grad_norm(self.optimizer.parameters, self.config.max_grad_norm or math.inf)
         if not math.isfinite(norm):
             raise TrainingError(f"the norm of the gradient is {norm}")
-        self.optimizer.step()
+        with self.changing_weights():
+            self.optimizer.step()
         return loss, norm
 
     def _accumulate(self, batches: Sequence[Batch]) -> float:

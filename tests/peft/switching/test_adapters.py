@@ -553,10 +553,10 @@ def test_what_looks_up_ids_that_all_rows_share_is_each_rows_own(
 def test_a_module_with_other_rows_is_named() -> None:
     peft = several(LLAMA, {"a": LORA["llama"], "b": LORA["llama"]})
     with (
-        peft._adapters.per_row(["a", "b"]),  # noqa: SLF001 - the model itself runs all by row
+        peft._adapters.running(["a", "b"]) as two_rows,  # noqa: SLF001 - no call has other rows
         pytest.raises(PeftError, match=r"layers\.0\.self_attn\.q_proj: expected an input of"),
     ):
-        peft(np.concatenate([IDS, IDS]))
+        two_rows(np.concatenate([IDS, IDS]))
 
 
 # ---------- merging and disabling ----------

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinygrad_peft.cli.closed_pipe import CLOSED_PIPE, discard_output
 from tinygrad_peft.cli.demo.recipes import demo_recipes
+from tinygrad_peft.cli.streams import CLOSED_PIPE, NO_OUTPUT, discard_output, prepare_streams
 from tinygrad_peft.errors import FetchError, NetworkError, TinygradPeftError
 
 if TYPE_CHECKING:
@@ -132,4 +132,4 @@ def _fail(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]) if prepare_streams() else _fail(NO_OUTPUT, 2))

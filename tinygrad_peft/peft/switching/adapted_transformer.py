@@ -1,7 +1,7 @@
 """An adapted transformer to run: called, trained, generating, counted, disabled and merged."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Unpack
 
 from tinygrad_peft.arrays import BoolArray, IntArray
@@ -25,7 +25,11 @@ __all__ = ["AdaptedTransformer"]
 
 
 class AdaptedTransformer(Module):
-    """A transformer and its adapters: the active ones, or one for each row of a batch."""
+    """A transformer and its adapters: the active ones, or one for each row of a batch.
+
+    Several threads may run it at once, each with its own choice of adapters. Its tree of modules
+    is what the calling thread or asyncio task would run.
+    """
 
     base_model: Transformer
 
@@ -49,8 +53,16 @@ class AdaptedTransformer(Module):
 
     @property
     def active_adapters(self) -> tuple[str, ...]:
-        """The names of the active adapters, the innermost first."""
+        """The names of the adapters active in this thread or asyncio task, the innermost first."""
         return self._adapters.active
+
+    def _nodes(self) -> Iterator[tuple[str, object]]:
+        yield "base_model", self._adapters.view()
+
+    def train(self, *, mode: bool = True) -> None:
+        """Switch training mode (dropout) on or off, for all threads."""
+        self.training = mode
+        self.base_model.train(mode=mode)  # views follow when they are used next
 
     # ---------- running ----------
 
@@ -68,13 +80,13 @@ class AdaptedTransformer(Module):
         """Run the adapted transformer: see `Transformer.__call__`.
 
         `adapter_names` names an adapter for each row, or "__base__" for none. By default all rows
-        use the active adapters.
+        use the active adapters. What another thread sets meanwhile has no effect on the call.
 
         Raises PeftError for unknown names, for a list that is not one name per row, and while an
         adapter is merged.
         """
-        with self._per_row(adapter_names, len(input_ids)):
-            return self.base_model(
+        with self._running(adapter_names, len(input_ids)) as transformer:
+            return transformer(
                 input_ids,
                 attention_mask,
                 token_type_ids=token_type_ids,
@@ -82,6 +94,45 @@ class AdaptedTransformer(Module):
                 cache=cache,
                 prompt_lengths=prompt_lengths,
             )
+
+    def hidden_states(
+        self,
+        input_ids: IntArray,
+        attention_mask: BoolArray | IntArray | None = None,
+        *,
+        token_type_ids: IntArray | None = None,
+        positions: IntArray | None = None,
+        cache: Sequence[LayerCache] | None = None,
+        prompt_lengths: IntArray | None = None,
+        adapter_names: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return the last block's output, after the final norm: see `Transformer.hidden_states`.
+
+        `adapter_names`: as for a call.
+        """
+        with self._running(adapter_names, len(input_ids)) as transformer:
+            return transformer.hidden_states(
+                input_ids,
+                attention_mask,
+                token_type_ids=token_type_ids,
+                positions=positions,
+                cache=cache,
+                prompt_lengths=prompt_lengths,
+            )
+
+    def pooled(
+        self,
+        input_ids: IntArray,
+        attention_mask: BoolArray | IntArray | None = None,
+        *,
+        adapter_names: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return one vector per text (B, D): see `Transformer.pooled`.
+
+        `adapter_names`: as for a call.
+        """
+        with self._running(adapter_names, len(input_ids)) as transformer:
+            return transformer.pooled(input_ids, attention_mask)
 
     def loss(
         self,
@@ -96,8 +147,8 @@ class AdaptedTransformer(Module):
 
         `adapter_names`: as for a call.
         """
-        with self._per_row(adapter_names, len(input_ids)):
-            return self.base_model.loss(
+        with self._running(adapter_names, len(input_ids)) as transformer:
+            return transformer.loss(
                 input_ids, labels, attention_mask, label_smoothing=label_smoothing
             )
 
@@ -113,10 +164,11 @@ class AdaptedTransformer(Module):
     ) -> IntArray:
         """Continue prompts (B, T): (B, T + new). See `Transformer.generate`.
 
-        `adapter_names`: as for a call.
+        `adapter_names`: as for a call. All tokens are made with the adapters that were active at
+        the beginning, whatever `on_token` sets.
         """
-        with self._per_row(adapter_names, len(input_ids)):
-            return self.base_model.generate(
+        with self._running(adapter_names, len(input_ids)) as transformer:
+            return transformer.generate(
                 input_ids,
                 generation,
                 attention_mask=attention_mask,
@@ -124,18 +176,32 @@ class AdaptedTransformer(Module):
                 **settings,
             )
 
-    def _per_row(self, names: Sequence[str] | None, rows: int) -> AbstractContextManager[None]:
-        if names is None:
-            return nullcontext()
-        if isinstance(names, str) or len(names) != rows:
+    def _running(
+        self, names: Sequence[str] | None, rows: int
+    ) -> AbstractContextManager[Transformer]:
+        """Give the transformer that one pass runs, which no later choice changes."""
+        if names is not None and (isinstance(names, str) or len(names) != rows):
             raise PeftError(f"adapter_names: expected a list of {rows}, one per row, got {names!r}")
-        return self._adapters.per_row(names)
+        return self._adapters.running(names)
+
+    @contextmanager
+    def changing_weights(self) -> Iterator[None]:
+        """Hold the weights of the active adapters against other threads within the block.
+
+        It begins when no other thread runs these adapters, and until its end none does. A step of
+        `train` or `Stepper` changes weights like this; in a loop of your own, put the
+        optimiser's step into one if other threads run what it trains.
+
+        Raises PeftError within a pass of the same thread, as in `on_token`.
+        """
+        with self._adapters.passes.changing(self.active_adapters):
+            yield
 
     # ---------- counting ----------
 
     def trainable_parameters(self) -> list[Parameter]:
         """List the weights that training would change now: none while the adapter is merged."""
-        return [p for p in self.base_model.parameters() if p.requires_grad]
+        return [p for p in self.parameters() if p.requires_grad]
 
     def added_parameters(self) -> tuple[tuple[Parameter, ...], ...]:
         """List the weights that each step of the active adapters added, the innermost first."""
@@ -171,31 +237,38 @@ class AdaptedTransformer(Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Make the model the base, bit for bit, within the block, merged or not."""
-        with self._adapters.base_only():
+        """Make the model the base, bit for bit, within the block, merged or not.
+
+        For the calling thread or asyncio task alone. The transformer itself is the base as long as
+        any thread is within the block.
+        """
+        with self._adapters.disable():
             yield
 
     def merge_adapter(self, *, partial: bool = False) -> None:
-        """Replace the adapted modules by plain ones with the same output.
+        """Replace the modules of the active adapters by plain ones with the same output.
 
-        With `partial`, rewrites that cannot be merged stay, around those that can.
+        With `partial`, rewrites that cannot be merged stay, around those that can. Threads that
+        have chosen other adapters go on with those, unmerged.
 
         Raises PeftError, and changes nothing, where a method cannot be merged (all are listed) or
         the adapter is already merged or unloaded.
         """
-        self._require_adapter()
-        if self._adapters.merged:
-            raise PeftError("the adapter is already merged")
-        self._adapters.merge(partial=partial)
+        with self._merging():
+            self._require_adapter()
+            if self._adapters.merged:
+                raise PeftError("the adapter is already merged")
+            self._adapters.merge(partial=partial)
 
     def unmerge_adapter(self) -> None:
         """Put the adapted modules back, unchanged by merging.
 
         Raises PeftError if nothing is merged.
         """
-        if not self._adapters.merged:
-            raise PeftError("the adapter is not merged")
-        self._adapters.unmerge()
+        with self._adapters.changing:
+            if not self._adapters.merged:
+                raise PeftError("the adapter is not merged")
+            self._adapters.unmerge()
 
     def merge_and_unload(self) -> Transformer:
         """Return the transformer with the active adapters folded into its weights.
@@ -204,21 +277,23 @@ class AdaptedTransformer(Module):
 
         Raises PeftError, and changes nothing, where a method cannot be merged.
         """
-        self._require_adapter()
-        self._adapters.merge(partial=False)
-        return self._detached()
+        with self._merging():
+            self._require_adapter()
+            self._adapters.merge(partial=False)
+            return self._detached()
 
     def unload(self) -> Transformer:
         """Return the transformer as it was before, bit for bit.
 
         This object cannot be used afterwards. Raises PeftError if it was unloaded before.
         """
-        if self._adapters.unloaded:
-            raise PeftError("there is no adapter: it was unloaded")
-        self._adapters.merged = {}
-        for parameter in self._unfrozen:
-            parameter.requires_grad = True
-        return self._detached()
+        with self._adapters.changing:
+            if self._adapters.unloaded:
+                raise PeftError("there is no adapter: it was unloaded")
+            self._adapters.unmerge()
+            for parameter in self._unfrozen:
+                parameter.requires_grad = True
+            return self._detached()
 
     def release_base(self) -> None:
         """Free the base's weights that a step has replaced by others, such as 4-bit ones.
@@ -228,12 +303,19 @@ class AdaptedTransformer(Module):
 
         Raises PeftError, and changes nothing, where another adapter needs them.
         """
-        self._require_adapter()
-        self._refuse_merged("releasing the base")
-        self._adapters.release_replaced()
-        with self._adapters.base_only():
-            left = {id(parameter) for parameter in self.base_model.parameters()}
-        self._unfrozen = tuple(p for p in self._unfrozen if id(p) in left)
+        with self._adapters.changing:
+            self._require_adapter()
+            self._refuse_merged("releasing the base")
+            self._adapters.release_replaced()
+            with self._adapters.base_only():
+                left = {id(parameter) for parameter in self.base_model.parameters()}
+            self._unfrozen = tuple(p for p in self._unfrozen if id(p) in left)
+
+    @contextmanager
+    def _merging(self) -> Iterator[None]:
+        """Keep other threads from training what is merged, and from changing the model."""
+        with self._adapters.passes.running(self.active_adapters), self._adapters.changing:
+            yield
 
     def _detached(self) -> Transformer:
         self._adapters.detach()

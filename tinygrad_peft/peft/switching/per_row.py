@@ -1,5 +1,6 @@
 """One pass over a batch whose rows use different modules."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -14,13 +15,16 @@ from tinygrad_peft.nn.seams import Context, Norm
 from tinygrad_peft.peft.sites import Seam
 from tinygrad_peft.tensor import Tensor
 
-__all__ = ["Batch", "choose_per_row"]
+__all__ = ["Batch", "choose_per_row", "modules_of_rows"]
 
 Run: TypeAlias = Callable[..., object]  # a module, called with what its seam passes
 
 
-class Batch:
-    """The rows of a batch that run now: all of them, or one module's within another's."""
+class Batch(threading.local):
+    """The rows of a batch that run now: all of them, or one module's within another's.
+
+    Each thread has its own, since several may run one view at a time.
+    """
 
     def __init__(self, size: int) -> None:
         self.rows: IntArray = np.arange(size)
@@ -43,6 +47,11 @@ def choose_per_row(seam: Seam, modules: Sequence[Module], batch: Batch) -> Modul
     kind = {"prompt": PromptPerRow, "prefix": PrefixPerRow}.get(seam.name, LayerPerRow)
     group = np.array([next(i for i, m in enumerate(distinct) if m is own) for own in modules])
     return kind(seam.path, distinct, group, batch)
+
+
+def modules_of_rows(module: Module) -> Sequence[Module]:
+    """Return the modules that `choose_per_row` joined, or the one module of all rows."""
+    return module.modules if isinstance(module, _PerRow) else [module]
 
 
 class _PerRow(Module):
