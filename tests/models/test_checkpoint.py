@@ -10,7 +10,7 @@ import pytest
 from tinygrad_peft.errors import CheckpointError, ConfigError
 from tinygrad_peft.models import SaveDtype, load_config, load_model, save_model
 from tinygrad_peft.models.hf import read_tensors
-from tinygrad_peft.models.hf.safetensors import write_tensors
+from tinygrad_peft.models.hf.safetensors import read_header, write_tensors
 from tinygrad_peft.nn import Linear, Parameter, Transformer, TransformerConfig
 from tinygrad_peft.tensor import Tensor
 
@@ -139,7 +139,7 @@ def test_a_new_head_on_a_bare_encoder_is_saved_with_its_labels(
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["id2label"] == {"0": "no", "1": "yes"}
     assert config["label2id"] == {"no": 0, "yes": 1}
-    assert "pooled_classifier" not in config, "it is transformers' own head"
+    assert not (tmp_path / "modules.json").exists(), "it is transformers' own head"
     np.testing.assert_array_equal(load_model(tmp_path)(IDS).data, model(IDS).data)
 
 
@@ -160,13 +160,12 @@ def test_a_head_unknown_to_transformers_is_saved_beside_the_bare_model(
     save_model(model, tmp_path)
     config = saved_config(tmp_path)
     assert config["architectures"] == [CLASSES.get(name, "BertModel")]
-    assert config["pooled_classifier"] == pooling
     assert "classifier_pooling" not in config
     stored = {key.partition(".")[0] for key in read_tensors(tmp_path)}
-    assert "pooled_classifier" in stored
     assert not stored & {"classifier", "score", "bert", "transformer", "model"}
     again = load_model(tmp_path)
-    assert again.config == load_config(tmp_path) == model.config
+    assert again.config == load_config(tmp_path)
+    assert (again.config.pooling, again.config.sentence_transformers) == (pooling, True)
     np.testing.assert_array_equal(again(IDS).data, model(IDS).data)
 
 
@@ -180,7 +179,7 @@ def test_the_usual_head_is_saved_as_transformers_class(
     config, stored = saved_config(tmp_path), read_tensors(tmp_path)
     family = {"gpt2": "GPT2", "llama": "Llama", "bert": "Bert"}[model.config.model_type]
     assert config["architectures"] == [f"{family}ForSequenceClassification"]
-    assert "pooled_classifier" not in config
+    assert not (tmp_path / "modules.json").exists()
     heads = {key for key in stored if key.partition(".")[0] in ("classifier", "score", "bert")}
     if family == "Bert":
         assert {"classifier.bias", "bert.pooler.dense.weight"} <= heads
@@ -199,10 +198,10 @@ def test_a_head_that_was_written_under_transformers_class_is_still_read(
     model = load_model(golden(name))
     model.with_classifier(3, pooling=pooling)
     expected = model(IDS).data
-    save_model(model, tmp_path)
-    old, bare = saved_config(tmp_path), read_tensors(tmp_path)
+    save_model(model, tmp_path / "new")
+    old, bare = saved_config(tmp_path / "new"), read_tensors(tmp_path / "new")
+    dense = read_header(tmp_path / "new" / "2_Dense" / "model.safetensors")
     family = {"gpt2": "GPT2", "llama": "Llama", "bert": "Bert"}[model.config.model_type]
-    del old["pooled_classifier"]
     old |= {
         "architectures": [f"{family}ForSequenceClassification"],
         "classifier_pooling": pooling,
@@ -212,27 +211,14 @@ def test_a_head_that_was_written_under_transformers_class_is_still_read(
         "llama": ("model", "score"),
         "bert": ("bert", "classifier"),
     }[model.config.model_type]
-    arrays = {
-        key.replace("pooled_classifier", head)
-        if key.startswith("pooled_classifier")
-        else f"{prefix}.{key}": tensor.read(np.dtype(np.float32))
-        for key, tensor in bare.items()
-    }
+    stored = {f"{prefix}.{key}": tensor for key, tensor in bare.items()}
+    stored |= {key.replace("linear", head): tensor for key, tensor in dense.items()}
+    arrays = {key: tensor.read(np.dtype(np.float32)) for key, tensor in stored.items()}
     write_tensors(tmp_path / "model.safetensors", arrays, "float32")
     (tmp_path / "config.json").write_text(json.dumps(old))
     again = load_model(tmp_path)
     assert again.config == model.config
     np.testing.assert_array_equal(again(IDS).data, expected)
-
-
-def test_a_pooling_of_its_own_belongs_to_a_bare_model(golden: Golden, tmp_path: Path) -> None:
-    model = load_model(golden("bert"))
-    model.with_classifier(3, pooling="mean")
-    save_model(model, tmp_path)
-    config = saved_config(tmp_path) | {"architectures": ["BertForSequenceClassification"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="pooled_classifier: expected the architecture of a mod"):
-        load_model(tmp_path)
 
 
 def test_an_adapted_model_is_refused_by_the_names_of_its_modules(

@@ -204,7 +204,9 @@ def test_each_adapter_can_be_loaded_from_its_folder(tmp_path: Path) -> None:
         assert row.folder is not None
         folder = tmp_path / "out" / row.folder
         names = {"adapter_config.json", "adapter_model.safetensors", "recipe.json"}
-        assert {path.name for path in folder.iterdir()} == names | {"metrics.json", "log.jsonl"}
+        names |= {"1_Pooling", "2_Dense", "modules.json", "sentence_bert_config.json"}
+        names |= {"config_sentence_transformers.json", "metrics.json", "log.jsonl"}
+        assert {path.name for path in folder.iterdir()} == names
         PeftModel.from_pretrained(classifier(), folder)
 
 

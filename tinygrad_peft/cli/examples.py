@@ -65,6 +65,7 @@ def token_limit(
     `virtual` tokens take positions too.
     """
     positions = max(model.max_position_embeddings - virtual, 1)
+    positions = min(positions, model.max_seq_length or positions)
     return asked or min(positions, tokenizer.model_max_length or positions)
 
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tinygrad_peft.cli.adapted_models import with_adapter
 from tinygrad_peft.cli.examples import Examples, token_limit
 from tinygrad_peft.cli.sources import data_path, model_path
 from tinygrad_peft.cli.training_job import TrainingJob
 from tinygrad_peft.errors import ConfigError, DataError
-from tinygrad_peft.models import load_model, load_tokenizer
+from tinygrad_peft.models import Tokenizer, load_model, load_tokenizer
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.nn.heads import require_one_class
 from tinygrad_peft.peft import PeftConfig, PeftModel, VirtualConfig
 from tinygrad_peft.train.encoding import EncodedData
 from tinygrad_peft.train.examples import ClassificationExample, Task, label_names, task_of_file
+from tinygrad_peft.train.heads import cut_at
 from tinygrad_peft.train.label_matching import class_names, class_numbers, quoted
 
 __all__ = ["PreparedJob", "prepare"]
@@ -29,6 +31,7 @@ class PreparedJob:
     job: TrainingJob
     task: Task
     model: Transformer
+    tokenizer: Tokenizer
     adapted: PeftModel | None
     max_length: int  # tokens of an example
     train_set: EncodedData
@@ -49,6 +52,11 @@ class PreparedJob:
             "truncated": {part: data.truncated for part, data in sets.items() if data},
             "left_out": {part: data.left_out for part, data in sets.items() if data},
         }
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer beside an adapter that sentence-transformers opens."""
+        if self.model.config.is_sentence_classifier:
+            self.tokenizer.save(folder)
 
 
 def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> PreparedJob:
@@ -75,10 +83,12 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
         _give_head(model, train_set, job)
     virtual = max(map(_virtual_tokens, recipes), default=0)
     length = token_limit(job.config.max_length, tokenizer, model.config, virtual)
+    cut_at(model, length)
     return PreparedJob(
         job=job,
         task=task,
         model=model,
+        tokenizer=tokenizer,
         adapted=adapted,
         max_length=length,
         train_set=train_set.encoded(tokenizer, length, model.config),

@@ -12,6 +12,7 @@ from tinygrad_peft.files.reading import (
     decode_json_object,
     is_plain_name,
     read_bytes,
+    read_json_list,
     read_json_object,
     refuse_pickle,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "decode_json_object",
     "is_plain_name",
     "read_bytes",
+    "read_json_list",
     "read_json_object",
     "refuse_earlier_work",
     "refuse_pickle",

@@ -19,6 +19,7 @@ __all__ = [
     "decode_json_object",
     "is_plain_name",
     "read_bytes",
+    "read_json_list",
     "read_json_object",
     "refuse_pickle",
 ]
@@ -51,11 +52,26 @@ def read_json_object(path: Path) -> dict[str, object]:
     return decode_json_object(read_bytes(path, LARGEST_SETTINGS), str(path))
 
 
+def read_json_list(path: Path) -> list[object]:
+    """Read the JSON array in a file. Raises CheckpointError for anything else."""
+    value = _decode_json(read_bytes(path), str(path))
+    if not isinstance(value, list):
+        raise CheckpointError(f"{path}: expected a JSON array, got a {type(value).__name__}")
+    return value
+
+
 def decode_json_object(text: bytes, where: str) -> dict[str, object]:
     """Decode a JSON object strictly: no duplicate key, no NaN, no number out of range.
 
     Raises CheckpointError, which begins with `where`.
     """
+    value = _decode_json(text, where)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def _decode_json(text: bytes, where: str) -> object:
     twice: list[str] = []
     try:
         value: object = msgspec.json.decode(text)
@@ -66,8 +82,6 @@ def decode_json_object(text: bytes, where: str) -> dict[str, object]:
     if twice:
         names = shortened(", ".join(sorted(map(repr, set(twice)))))
         raise CheckpointError(f"{where} has duplicate keys: {names}")
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: expected a JSON object, got a {type(value).__name__}")
     return value
 
 

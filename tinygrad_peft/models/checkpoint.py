@@ -20,6 +20,12 @@ from tinygrad_peft.models.families import checkpoint_path, config_from_json, con
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.models.gguf import read_gguf, read_gguf_config
 from tinygrad_peft.models.hf import SaveDtype, read_config, read_model, write_model
+from tinygrad_peft.models.sentence_transformers import (
+    read_modules,
+    read_sentence_config,
+    read_sentence_model,
+    write_sentence_model,
+)
 from tinygrad_peft.nn.config import TransformerConfig
 from tinygrad_peft.nn.finite import check_finite
 from tinygrad_peft.nn.init import Skeleton
@@ -37,8 +43,9 @@ def load_model(
     """Load the model in a checkpoint, in evaluation mode.
 
     `path` is a folder in Hugging Face layout (config.json with model.safetensors or its shards;
-    model_type gpt2, llama or bert), or a .gguf file of the llama architecture. Weights become
-    float32, or float64 by `dtype`, whatever their stored dtype.
+    model_type gpt2, llama or bert), one of sentence-transformers, or a .gguf file of the llama
+    architecture. Weights become float32, or float64 by `dtype`, whatever their stored dtype.
+    `with_classifier` keeps the pooling of a sentence-transformers folder.
 
     A causal model gives logits (B, T, V), a sequence classifier class logits (B, C), and a bare
     encoder hidden states (B, T, D). Pretraining heads of BERT (`cls.*`) are left out.
@@ -53,7 +60,7 @@ def load_model(
         ConfigError: an unknown model_type, settings that are not supported, another dtype.
     """
     place, wanted = _existing(path), _float_dtype(dtype)
-    model = read_gguf(place, wanted) if place.is_file() else read_model(place, wanted)
+    model = read_gguf(place, wanted) if place.is_file() else _read_folder(place, wanted)
     named = ((checkpoint_path(model.config, p), w.data) for p, w in model.named_parameters())
     check_finite(place, named, allowed=allow_nonfinite)
     model.name_or_path, model.revision = name_and_revision(path)
@@ -67,7 +74,10 @@ def load_config(path: str | os.PathLike[str]) -> TransformerConfig:
     Needs no weights. Raises what `load_model` raises, except for errors that only weights show.
     """
     place = _existing(path)
-    return read_gguf_config(place) if place.is_file() else read_config(place)
+    if place.is_file():
+        return read_gguf_config(place)
+    modules = read_modules(place)
+    return read_config(place) if modules is None else read_sentence_config(modules)
 
 
 def save_model(
@@ -80,9 +90,10 @@ def save_model(
     """Write a folder that `load_model` and transformers load, with the same logits.
 
     The folder gets config.json and model.safetensors, both or neither. With `saving`, other files
-    are saved together with them: its tokenizer, say. For a classifier with mean pooling, or without
-    a pooler, config.json has `classifier_pooling`, which `load_model` follows and transformers does
-    not know.
+    are saved together with them: its tokenizer, say. A classifier that no class of transformers
+    computes, with mean pooling or without a pooler, and a model from a sentence-transformers folder
+    get a folder that SentenceTransformer loads, with the logits as embeddings
+    (`tinygrad_peft.models.sentence_transformers`).
 
     With `overwrite` no file of a model, adapter or comparison that the folder had stays; other
     files do.
@@ -101,7 +112,18 @@ def save_model(
     _check_expressible(model.config)
     with saving(Path(path)) as save:
         replace_earlier_work(save, overwrite=overwrite)
-        write_model(model, save.staged, dtype)
+        write = write_sentence_model if _is_of_sentence_transformers(model.config) else write_model
+        write(model, save.staged, dtype)
+
+
+def _is_of_sentence_transformers(config: TransformerConfig) -> bool:
+    encoder = config.sentence_transformers and config.head == "none"
+    return encoder or config.is_sentence_classifier
+
+
+def _read_folder(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
+    modules = read_modules(path)
+    return read_model(path, dtype) if modules is None else read_sentence_model(modules, dtype)
 
 
 def refuse_adapter(path: Path) -> None:
@@ -167,7 +189,12 @@ def _kind(expected: dict[str, type], path: str) -> str:
 
 
 def _check_expressible(config: TransformerConfig) -> None:
-    """Raise ConfigError unless the family's config.json can express the whole config."""
+    """Raise ConfigError unless the family's config.json can express the whole config.
+
+    The head of a sentence-transformers folder is not in config.json.
+    """
+    if config.is_sentence_classifier:
+        config = dataclasses.replace(config, head="none")
     pooler = {"pooler.dense.weight": (0,)} if config.pooler else {}
     back = config_from_json(config_to_json(config), pooler)
     wanted, got = (dataclasses.asdict(_essential(c)) for c in (config, back))
@@ -184,6 +211,9 @@ def _essential(config: TransformerConfig) -> TransformerConfig:
         config,
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        sentence_transformers=False,
+        max_seq_length=None,
+        normalize=False,
         embedding_dropout=None,
         classifier_dropout=None,
     )

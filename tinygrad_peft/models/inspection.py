@@ -11,7 +11,18 @@ from tinygrad_peft.arrays import Shape
 from tinygrad_peft.errors import TinygradPeftError
 from tinygrad_peft.models.families import FAMILIES
 from tinygrad_peft.models.gguf import check_gguf_fit, gguf_config, read_gguf_header
-from tinygrad_peft.models.hf import check_fit, read_config, read_header, read_tensors
+from tinygrad_peft.models.hf import (
+    check_fit,
+    encoder_folder,
+    read_config,
+    read_header,
+    read_tensors,
+)
+from tinygrad_peft.models.sentence_transformers import (
+    checked_head,
+    read_modules,
+    read_sentence_config,
+)
 from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = [
@@ -125,16 +136,31 @@ def collected(problems: list[str], ask: Callable[[], T]) -> T | None:
 
 
 def inspect_model(path: Path) -> Report:
-    """Inspect a folder in Hugging Face layout."""
+    """Inspect a folder in Hugging Face layout, or one of sentence-transformers."""
     problems: list[str] = []
-    stored = collected(problems, lambda: read_tensors(path))
-    config = collected(problems, lambda: read_config(path, check_weights=stored is not None))
+    modules = collected(problems, lambda: read_modules(path))
+    place = encoder_folder(path)
+    stored = collected(problems, lambda: read_tensors(place))
+    checked = stored is not None
+    config = collected(
+        problems,
+        lambda: (
+            read_config(place, check_weights=checked)
+            if modules is None
+            else read_sentence_config(modules, check_weights=checked)
+        ),
+    )
     if stored is not None and config is not None:
-        collected(problems, lambda: check_fit(path))
+        collected(problems, lambda: check_fit(place))
+    if modules is not None and modules.dense is not None and config is not None:
+        dense, of = modules.dense, config
+        head = collected(problems, lambda: checked_head(dense, of)) or {}
+        stored = {**(stored or {}), **{f"{dense.name}.{k}": v for k, v in head.items()}}
     facts = {
-        "format": "Hugging Face",
+        "format": "Hugging Face" if modules is None else "sentence-transformers",
+        **({} if modules is None else modules.facts()),
         **({} if config is None else describe_config(config)),
-        "tokenizer": (path / "tokenizer.json").is_file(),
+        "tokenizer": (place / "tokenizer.json").is_file(),
     }
     return Report(
         path=path,

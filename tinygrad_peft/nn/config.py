@@ -88,6 +88,11 @@ class TransformerConfig:
     pooler: bool = False  # a dense layer and tanh after "cls" pooling
     pooling: Pooling = "cls"
 
+    # Of a sentence-transformers folder: its pooling is `pooling`, never through a pooler.
+    sentence_transformers: bool = False
+    max_seq_length: int | None = None  # texts are cut to so many tokens there; None: positions
+    normalize: bool = False  # an embedding is scaled to length 1
+
     bos_token_id: int | None = None  # for generation and padding alone
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -109,7 +114,7 @@ class TransformerConfig:
     @property
     def classifier_bias(self) -> bool:
         """True if a classifier has a bias: transformers' heads on a decoder's last token do not."""
-        return not (self.causal and self.pooling == "last")
+        return not (self.is_usual_classifier and self.causal)
 
     @property
     def usual_pooling(self) -> Pooling:
@@ -117,10 +122,18 @@ class TransformerConfig:
         return "last" if self.causal else "cls"
 
     @property
+    def is_sentence_classifier(self) -> bool:
+        """True for a classifier that transformers has no class for, and sentence-transformers has.
+
+        It is a dense layer on the pooled tokens.
+        """
+        return self.head == "classification" and not self.is_usual_classifier
+
+    @property
     def is_usual_classifier(self) -> bool:
         """True for a classifier that transformers' class computes: an encoder's has a pooler."""
         usual = self.pooling == self.usual_pooling and (self.causal or self.pooler)
-        return self.head == "classification" and usual
+        return self.head == "classification" and usual and not self.sentence_transformers
 
     @property
     def objective(self) -> ProblemType:

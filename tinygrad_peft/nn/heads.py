@@ -68,7 +68,8 @@ def classifier_config(
 ) -> TransformerConfig:
     """Return the config of the model with a classification head in place of its own.
 
-    Without `pooling` it is the head of transformers' class: on a decoder's last token, or on an
+    Without `pooling` the head is the checkpoint's: a sentence-transformers folder keeps its own
+    pooling, and others get the head of transformers' class, on a decoder's last token, or on an
     encoder's first, through a pooler.
 
     Raises ConfigError for another pooling, and for no labels.
@@ -84,8 +85,10 @@ def classifier_config(
         label_names=names,
         problem_type=None,
     )
-    chosen = next((known for known in POOLINGS if known == pooling), config.usual_pooling)
-    has_pooler = config.pooler or (pooling is None and not config.causal)
+    usual = config.pooling if config.sentence_transformers else config.usual_pooling
+    chosen = next((known for known in POOLINGS if known == pooling), usual)
+    new_pooler = pooling is None and not config.causal and not config.sentence_transformers
+    has_pooler = config.pooler or new_pooler
     return replace(config, pooling=chosen, pooler=has_pooler)
 
 

@@ -207,7 +207,9 @@ class Transformer(Module):
         """
         pooling = self.config.pooling
         pooled = POOLINGS[pooling](inputs, hidden, self.config.pad_token_id)
-        return self.pooler(pooled).tanh() if pooling == "cls" and self.pooler else pooled
+        if pooling != "cls" or self.pooler is None or self.config.sentence_transformers:
+            return pooled
+        return self.pooler(pooled).tanh()
 
     def loss(
         self,

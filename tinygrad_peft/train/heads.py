@@ -7,7 +7,13 @@ from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import PeftConfig, is_saved_whole
 
-__all__ = ["with_saved_head"]
+__all__ = ["cut_at", "with_saved_head"]
+
+
+def cut_at(model: Transformer, max_length: int | None) -> None:
+    """Note the length at which the classifier's texts are cut, for sentence-transformers."""
+    if model.config.is_sentence_classifier and max_length is not None:
+        model.config = dataclasses.replace(model.config, max_seq_length=max_length)
 
 
 def with_saved_head(recipe: Sequence[PeftConfig], model: Transformer) -> tuple[PeftConfig, ...]:

@@ -78,7 +78,7 @@ def test_the_saved_adapter_and_the_merged_model_are_the_same_model(
 def pretrained_again() -> Transformer:
     """The base of the tiny job, which comes out the same each time, with the head of the task."""
     model = offline_job(TINY, say_nothing).model
-    model.with_classifier(("negative", "positive"), pooling="mean")
+    model.with_classifier(("negative", "positive"))
     return model
 
 

@@ -71,10 +71,10 @@ def test_a_classifier_unknown_to_transformers_has_the_paths_of_a_bare_model(
     raw: dict[str, object],
 ) -> None:
     name = {"bert": "BertModel", "llama": "LlamaModel", "gpt2": "GPT2Model"}[str(raw["model_type"])]
-    config = config_from_json(raw | {"architectures": [name], "pooled_classifier": "mean"})
     bare = config_from_json(raw | {"architectures": [name]})
-    assert checkpoint_path(config, "classifier.weight") == "pooled_classifier.weight"
-    assert module_path(config, "pooled_classifier.weight") == "classifier.weight"
+    config = dataclasses.replace(bare, head="classification", num_labels=2, pooling="mean")
+    head = "classifier" if name == "BertModel" else "score"
+    assert checkpoint_path(config, "classifier.weight") == f"{head}.weight"
     for path in ("blocks.1.mlp.up_proj", "embed_tokens"):
         assert checkpoint_path(config, path) == checkpoint_path(bare, path)
 
@@ -86,7 +86,6 @@ def test_a_classifier_unknown_to_transformers_has_the_paths_of_a_bare_model(
         ("embeddings", ["bert.embeddings"]),
         ("h.3.attn", ["transformer.h.3.attn"]),
         ("model.embed_tokens.weight", ["embed_tokens.weight"]),
-        ("pooled_classifier.bias", ["classifier.bias", "score.bias"]),
         ("classifier", []),
         ("lm_head", []),
         ("model.encoder.layer.0", []),
@@ -192,7 +191,6 @@ def test_each_dropout_rate_is_read_and_written_back(
             {"architectures": ["GPT2ForTokenClassification"]},
             "architectures: expected one of .*, got GPT2ForTokenClassification",
         ),
-        ("gpt2", {"pooled_classifier": "mean"}, "pooled_classifier: expected the architecture of"),
         ("gpt2", {"classifier_pooling": "max"}, "classifier_pooling: Invalid enum value 'max'"),
         ("bert", {"position_embedding_type": "relative_key"}, 'only "absolute" is supported'),
         ("bert", {"is_decoder": True}, "is_decoder: only false is supported, got true"),

@@ -109,7 +109,7 @@ def test_the_head_that_a_recipe_describes_is_given_back(
     usual = peft.config.is_usual_classifier
     assert task == ("SEQ_CLS" if usual else "FEATURE_EXTRACTION")
     names = {name.split(".")[2] for name in load_file(tmp_path / WEIGHTS)}
-    assert ("pooled_classifier" in names) != usual
+    assert (tmp_path / "2_Dense").is_dir() != usual
     assert usual or not names & {"bert", "model", "transformer", "classifier", "score"}
     model, head = small(config), head_of(tmp_path)
     assert head is not None
@@ -175,7 +175,15 @@ def test_an_adapter_that_was_written_as_a_classifier_for_peft_is_still_read(
     peft = trained(with_head(BERT, "mean"))
     peft.save_pretrained(tmp_path)
     rename(tmp_path, "encoder", "bert.encoder")
-    rename(tmp_path, "pooled_classifier", "classifier")
+    dense = load_file(tmp_path / "2_Dense" / "model.safetensors")
+    head_weights = {
+        key.replace("linear", "base_model.model.classifier"): v for key, v in dense.items()
+    }
+    save_file(load_file(tmp_path / WEIGHTS) | head_weights, tmp_path / WEIGHTS)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    del recipe["head"]
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "modules.json").unlink()
     values = json.loads((tmp_path / CONFIG).read_text())
     values |= {"task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}
     (tmp_path / CONFIG).write_text(json.dumps(values))

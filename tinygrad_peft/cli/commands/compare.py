@@ -59,6 +59,9 @@ def compare(job: TrainingJob, *, baseline: bool, quiet: bool) -> Report:
             job=ready.description(),
             watcher=train.Watcher() if quiet else ProgressLines(display),
         )
+    for row in comparison.rows:
+        if row.folder is not None:
+            ready.save_tokenizer(job.out / row.folder)
     return _report(comparison, job.out)
 
 

@@ -59,6 +59,7 @@ def finetune(job: TrainingJob, *, resume: bool, quiet: bool) -> Report:
             job=ready.description(),
             resume=resume,
         )
+    ready.save_tokenizer(result.saved_to or job.out)
     return _report(job.out, peft, result)
 
 

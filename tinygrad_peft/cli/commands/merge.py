@@ -40,6 +40,7 @@ def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "Save
     from tinygrad_peft.cli.tokenizers import tokenizer_of
     from tinygrad_peft.files import saving
     from tinygrad_peft.models import copy_companions, save_model
+    from tinygrad_peft.models.hf import encoder_folder
     from tinygrad_peft.nn.module import count_elements
     from tinygrad_peft.peft import PeftModel
 
@@ -55,7 +56,8 @@ def merge(*, model: str, adapter: Path, out: Path, overwrite: bool, dtype: "Save
     with saving(out, size=width * count_elements(adapted.parameters())) as save:
         save_model(adapted.merge_and_unload(), save.staged, dtype=dtype, overwrite=overwrite)
         if source.is_dir():
-            copy_companions(source, save.staged)
-        if not source.is_dir() or (adapter / "tokenizer.json").is_file():
+            copy_companions(encoder_folder(source), save.staged)
+        own = (adapter / "tokenizer.json").is_file()
+        if not source.is_dir() or own or tokenizer.lower_cases:
             tokenizer.save(save.staged)
     return Report(values={"out": str(out), "dtype": dtype}, lines=[f"merged into {out}"])

@@ -20,6 +20,7 @@ from tinygrad_peft.train import Comparison, Contender, TrainConfig, compare
 from tinygrad_peft.train.batching import batches
 from tinygrad_peft.train.encoding import EncodedData, encode_classification
 from tinygrad_peft.train.examples import ClassificationExample, label_names
+from tinygrad_peft.train.heads import cut_at
 from tinygrad_peft.train.progress import progress_display
 
 __all__ = ["PROBE", "Job", "Merged", "Outcome", "Say", "run_job"]
@@ -73,7 +74,8 @@ def run_job(job: Job, out: Path, say: Say) -> Outcome:
         encode_classification(examples, labels, job.tokenizer, job.config.max_length)
         for examples in (job.train_set, job.test_set)
     )
-    job.model.with_classifier(labels, pooling="mean", seed=job.config.seed)
+    job.model.with_classifier(labels, seed=job.config.seed)
+    cut_at(job.model, job.config.max_length)
     host = Host.installed()
     contenders = parse_contenders(job.recipes, host)
     say(f"{job.title}: {len(train_set):,} to train on, {len(test_set):,} to test on")
@@ -111,9 +113,10 @@ def _require_all(comparison: Comparison) -> None:
 
 def _merge(job: Job, out: Path, comparison: Comparison, test_set: EncodedData) -> Merged:
     """Save the first adapter's merged model, read it back, and compare the predictions."""
-    first = next(row for row in comparison.rows if row.folder is not None)
-    assert first.folder is not None
-    peft = PeftModel.from_pretrained(job.model, out / first.folder, host=Host.installed())
+    folders = [out / row.folder for row in comparison.rows if row.folder is not None]
+    for folder in folders:
+        job.tokenizer.save(folder)
+    peft = PeftModel.from_pretrained(job.model, folders[0], host=Host.installed())
     adapted, folder = _logits(peft, test_set, job), out / "merged"
     with saving(folder) as save:
         save_model(peft.merge_and_unload(), save.staged, overwrite=True)

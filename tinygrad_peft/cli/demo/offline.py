@@ -150,7 +150,7 @@ def _pretrained(tokenizer: Tokenizer, sizes: OfflineSizes) -> Transformer:
     statements = plain_statements(sizes.statements, seed=1)
     labels = label_names(statements)
     model = _fresh_model(tokenizer.vocab_size, sizes)
-    model.with_classifier(labels, pooling="mean")
+    model.with_classifier(labels)
     config = TrainConfig(epochs=sizes.statement_epochs, batch_size=16, lr=1e-3)
     encoded = encode_classification(statements, labels, tokenizer, MAX_LENGTH)
     with progress_display() as display:
@@ -174,5 +174,7 @@ def _fresh_model(vocab_size: int, sizes: OfflineSizes) -> Transformer:
         activation="gelu",
         causal=False,
         head="none",
+        pooling="mean",
+        sentence_transformers=True,
     )
     return Transformer(config, Init(0))

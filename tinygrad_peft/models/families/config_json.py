@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from tinygrad_peft.errors import ConfigError, listed, nearest
-from tinygrad_peft.nn.config import Pooling, ProblemType
+from tinygrad_peft.nn.config import ProblemType
 
 __all__ = [
     "ACTIVATIONS",
@@ -53,8 +53,7 @@ class Settings:
     id2label: dict[int, str] | None = None
     num_labels: int | None = None
     problem_type: ProblemType | None = None
-    pooled_classifier: Pooling | None = None  # a classifier that transformers has no class for
-    classifier_pooling: Literal["mean", "cls"] | None = None  # the same, as it was once written
+    classifier_pooling: Literal["mean", "cls"] | None = None  # of a head as it was once written
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -65,13 +64,10 @@ class Settings:
         names = tuple(name for _, name in sorted((self.id2label or {}).items()))
         return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
-    def problems(self, head: Head) -> list[str]:
+    def problems(self, head: Head) -> list[str]:  # noqa: ARG002 - families look at the head
         """List settings that contradict each other or are not supported."""
         labels = self.id2label or {}
         rules = {
-            "pooled_classifier: expected the architecture of a model without a head": (
-                self.pooled_classifier is None or head == "none"
-            ),
             f"id2label: expected classes 0 to {len(labels) - 1}, got {sorted(labels)}": (
                 sorted(labels) == list(range(len(labels)))
             ),

@@ -13,7 +13,6 @@ from tinygrad_peft.nn.config import TransformerConfig
 
 __all__ = ["Family", "Tensors", "head_json", "with_head"]
 
-POOLED = "pooled_classifier"  # the name of a head that transformers has no class for
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Tensors = Mapping[str, Shape]  # by name without the family's prefix
 
@@ -40,19 +39,13 @@ class Family:
     def path(self, config: TransformerConfig, path: str) -> str:
         """Translate our path to the checkpoint's, with the prefix for a model of that config."""
         theirs = self.paths.theirs(path)
-        if config.head == "classification" and not config.is_usual_classifier:
-            return _renamed(theirs, self.classifier, POOLED)
-        return theirs if config.head == "none" else self.with_prefix(theirs)
+        is_bare = config.head == "none" or config.is_sentence_classifier
+        return theirs if is_bare else self.with_prefix(theirs)
 
     @property
     def beginnings(self) -> frozenset[str]:
         """The first parts of the paths that the prefix may precede."""
         return frozenset(path.partition(".")[0] for path in self.paths.pairs.values()) - self.heads
-
-    @property
-    def classifier(self) -> str:
-        """The path of the classifier in transformers' class."""
-        return self.paths.theirs("classifier")
 
     def with_prefix(self, name: str) -> str:
         """Prefix a checkpoint's path as in a model with a head."""
@@ -61,12 +54,11 @@ class Family:
 
     def module_path(self, path: str) -> str:
         """Translate the checkpoint's path, with its prefix or without, to ours."""
-        bare = _renamed(path.removeprefix(f"{self.prefix}."), POOLED, self.classifier)
-        return self.paths.ours(bare)
+        return self.paths.ours(path.removeprefix(f"{self.prefix}."))
 
     def bare_name(self, key: str) -> str | None:
         """Remove the prefix and rename old names; None for a tensor to skip."""
-        name = _renamed(key.removeprefix(f"{self.prefix}."), POOLED, self.classifier)
+        name = key.removeprefix(f"{self.prefix}.")
         if self.ignored.fullmatch(name):
             return None
         stem, _, last = name.rpartition(".")
@@ -81,23 +73,26 @@ class Family:
 def with_head(
     config: TransformerConfig, settings: Settings, head: Head, tensors: Tensors | None, weight: str
 ) -> TransformerConfig:
-    """Add the special tokens, the head and, for a classifier, config.json's labels to `config`.
+    """Add the special tokens, the head and config.json's labels to `config`.
 
-    If config.json names none, the shape of the classifier's tensor `weight` gives their number.
+    If it names no labels, the shape of the classifier's tensor `weight` gives their number. An
+    encoder's labels are those of a classifier in a sentence-transformers folder.
     """
     tokens = {name: getattr(settings, name) for name in SPECIAL_TOKENS}
     config = dataclasses.replace(config, **tokens)
-    if head != "classification" and settings.pooled_classifier is None:
-        return dataclasses.replace(config, head=head)
+    named = len(settings.id2label or ())
+    if head != "classification":
+        return dataclasses.replace(
+            config, head=head, num_labels=named, label_names=settings.label_names
+        )
     stored = (tensors or {}).get(weight, (2,))
-    count = len(settings.id2label or ()) or settings.num_labels or stored[0]
     return dataclasses.replace(
         config,
-        head="classification",
-        num_labels=count,
+        head=head,
+        num_labels=named or settings.num_labels or stored[0],
         label_names=settings.label_names,
         problem_type=settings.problem_type,
-        pooling=settings.pooled_classifier or settings.classifier_pooling or config.usual_pooling,
+        pooling=settings.classifier_pooling or config.usual_pooling,
     )
 
 
@@ -106,29 +101,20 @@ def head_json(
 ) -> dict[str, object]:
     """Write the keys of config.json for the model's class, special tokens and labels.
 
-    A classifier that transformers has no class for is written as the bare model, which transformers
-    opens as such, with its pooling as `pooled_classifier`.
+    A classifier that transformers has no class for is written as the bare model.
 
     Raises ConfigError if the family lacks the head.
     """
-    own = config.head == "classification" and not config.is_usual_classifier
-    wanted = "none" if own else config.head
+    wanted = "none" if config.is_sentence_classifier else config.head
     name = next((name for name, head in architectures.items() if head == wanted), None)
     if name is None:
         raise ConfigError(f"{model_type} has no architecture with a head of kind {config.head!r}")
     common: dict[str, object] = {"model_type": model_type, "architectures": [name]}
     tokens = {name: getattr(config, name) for name in SPECIAL_TOKENS}
     common |= {name: token for name, token in tokens.items() if token is not None}
-    if config.head != "classification":
+    if not config.num_labels:
         return common
     names = config.label_names or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     common["id2label"] = {str(i): name for i, name in enumerate(names)}
     common["label2id"] = {name: i for i, name in enumerate(names)}
-    common |= {"problem_type": config.problem_type} if config.problem_type else {}
-    return {**common, POOLED: config.pooling} if own else common
-
-
-def _renamed(path: str, old: str, new: str) -> str:
-    """Replace the first part of a path, if it is `old`."""
-    first, dot, rest = path.partition(".")
-    return f"{new}{dot}{rest}" if first == old else path
+    return common | ({"problem_type": config.problem_type} if config.problem_type else {})

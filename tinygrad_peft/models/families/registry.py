@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from tinygrad_peft.errors import ConfigError, nearest
 from tinygrad_peft.models.families.bert import BERT
-from tinygrad_peft.models.families.family import POOLED, Family, Tensors
+from tinygrad_peft.models.families.family import Family, Tensors
 from tinygrad_peft.models.families.gpt2 import GPT2
 from tinygrad_peft.models.families.llama import LLAMA
 from tinygrad_peft.nn.config import TransformerConfig
@@ -21,7 +21,6 @@ __all__ = [
 
 FAMILIES: Mapping[str, Family] = {f.model_type: f for f in (GPT2, LLAMA, BERT)}
 _PREFIXES = {first: f.prefix for f in FAMILIES.values() for first in f.beginnings}
-_CLASSIFIERS = sorted({f.classifier for f in FAMILIES.values()})
 
 
 def family(model_type: object) -> Family:
@@ -82,17 +81,14 @@ def module_path(config: TransformerConfig, path: str) -> str:
 def equal_names(path: str) -> tuple[str, ...]:
     """Return a path in the checkpoint's names, and the other names of the same place.
 
-    The classes of transformers differ in the family's prefix alone, and a classifier that
-    transformers has no class for is still called as it would be there.
+    The classes of transformers differ in the family's prefix alone.
 
     >>> equal_names("encoder.layer.0.attention.self.query")
     ('encoder.layer.0.attention.self.query', 'bert.encoder.layer.0.attention.self.query')
     >>> equal_names("model.norm.weight")
     ('model.norm.weight', 'norm.weight')
     """
-    first, dot, rest = path.partition(".")
-    if first == POOLED:
-        return path, *(f"{head}{dot}{rest}" for head in _CLASSIFIERS)
+    first, _, rest = path.partition(".")
     if first in _PREFIXES:
         return path, f"{_PREFIXES[first]}.{path}"
     return (path, rest) if _PREFIXES.get(rest.partition(".")[0]) == first else (path,)

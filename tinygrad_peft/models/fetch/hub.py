@@ -14,17 +14,23 @@ __all__ = ["HubKind", "HubName", "download_from_hub", "hub_name", "is_hub_name"]
 HubKind: TypeAlias = Literal["model", "adapter"]
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "reparameterization.safetensors")
+_SENTENCE = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors"),
+)
 # Only files that are read: no pickle, no code, no copy of the weights in another format.
 _FILES: Mapping[HubKind, tuple[str, ...]] = {
     "model": (
         *("config.json", "model.safetensors"),
         *("model.safetensors.index.json", "model-*-of-*.safetensors"),
         *COMPANIONS,
+        *_SENTENCE,
     ),
     "adapter": (
         *COMPANIONS,
         *("recipe.json", *_ADAPTER, *(f"[0-9]*-*/{name}" for name in _ADAPTER)),
         *("adapter.safetensors", "adapters.safetensors"),  # AdapterHub's and mlx-lm's
+        *_SENTENCE,
     ),
 }
 # One file of each group is required.

@@ -2,6 +2,7 @@
 
 from tinygrad_peft.models.hf.folder import (
     check_fit,
+    encoder_folder,
     read_config,
     read_model,
     read_tensors,
@@ -24,6 +25,7 @@ __all__ = [
     "TokenizedText",
     "Tokenizer",
     "check_fit",
+    "encoder_folder",
     "load_tokenizer",
     "read_config",
     "read_header",

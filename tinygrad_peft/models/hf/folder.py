@@ -26,7 +26,14 @@ from tinygrad_peft.nn.init import Skeleton
 from tinygrad_peft.nn.module import mismatches
 from tinygrad_peft.nn.transformer import Transformer
 
-__all__ = ["check_fit", "read_config", "read_model", "read_tensors", "write_model"]
+__all__ = [
+    "check_fit",
+    "encoder_folder",
+    "read_config",
+    "read_model",
+    "read_tensors",
+    "write_model",
+]
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -56,6 +63,15 @@ def read_model(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
         )
     model.load_state_dict(state)
     return model
+
+
+def encoder_folder(path: Path) -> Path:
+    """Return the folder of config.json: `path`, or 0_Transformer in it.
+
+    sentence-transformers wrote the latter before version 0.4.
+    """
+    old = path / "0_Transformer"
+    return old if (old / _CONFIG).is_file() and not (path / _CONFIG).is_file() else path
 
 
 def check_fit(path: Path) -> None:

@@ -22,6 +22,7 @@ from tinygrad_peft.files import (
     settled,
 )
 from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
+from tinygrad_peft.models.hf.folder import encoder_folder
 from tinygrad_peft.models.hf.time_limit import within_seconds
 from tinygrad_peft.models.hf.tokenized import TokenizedText
 from tinygrad_peft.models.hf.tokenizer_checks import has_expressions, tokenizer_problems
@@ -37,6 +38,7 @@ _MAP = "special_tokens_map.json"
 _BESIDE = (_MAP, "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt")
 _SPECIAL = ("bos_token", "eos_token", "pad_token")
 _NAMING_TOKENS = ("config.json", "generation_config.json")  # by id; the last one prevails
+_SENTENCE = "sentence_bert_config.json"  # of sentence-transformers
 
 
 class Tokenizer:
@@ -65,6 +67,7 @@ class Tokenizer:
         self._settings = dict(settings or {})
         self._end_ids = frozenset(end_ids)
         self._limited = limited
+        self.lower_cases = False  # before the file's own normaliser
 
     @classmethod
     def from_directory(cls, path: Path) -> "Tokenizer":
@@ -79,17 +82,23 @@ class Tokenizer:
         document = decode_json_object(text, str(file))
         if problems := tokenizer_problems(document):
             raise CheckpointError(f"{file} is refused:{told(problems)}")
-        backend = _backend(text.decode(), file)
         named = [_read_object(path / name) for name in _NAMING_TOKENS]
         settings = _read_object(path / _MAP) | _read_object(path / _SETTINGS)
+        lower_cases = _read_object(path / _SENTENCE).get("do_lower_case") is True
+        if lower_cases:
+            text = json.dumps(_lowered(document)).encode()
+            settings["do_lower_case"] = True
+        backend = _backend(text.decode(), file)
         given = {k: v for k, v in settings.items() if v is not None or k not in _SPECIAL}
         ends = {place for config in named for place in _ids(config.get("eos_token_id"), backend)}
-        return cls(
+        tokenizer = cls(
             backend,
             _special_tokens(named, backend) | given,
             end_ids=ends,
             limited=has_expressions(document),
         )
+        tokenizer.lower_cases = lower_cases
+        return tokenizer
 
     @classmethod
     def from_gguf(cls, path: Path) -> "Tokenizer":
@@ -276,7 +285,7 @@ def load_tokenizer(model_path: Path) -> Tokenizer:
     Raises CheckpointError if there is none.
     """
     if model_path.is_dir():
-        return Tokenizer.from_directory(model_path)
+        return Tokenizer.from_directory(encoder_folder(model_path))
     if not model_path.exists():
         raise CheckpointError(f"no such file or folder: {model_path}")
     if model_path.suffix.lower() == ".gguf":
@@ -305,6 +314,17 @@ def _library_errors(what: str) -> Iterator[None]:
         if not panic and not isinstance(error, Exception):
             raise
         raise CheckpointError(f"{what}: {shortened(str(error))}") from error
+
+
+def _lowered(document: Mapping[str, object]) -> dict[str, object]:
+    """Put a Lowercase before the normaliser, as sentence-transformers does with do_lower_case."""
+    given = document.get("normalizer")
+    inner = given.get("normalizers") if isinstance(given, dict) else None
+    parts = inner if isinstance(inner, list) else [given] if given else []
+    return {
+        **document,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]},
+    }
 
 
 def _truncated(encoding: "tokenizers.Encoding", max_length: int | None) -> list[int]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ __all__ = [
     "head_in",
 ]
 
-HEADS = ("classifier", "score", "pooled_classifier")  # names of a head in a file
+HEADS = ("classifier", "score")  # names of a head in a file
 KIND = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -36,11 +36,18 @@ class Head:
     pooling: Pooling | None
     label_names: tuple[str, ...] = ()
     pooler: bool = False
+    sentence_transformers: bool = False
+    max_seq_length: int | None = None
+
+    @property
+    def has_pooler(self) -> bool:
+        """True if the first token goes through a pooler."""
+        return self.pooler and not self.sentence_transformers
 
     @property
     def new_pooling(self) -> Pooling | None:
         """The pooling to make it with; None: as transformers' class has it, with its pooler."""
-        return None if self.pooling == "cls" and self.pooler else self.pooling
+        return None if self.pooling == "cls" and self.has_pooler else self.pooling
 
     @property
     def call(self) -> str:
@@ -51,6 +58,7 @@ class Head:
     def give(self, model: Transformer) -> None:
         """Give the model this head, with new weights."""
         model.with_classifier(self.label_names or self.num_labels, pooling=self.new_pooling)
+        model.config = replace(model.config, max_seq_length=self.max_seq_length)
 
     def is_on(self, model: Transformer) -> bool:
         """Return True if the model has this head, with as many classes and the same names."""
@@ -140,10 +148,10 @@ def differing_head(model: Transformer, head: Head | None) -> list[str]:
     config, different = model.config, []
     if head is None or model.classifier is None:
         return []
-    pooler = head.pooler or head.pooling is None
+    pooler = head.has_pooler or head.pooling is None
     wanted, got = (
         _pooling(head.pooling or config.usual_pooling, pooler),
-        _pooling(config.pooling, config.pooler),
+        _pooling(config.pooling, config.pooler and not config.sentence_transformers),
     )
     if wanted != got:
         different.append(f"pooling: expected {wanted}, got {got}")

@@ -27,6 +27,7 @@ from tinygrad_peft.peft.storage.layout import (
 )
 from tinygrad_peft.peft.storage.notes import note_problems
 from tinygrad_peft.peft.storage.problems import Problem, gathered
+from tinygrad_peft.peft.storage.sentence_head import SentenceHead, read_head
 
 __all__ = ["AdapterFolder", "StepFolder", "steps_in"]
 
@@ -60,8 +61,10 @@ class StepFolder:
     problems: tuple[Problem, ...]
 
     @classmethod
-    def read(cls, path: Path, name: str, layouts: Layouts) -> "StepFolder":
-        """Read the settings and the headers in a folder."""
+    def read(
+        cls, path: Path, name: str, layouts: Layouts, head: SentenceHead | None = None
+    ) -> "StepFolder":
+        """Read the settings and the headers in a folder; `head` is that which the step trains."""
         problems: list[Problem] = []
         settings = gathered(problems, lambda: read_json_object(path / CONFIG))
         found = (
@@ -76,6 +79,11 @@ class StepFolder:
         )
         is_origin = (path / REPARAMETERIZATION).exists() and (path / ORIGIN).exists()
         origin = gathered(problems, lambda: read_json_object(path / ORIGIN)) if is_origin else None
+        if head is not None:
+            settings, origin = (
+                None if values is None else head.completed(values) for values in (settings, origin)
+            )
+            tensors = {**(tensors or {}), **head.tensors}
         return cls(path, name, layout, layouts, settings, origin, tensors, beside, tuple(problems))
 
     @property
@@ -119,6 +127,7 @@ class AdapterFolder:
         recipe: the contents of recipe.json; empty if it is missing or cannot be read.
         steps: in their order; empty if the folder is not an adapter's.
         problems: problems with the folder and with recipe.json.
+        sentence_head: the head beside it, in a folder of sentence-transformers.
     """
 
     path: Path
@@ -127,6 +136,7 @@ class AdapterFolder:
     recipe: Mapping[str, object] = field(default_factory=dict)
     steps: tuple[StepFolder, ...] = ()
     problems: tuple[Problem, ...] = ()
+    sentence_head: SentenceHead | None = None
 
     @classmethod
     def read(cls, path: str | Path, host: Host | None = None) -> "AdapterFolder":
@@ -142,8 +152,14 @@ class AdapterFolder:
         where = directory / RECIPE
         odd = [f"{where}: {problem}" for problem in note_problems(recipe or {})]
         problems += [Problem(CheckpointError, problem) for problem in odd]
-        steps = tuple(StepFolder.read(directory / name, name, layouts) for name in names)
-        return cls(directory, host, layouts, recipe or {}, steps, tuple(problems))
+        head = gathered(problems, lambda: read_head(directory, recipe or {}, names))
+        steps = tuple(
+            StepFolder.read(
+                directory / name, name, layouts, head if head and head.step == name else None
+            )
+            for name in names
+        )
+        return cls(directory, host, layouts, recipe or {}, steps, tuple(problems), head)
 
     @property
     def all_problems(self) -> list[Problem]:
@@ -165,6 +181,9 @@ class AdapterFolder:
         """
         if "base" in self.recipe:
             return head_in(self.recipe, self.path / RECIPE)
+        beside = self.sentence_head
+        if beside is not None:
+            return Head(beside.num_labels, beside.modules.pooling, sentence_transformers=True)
         classes = [
             step.classes
             for step in self.steps

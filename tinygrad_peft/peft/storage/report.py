@@ -34,6 +34,8 @@ def report_on(folder: AdapterFolder, base: TransformerConfig | None) -> Report:
     else:
         _compare(examined, base, folder.host)
     facts: dict[str, object] = {} if base is None else {"base": describe_config(base)}
+    if folder.sentence_head is not None:
+        facts |= folder.sentence_head.modules.facts()
     own = [problem.text for problem in examined.own_problems]
     if not examined.steps:
         return Report(path=folder.path, kind="adapter", problems=own)

@@ -25,6 +25,13 @@ from tinygrad_peft.peft.storage.layout import (
     known_layouts,
     step_files,
 )
+from tinygrad_peft.peft.storage.sentence_head import (
+    NOTE,
+    note_of,
+    save_head,
+    split_head,
+    without_head,
+)
 from tinygrad_peft.peft.storage.target_names import given_targets, with_names
 from tinygrad_peft.peft.storage.writing import write_json, write_tensors
 
@@ -43,19 +50,26 @@ def save_adapter(
     for name in {".", *folders, *steps_in(save.folder)}:
         save.within(name).remove(step_files(layouts))
     notes: dict[str, object] = {}
+    about: dict[str, object] = {}
+    head: dict[str, Parameter] = {}
     for step, (given, name) in enumerate(zip(record.recipe_as_trained(), folders, strict=True)):
         part = save.within(name)
-        config = with_names(given, record.targets[step])
-        if note := given_targets(given, config):
+        stored, own_head = split_head(record.stored_parameters(step), model)
+        if own_head:
+            head, about[NOTE] = own_head, note_of(name, given, model)
+        own = without_head(given, model)
+        config = with_names(own, record.targets[step])
+        if note := given_targets(own, config):
             notes[name] = note
-        if stored := record.stored_parameters(step):
+        if stored:
             _write_tensors(part.path(HUGGING_FACE.weights), stored, record.transposed(step))
         if origin := {} if flatten else record.reparameterization(step):
             _write_tensors(part.path(REPARAMETERIZATION), origin)
             if config.flattened() != config:
                 _write_config(part.path(ORIGIN), config, model)
         _write_config(part.path(CONFIG), config.flattened(), model)
-    about = {
+    save_head(save, model, head)
+    about |= {
         "targets": notes,
         "plugins": _distributions(record.recipe, host),
         "base": base_of(model),
