@@ -58,7 +58,7 @@ def test_a_name_stands_for_the_part_of_the_data_that_a_command_reads(
             "nowhere",
             "nowhere: no such model (on the hub a name has its organisation: organisation/nowhere)",
         ),
-        ("--model", "no/such/folder/", "no/such/folder/: no such model"),
+        ("--model", "no/where/at/all/", "no/where/at/all/: no such model"),
         (
             "--train",
             "movie-review",

@@ -3,20 +3,23 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from tests.peft.small import BERT, small
 from tests.peft.small import LLAMA as THREE_LAYERS
-from tests.peft.small import small
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import load_config, load_model, load_tokenizer, save_model
 from tinygrad_peft.nn import Transformer
 from tinygrad_peft.peft import Host, PeftConfig, PeftModel, get_peft_model, inspect_path
+from tinygrad_peft.train.checkpoints import newest_state
 from tinygrad_peft.train.examples import read_examples, task_of_file
 from tinygrad_peft_adapter import BottleneckAdapterConfig
 from tinygrad_peft_ln_tuning import LNTuningConfig
@@ -227,11 +230,50 @@ def tables(folder: Path) -> Sample:
     return Sample("tables", folder, ("a.csv", "b.jsonl", "c.jsonl"), _read_tables)
 
 
+def broken_off(folder: Path) -> Sample:
+    """An adapter, and a save of another one over it that was killed once it was decided."""
+    from tinygrad_peft.files.journal import Journal, Stage
+
+    _save(folder, LoraConfig(r=2))
+    stage = Stage(folder / ".saving-0123456789abcdef")
+    _save(stage.new, [LoraConfig(r=3), BottleneckAdapterConfig(bottleneck_dim=4)])
+    journal = Journal.of(stage, ["adapter_config.json", "adapter_model.safetensors"])
+    journal.write(stage)
+    name = str(stage.journal.relative_to(folder))
+    new = [str(stage.path.relative_to(folder) / "new" / file.path) for file in journal.files]
+    old = ("adapter_config.json",) * 5
+    return Sample("broken_off", folder, (name, name, *old, *new), _read_settled)
+
+
+def sentences(folder: Path) -> Sample:
+    """A classifier in a folder of sentence-transformers: an encoder, a pooling and a dense head."""
+    from tests.models.sentence_transformers.test_folder import sentence_folder
+
+    encoder = folder.parent / "encoder"
+    save_model(small(replace(BERT, num_hidden_layers=1)), encoder)
+    source = sentence_folder(encoder, folder.parent / "source")
+    network = load_model(source)
+    network.with_classifier(["no", "yes"])
+    save_model(network, folder)
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file())
+    return Sample("sentences", folder, files, _read_model)
+
+
+def stopped(folder: Path) -> Sample:
+    """A run that was killed, and its checkpoint."""
+    from tests.train.test_resume import LORA, Killed, adapted_classifier, run
+
+    with suppress(Killed):
+        run(folder, adapted_classifier(LORA), broken_after=4)
+    files = sorted(str(p.relative_to(folder)) for p in folder.glob("checkpoints/*/state.*"))
+    return Sample("stopped", folder, files, newest_state)
+
+
 SAMPLES: Mapping[str, Callable[[Path], Sample]] = {
     made.__name__: made
     for made in (
         *(model, shards, adapter, adapterhub, mlx, recipe, tokenizer, sentencepiece, gguf),
-        *(inspected, classified, continued, tables),
+        *(inspected, classified, continued, tables, broken_off, sentences, stopped),
     )
 }
 
@@ -254,6 +296,13 @@ def _read_model(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     PeftModel.from_pretrained(_base(), folder, host=_host()).unload()
+
+
+def _read_settled(folder: Path) -> None:
+    """Read a copy: reading finishes a save that was broken off."""
+    with TemporaryDirectory() as place:
+        copy = shutil.copytree(folder, Path(place) / "copy")
+        _read_and_inspect(copy)
 
 
 def _read_and_inspect(folder: Path) -> None:

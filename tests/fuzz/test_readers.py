@@ -8,7 +8,17 @@ import pytest
 from tests.fuzz.long_run import COUNTS, ran
 
 EXTRAS = {"gguf": "gguf", "classified": "click", "continued": "click"}
-PLAIN = ("model", "shards", "adapter", "adapterhub", "mlx", "recipe", "inspected")
+PLAIN = (
+    "model",
+    "shards",
+    "adapter",
+    "adapterhub",
+    "mlx",
+    "recipe",
+    "inspected",
+    "broken_off",
+    "sentences",
+)
 
 
 def test_there_are_ten_thousand_files() -> None:

@@ -256,3 +256,9 @@ def test_every_part_of_a_block_gets_the_same_context() -> None:
     assert len(seen) == 4
     assert isinstance(seen[0], Context)
     assert all(context is seen[0] for context in seen)
+
+
+def test_a_prompt_has_at_least_one_token() -> None:
+    model = Transformer(CONFIG)
+    with pytest.raises(TokenError, match="prompt_lengths: expected at least 1, got 0"):
+        model(np.array([[1, 2], [3, 4]]), prompt_lengths=np.array([2, 0]))

@@ -17,21 +17,20 @@ def tokenizer_of(model: Path, adapter: Path | None) -> Tokenizer:
     """
     if adapter is None or not (adapter / "tokenizer.json").is_file():
         return load_tokenizer(model)
-    own, rows = load_tokenizer(adapter), load_config(model).vocab_size
-    if own.size > rows:
+    own, base = load_tokenizer(adapter), _tokenizer_of_model(model)
+    different = [] if base is None else own.differences(base)
+    rows = load_config(model).vocab_size
+    if own.size > rows and (different or base is None):
         raise CheckpointError(
             f"{adapter}: its tokenizer has {own.size} ids, and the model's embedding {rows} rows: "
             f"resize the model as for its training (in transformers, resize_token_embeddings("
             f"{own.size}) and save_pretrained), and name that folder as the model"
         )
-    base = _tokenizer_of_model(model)
-    if base is None:
-        return own
-    if different := own.differences(base):
+    if different:
         how = ", ".join(different)
         message = f"{adapter}: its tokenizer is used, and not the model's: it has {how}"
         warnings.warn(message, AdapterWarning, stacklevel=2)
-    return own.completed(base)
+    return own if base is None else own.completed(base)
 
 
 def _tokenizer_of_model(model: Path) -> Tokenizer | None:

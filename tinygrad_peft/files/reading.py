@@ -26,7 +26,7 @@ __all__ = [
 
 PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
 LARGEST_JSON = 100_000_000  # bytes; three times the size of the largest tokenizers
-LARGEST_SETTINGS = 30_000_000  # bytes; three times the size of the largest index of shards
+LARGEST_SETTINGS = 8_000_000  # bytes; Python takes 20 times that for objects of one key
 
 
 def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:

@@ -112,6 +112,12 @@ class Host:
             )
         return answers[0].value if answers else None
 
+    def has_hook(self, plugin: str, spec: Callable[..., object]) -> bool:
+        """Tell whether the plugin of that name answers a hook."""
+        candidate = self._candidates.get(plugin)
+        wanted = spec_of(spec)
+        return candidate is not None and any(mark.spec is wanted for mark in candidate.marks)
+
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Return all plugins in order of their names, including those with an `error`."""
         usable = {name: candidate.info for name, candidate in self._candidates.items()}

@@ -44,6 +44,8 @@ class Inputs:
             raise TokenError(f"prompt_lengths: expected an array of integers, got {lengths!r:.80}")
         if lengths.shape != (len(self.ids),):
             raise ShapeError(f"prompt_lengths {lengths.shape} for input ids {self.ids.shape}")
+        if lengths.min(initial=1) < 1:
+            raise TokenError(f"prompt_lengths: expected at least 1, got {lengths.min()}")
 
     @property
     def mask(self) -> BoolArray | None:

@@ -52,7 +52,7 @@ from tinygrad_peft.peft.storage.folder import AdapterFolder
 from tinygrad_peft.peft.storage.inspection import inspect_path
 from tinygrad_peft.peft.storage.layout import known_layouts
 from tinygrad_peft.peft.storage.problems import raise_problems
-from tinygrad_peft.peft.switching.adapters import BASE
+from tinygrad_peft.peft.switching.names import BASE
 from tinygrad_peft.peft.switching.weighted_sums import weighted_sum
 
 __all__ = [

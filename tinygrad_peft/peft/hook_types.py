@@ -115,8 +115,8 @@ class Draft:
         model: the model, unchanged.
         recipe: all steps, the innermost first.
         targets: for each step, the paths that its config targets.
-        loading: True if the weights are read from a folder: settings that change none of them are
-            no objection then.
+        loading: True if the weights are read from a folder: settings that change none of them
+            are not objected to then.
     """
 
     model: Module = field(repr=False)

@@ -21,8 +21,8 @@ from tinygrad_peft.peft.storage.layout import known_layouts, layout_called
 from tinygrad_peft.peft.storage.load import load_record, warn_of_another_name
 from tinygrad_peft.peft.storage.save import save_adapter
 from tinygrad_peft.peft.switching.adapted_transformer import AdaptedTransformer
-from tinygrad_peft.peft.switching.adapters import check_name
 from tinygrad_peft.peft.switching.combining import combine_records, fill_record
+from tinygrad_peft.peft.switching.names import check_name
 
 __all__ = ["DEFAULT", "PeftModel", "get_peft_model"]
 

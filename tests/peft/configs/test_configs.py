@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import math
@@ -413,3 +414,13 @@ def test_a_wrong_method_on_the_command_line_is_an_error(text: str, message: str)
 def test_the_message_says_that_no_plugin_is_installed() -> None:
     with pytest.raises(ConfigError, match=r"\(no plugin is installed\)"):
         parse_method("lora", Host())
+
+
+def test_a_setting_that_a_class_does_not_have_is_named_with_those_that_it_has() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoraConfig(lora_alhpa=3)  # type: ignore[call-arg]
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "unknown settings of LoraConfig:"
+    assert lines[1].startswith("  - lora_alhpa = 3; did you mean 'lora_alpha'")
+    assert lines[2].startswith("LoraConfig has modules_to_save, target_modules, ")
+    assert copy.deepcopy(LoraConfig(r=3)) == LoraConfig(r=3)

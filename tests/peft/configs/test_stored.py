@@ -209,7 +209,7 @@ def test_features_that_are_off_are_passed_over(
 
 
 @pytest.mark.parametrize("method", TARGETED)
-def test_an_empty_choice_is_none(
+def test_an_empty_choice_chooses_everything(
     method: str, folders: dict[str, tuple[Path, np.ndarray]], tmp_path: Path
 ) -> None:
     folder, wanted = folders[method]

@@ -375,3 +375,15 @@ def test_a_pattern_without_a_number_after_it_is_an_error() -> None:
 def test_a_layer_beyond_those_of_the_pattern_is_an_error() -> None:
     config = LoraConfig(target_modules=["q_proj"], layers_to_transform=3, layers_pattern="layers")
     assert problem(config) == "layers_to_transform: the model has no layer 3 (it has 3, from 0)"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("pooler", 1), ("intermediate", 2), ("embeddings", 4), ("layer.1", 8)]
+)
+def test_a_container_to_save_names_all_modules_in_it(name: str, count: int) -> None:
+    config = LoraConfig(target_modules=["classifier"], modules_to_save=[name])
+    seams = capture_seams(small(BERT_CLASSIFIER))
+    saved = found(config, BERT_CLASSIFIER).saved
+    weighty = {s.path for s in seams if any(True for _ in s.module.own_parameters())}
+    assert len(saved & weighty) == count
+    assert all(f".{name}." in f".{path}." for path in saved)

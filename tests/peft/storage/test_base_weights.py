@@ -157,7 +157,7 @@ def test_any_other_weight_of_the_base_is_used_too(tmp_path: Path) -> None:
     assert np.abs(logits(loaded) - logits(peft)).max() > 1e-3
 
 
-def test_a_methods_own_prefix_is_that_of_the_base_too(tmp_path: Path) -> None:
+def test_a_methods_own_prefix_goes_before_the_bases_names_too(tmp_path: Path) -> None:
     peft = saved(tmp_path, LLAMA, PromptTuningConfig(num_virtual_tokens=2))
     array = other(small())
     save_file(

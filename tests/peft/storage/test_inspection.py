@@ -358,3 +358,13 @@ def test_a_path_without_a_model_or_an_adapter_is_an_error(
     with pytest.raises(CheckpointError) as caught:
         inspect(tmp_path / name)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_residual_start_is_sound_without_recipe_json(start: str, tmp_path: Path) -> None:
+    """Its weights for other programs have twice the rank of its settings for training."""
+    peft = get_peft_model(small(), LoraConfig(r=2, init_lora_weights=start))
+    peft.save_pretrained(tmp_path)
+    (tmp_path / RECIPE).unlink()
+    assert problems(tmp_path) == []
+    assert problems(tmp_path, LLAMA) == []

@@ -20,6 +20,7 @@ from tests.peft.small import (
     ShiftConfig,
     Snapshot,
     logits,
+    lora_host,
     plugin,
     shake,
     shift,
@@ -749,3 +750,21 @@ def test_weights_that_do_not_fit_leave_the_others_standing(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="does not exist"):
         peft.load_adapter(tmp_path / "b", "c")
     before.assert_unchanged(peft)
+
+
+def test_a_plugin_without_merge_module_is_named_when_its_method_is_merged() -> None:
+    host = lora_host()
+    host.register(plugin(ShiftConfig, adapt=shift), "shift")
+    peft = get_peft_model(small(), ShiftConfig(target_modules=["q_proj"]), host=host)
+    with pytest.raises(
+        PeftError, match="shift cannot be merged: its plugin 'shift' has no merge_m"
+    ):
+        peft.merge_adapter()
+
+
+def test_a_seed_below_zero_is_refused_before_anything_is_combined() -> None:
+    peft = get_peft_model(small(), LoraConfig(r=2))
+    with pytest.raises(PeftError, match="seed: expected an integer of at least 0, got -1"):
+        peft.add_weighted_adapter(
+            ["default"], [1.0], "sum", combination_type="dare_linear", seed=-1
+        )

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Never, get_args
+from typing import ClassVar, Never, Self, get_args
 
 import numpy as np
 
-from tinygrad_peft.errors import ConfigError, PeftError, listed
+from tinygrad_peft.errors import ConfigError, PeftError, listed, nearest
 from tinygrad_peft.nn import Module
 from tinygrad_peft.peft.configs.file_format import FileFormat
 from tinygrad_peft.peft.configs.setting_types import wrong_choices, wrong_types
@@ -36,6 +36,17 @@ class PeftConfig:
     not_mergeable: ClassVar[str] = ""
     file_format: ClassVar[FileFormat[Never]] = FileFormat()
     modules_to_save: Sequence[str] = ()
+
+    def __new__(cls, *_: object, **settings: object) -> Self:
+        """Raise ConfigError for settings that the class does not have."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [
+            f"{k} = {v!r:.80}{nearest(k, known)}" for k, v in settings.items() if k not in known
+        ]
+        if unknown:
+            there = f"{cls.__name__} has {', '.join(known)}"
+            raise ConfigError(f"unknown settings of {cls.__name__}:\n{listed(unknown)}\n{there}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -186,6 +186,17 @@ class Record:
             [r for r in self._own(step) if not isinstance(r.after, Reparameterized)]
         )
 
+    def repeated(self, step: int) -> set[str]:
+        """Return the names that one step's shared parameters would have at their other places."""
+        added = {id(parameter) for parameter in self.parameters()}
+        names = {
+            rewrite.key(name)
+            for rewrite in self._own(step)
+            for name, parameter in new_parameters(rewrite.after, rewrite.before).items()
+            if id(parameter) in added
+        }
+        return names - self.stored_parameters(step).keys()
+
     def transposed(self, step: int) -> frozenset[str]:
         """Return the names of one step's weights that files store transposed, as checkpoints do."""
         return frozenset(

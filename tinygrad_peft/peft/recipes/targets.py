@@ -43,7 +43,7 @@ def find_targets(
 ) -> Targets:
     """Resolve the targets of `config` among the seams, with every entry that names nothing.
 
-    While `loading`, such an entry beside others is only noted: the file has no weights for it.
+    While `loading`, one beside others is only noted: the file has no weights for it.
     """
     saved, problems = _find_saved(config.modules_to_save, seams)
     by_entry: dict[str, frozenset[str]] = {}

@@ -201,7 +201,7 @@ def _contradictions(step: ExaminedStep) -> list[str]:
         return [*(named or step.foreign.problems), *wrong_dtypes(stored)]
     missing: list[Problem] = []
     gathered(missing, lambda: own_tensors(step.folder))
-    bare = _bare_shapes(step)
+    bare, config = _bare_shapes(step), config.flattened()  # as other programs read the file
     named = [path for _, paths in _targeted(config, _ancestors(bare)) for path in paths]
     step.paths = sorted(set(named))
     return [*(p.text for p in missing), *format_of(config).checks(config, bare)]

@@ -66,7 +66,7 @@ def _warn(folder: AdapterFolder, examined: Examination) -> None:
     """Warn, with AdapterWarning, of what is passed over or used though it may not be expected."""
     notes = [note for step in examined.steps for note in step.notes]
     if notes:
-        warnings.warn(f"{folder.path}:{told(notes)}", AdapterWarning, stacklevel=6)
+        warnings.warn(f"{folder.path}:{told(notes)}", AdapterWarning, stacklevel=7)
 
 
 def warn_of_another_name(model: Transformer, folder: AdapterFolder) -> None:

@@ -92,6 +92,8 @@ def match_step(record: Record, number: int, step: StepFolder, foreign: ForeignSt
     # A step that adds nothing should have no file: the tensors of one are unexpected.
     there = bool(record.stored_parameters(number)) or step.tensors is not None
     found = own_tensors(step) if there else {}
+    again = record.repeated(number)
+    found = {key: tensor for key, tensor in found.items() if key not in again}
     base = take_base_weights(record, number, found)
     found = {key: tensor for key, tensor in found.items() if key not in base.equal}
     transposed = record.transposed(number) | base.transposed

@@ -61,7 +61,10 @@ def _own_config(adapter: AdapterFolder, step: StepFolder, notes: list[str]) -> P
         )
     kind = methods[method]
     _refuse_heads_per_token(path, values, step)
-    return config_in_file(kind, _without_absent_heads(values, step), f"{path}: ", notes)
+    settings = _without_absent_heads(values, step)
+    if not adapter.recipe:
+        settings = _without_tie(settings, step)
+    return config_in_file(kind, settings, f"{path}: ", notes)
 
 
 def _to_install(adapter: AdapterFolder, method: str) -> str:
@@ -83,6 +86,15 @@ def _refuse_heads_per_token(path: Path, values: Mapping[str, object], step: Step
             f"{path}: task_type: {task} has a head on each token, which is not supported: expected "
             "SEQ_CLS, CAUSAL_LM or FEATURE_EXTRACTION"
         )
+
+
+def _without_tie(values: Mapping[str, object], step: StepFolder) -> Mapping[str, object]:
+    """Return the settings without `ensure_weight_tying` where the file has no output layer.
+
+    (PEFT writes it for GPT-2 too, whose tie it does not keep.)
+    """
+    has_head = any(".lm_head." in key for key in step.tensors or ())
+    return values if has_head else {k: v for k, v in values.items() if k != "ensure_weight_tying"}
 
 
 def _without_absent_heads(values: Mapping[str, object], step: StepFolder) -> Mapping[str, object]:

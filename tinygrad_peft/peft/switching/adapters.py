@@ -10,7 +10,6 @@ itself holds the modules of the default choice, or the base's while any context 
 """
 
 import copy
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,22 +22,13 @@ from tinygrad_peft.peft.recipes.record import Record, Rewrite, stacked
 from tinygrad_peft.peft.sites import Seam, capture_seams
 from tinygrad_peft.peft.switching.choices import Choices
 from tinygrad_peft.peft.switching.merging import merged_modules
+from tinygrad_peft.peft.switching.names import BASE
 from tinygrad_peft.peft.switching.passes import Passes
 from tinygrad_peft.peft.switching.per_row import Batch, choose_per_row
 from tinygrad_peft.peft.switching.views import Composer, Mixture, View, Views
 
-__all__ = ["BASE", "Adapters", "check_name"]
+__all__ = ["Adapters"]
 
-LONGEST_NAME = 100  # as for the folders of steps; file systems hold 255 bytes, and paths 260
-# Windows's devices, which are in every folder, and what training keeps beside an adapter's files.
-RESERVED_NAMES = frozenset(
-    (
-        *("con", "prn", "aux", "nul", "checkpoints"),
-        *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)),
-    )
-)
-
-BASE = "__base__"  # the name for no adapter, for a row of a batch, as in PEFT
 _NOTHING = Mixture("stacked", ())
 
 
@@ -355,22 +345,3 @@ class Adapters:
         for seam, module in modules.items():
             if seam.module is not module:
                 seam.owner.set_child(seam.name, module)
-
-
-def check_name(name: str, taken: Collection[str]) -> None:
-    """Raise PeftError unless the name is free and valid for an adapter."""
-    if name in taken:
-        raise PeftError(f"adapter {name!r} already exists")
-    # Folders of steps begin with their number, and an adapter's folder may be beside them.
-    if re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) is None or name == BASE:
-        raise PeftError(
-            f"adapter name: expected a letter, then letters, digits, _ and - (it names a folder), "
-            f"got {name!r:.200}"
-        )
-    if len(name) > LONGEST_NAME:
-        raise PeftError(
-            f"adapter name: expected at most {LONGEST_NAME} characters (it names a folder), got "
-            f"{len(name):,}: {name!r:.60}..."
-        )
-    if name.lower() in RESERVED_NAMES:
-        raise PeftError(f"adapter name: {name!r} is reserved, and cannot name an adapter's folder")

@@ -60,7 +60,7 @@ def combine_records(
             settings; recipes of different methods; NaN; methods that cannot be combined; modules
             that one adapter trained whole and another adapted otherwise.
     """
-    problems = _wrong_settings(records, weights, combination_type, rank, density)
+    problems = _wrong_settings(records, weights, combination_type, rank, density, seed)
     problems = problems or _different_recipes(records) + _not_finite(records) + _taken(records)
     if problems:
         raise PeftError(f"the adapters cannot be combined:\n{listed(problems)}")
@@ -105,6 +105,7 @@ def _wrong_settings(
     combination_type: CombinationType,
     rank: int | None,
     density: float,
+    seed: int,
 ) -> list[str]:
     names, kinds = ", ".join(map(repr, records)), ", ".join(COMBINATION_TYPES)
     rules = {
@@ -118,6 +119,9 @@ def _wrong_settings(
         ),
         f"rank: expected at least 1, got {rank}": rank is not None and rank < 1,
         f"density: expected above 0 and at most 1, got {density}": not 0 < density <= 1,
+        f"seed: expected an integer of at least 0, got {seed!r}": (
+            not isinstance(seed, numbers.Integral) or seed < 0
+        ),
     }
     return failures(rules)
 

@@ -39,7 +39,7 @@ def merged_modules(
             continue
         module, left = _folded(inner if plain is None else plain, stack, host)
         if left and not partial:
-            why = left[0].config.not_mergeable or "the wrapped module cannot hold the update"
+            why = left[0].config.not_mergeable or _why_not(left[0], host)
             problems.append(f"{seam.path}: {left[0].method} cannot be merged: {why}")
             continue
         problems += _not_finite(seam, inner, module)
@@ -51,6 +51,15 @@ def merged_modules(
         )
     _tie(base, merged)
     return merged
+
+
+def _why_not(rewrite: Rewrite, host: Host) -> str:
+    """Return why a rewrite cannot be folded, for a method that does not say it itself."""
+    for answer in host.answers(hookspecs.peft_methods):
+        own = type(rewrite.config) in answer.value
+        if own and not host.has_hook(answer.plugin.name, hookspecs.merge_module):
+            return f"its {answer.plugin.title} has no merge_module"
+    return "the wrapped module cannot hold the update"
 
 
 def _folded(
