@@ -1,6 +1,7 @@
 """The size of a recipe, which is known before anything is allocated."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_a_step_that_adds_too_much_is_refused_by_its_size(name: str, tmp_path: P
     with pytest.raises(TinygradPeftError, match=told):
         PeftModel.from_pretrained(small(LLAMA), tmp_path)
     problems = inspect_path(tmp_path).problems
-    assert any("elements" in p or "virtual tokens" in p or "rank" in p for p in problems)
+    assert any(re.search(told, problem) for problem in problems)
 
 
 def test_the_message_has_the_number_of_elements_and_bytes() -> None:

@@ -665,7 +665,7 @@ def test_another_format_is_refused(number: object, tmp_path: Path) -> None:
         ("base", "llama", "base: Expected `object`, got `str`"),
         ("base", {"vocab_size": "many"}, r"base: Expected `int`, got `str` - at `\$.vocab_size`"),
         ("targets", [1], "targets: Expected `object`, got `array`"),
-        ("targets", {".": {"names": 3}}, r"targets: .* - at `\$\[...\]`"),
+        ("targets", {".": {"names": 3}}, r"targets: .* - at `\$\[...\]"),
         ("plugins", [3], "plugins: Expected `object`, got `array`"),
         ("plugins", {"lora": 3}, r"plugins: Expected `str`, got `int` - at `\$\[...\]`"),
     ],

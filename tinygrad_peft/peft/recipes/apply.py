@@ -83,8 +83,8 @@ def checked_targets(
     draft = Draft(model, tuple(recipe), tuple(t.paths for t in targets), loading)
     objections = [why for reasons in host.each(hookspecs.check_recipe, draft) for why in reasons]
     objections += [*_saved_late(seams, targets), *_lost(model, seams, targets)]
-    # A stored adapter takes no memory before its tensors are seen to fit.
-    if isinstance(model, Transformer) and not objections and not loading:
+    # On loading too: a projection of a huge width is computed before its file is compared.
+    if isinstance(model, Transformer) and not objections:
         objections += oversized(model, recipe, targets, seams, host)
     if objections:
         raise PeftError(f"the recipe is refused:\n{listed(objections)}")
