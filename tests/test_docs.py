@@ -295,6 +295,13 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_tests_that_pages_name_exist() -> None:
+    pages = [page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md")]
+    named = {path for page in pages for path in re.findall(r"`(tests/[^`]*)`", page)}
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def glossary() -> dict[str, str]:
     """Read the terms and their entries."""
     text = (ROOT / "docs" / "glossary.md").read_text("utf-8")

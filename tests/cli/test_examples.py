@@ -195,6 +195,19 @@ def test_a_trained_head_is_kept_where_the_labels_are_its_classes(
 
 
 @pytest.mark.parametrize("command", ["finetune", "compare"])
+def test_a_trained_head_keeps_its_pooling(
+    small_world: Path, tmp_path: Path, commands: Commands, command: str
+) -> None:
+    model, out = small_world / "classifier", tmp_path / "out"
+    data = labelled(tmp_path / "data.jsonl", "neg", "pos")
+    told = commands.fails(
+        *(command, "--model", model, "--train", data, "--eval", data, "--out", out, "--quiet"),
+        *("--task", "sequence-classification", "--method", "lora:r=2", "--pooling", "mean"),
+    )
+    assert f"--pooling is for a new head, and {model} has one (--new-head makes one)" in told
+
+
+@pytest.mark.parametrize("command", ["finetune", "compare"])
 def test_labels_of_other_classes_ask_for_a_new_head(
     small_world: Path, tmp_path: Path, commands: Commands, command: str
 ) -> None:
@@ -240,3 +253,12 @@ def test_data_with_some_of_the_classes_keeps_the_head(
     numbers = labelled(tmp_path / "numbers.jsonl", 1, 2)
     commands.ok("evaluate", "--model", model, "--data", numbers)
     assert warned() == [f"{numbers}: labels are read: '1' as 'neg', '2' as 'pos'"]
+
+
+@pytest.mark.parametrize("length", ["0", "-1"])
+def test_a_limit_without_room_for_a_token_is_refused(
+    small_world: Path, commands: Commands, length: str
+) -> None:
+    given = ("--model", small_world / "classifier", "--data", small_world / "reviews.jsonl")
+    message = commands.fails("evaluate", *given, "--max-length", length)
+    assert message == f"tinygrad-peft: --max-length: expected at least 1, got {length}\n"

@@ -10,10 +10,13 @@ import pytest
 from tests.cli.toys import Commands, reviews, write_jsonl, write_model
 from tests.peft.small import BERT
 from tinygrad_peft import load_model
+from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.models import save_model
 from tinygrad_peft.nn.config import ProblemType
+from tinygrad_peft.peft import PeftModel, get_peft_model
 from tinygrad_peft.train import evaluation
 from tinygrad_peft.train.encoding import Encoded, EncodedData
+from tinygrad_peft_lora import LoraConfig
 
 CASES: list[tuple[int, ProblemType | None, str]] = [
     (1, "regression", "a head for regression with 1 output"),
@@ -50,8 +53,25 @@ def test_nothing_is_measured_or_trained_under_a_softmax(
         message = commands.fails(command, *arguments)
         assert message == f"tinygrad-peft: {model} has {told}: {rest} (--new-head makes one)\n"
     commands.ok("finetune", *arguments, "--new-head")
+    # The new head is for another problem, which is said wherever the adapter goes.
+    adapter, merged = ("--adapter", tmp_path / "out"), tmp_path / "merged"
+    before = commands.ok("evaluate", "--model", model, *adapter, "--data", data).out
+    commands.ok("merge", "--model", model, *adapter, "--out", merged)
+    assert "problem_type" not in json.loads((merged / "config.json").read_text())
+    assert commands.ok("evaluate", "--model", merged, "--data", data).out == before
     with pytest.raises(ValueError, match=told):
         evaluation.evaluate(load_model(model), EncodedData([Encoded((2, 4, 3), 0)]), batch_size=1)
+
+
+def test_an_adapter_for_another_problem_is_refused(tmp_path: Path) -> None:
+    model = load_model(checkpoint(tmp_path / "model", 2, "multi_label_classification"))
+    get_peft_model(model, LoraConfig(r=2)).save_pretrained(tmp_path / "adapter")
+    other = load_model(checkpoint(tmp_path / "other" / "model", 2, None))
+    expected = "problem_type: expected multi_label_classification, got single_label_classification"
+    with pytest.raises(CheckpointError, match=expected):
+        PeftModel.from_pretrained(other, tmp_path / "adapter")
+    same = load_model(tmp_path / "model")
+    PeftModel.from_pretrained(same, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(("labels", "problem_type", "told"), CASES)

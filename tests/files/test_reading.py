@@ -7,7 +7,10 @@ from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.files import (
     is_plain_name,
     read_json_object,
+    read_optional_object,
     refuse_pickle,
+    sha256_of,
+    write_json,
 )
 from tinygrad_peft.files.reading import LARGEST_JSON
 
@@ -15,6 +18,18 @@ from tinygrad_peft.files.reading import LARGEST_JSON
 def test_a_folder_is_not_read_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read: expected a regular file"):
         read_json_object(tmp_path)
+
+
+def test_a_missing_file_is_an_empty_object_where_it_is_optional(tmp_path: Path) -> None:
+    assert read_optional_object(tmp_path / "a") == {}
+    write_json(tmp_path / "a", {"ä": [1]})
+    assert (tmp_path / "a").read_bytes() == b'{\n  "\\u00e4": [\n    1\n  ]\n}\n'
+    assert read_optional_object(tmp_path / "a") == {"ä": [1]}
+
+
+def test_a_digest_is_hexadecimal(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")  # the example of FIPS 180-4
+    assert sha256_of(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
 
 
 def test_bytes_outside_of_utf_8_are_refused(tmp_path: Path) -> None:

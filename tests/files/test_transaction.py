@@ -450,6 +450,42 @@ def test_journals_and_places_that_are_links_are_refused(tmp_path: Path) -> None:
     assert read(other) == {}
 
 
+def as_link(stage: Path, other: Path) -> None:
+    (stage / "new").rename(other / "new")
+    (stage / "new").symlink_to(other / "new")
+
+
+def with_link(stage: Path, other: Path) -> None:
+    (stage / "new" / "more").symlink_to(other)
+
+
+def with_file(stage: Path, _: Path) -> None:
+    (stage / "new" / "more").mkdir()
+    (stage / "new" / "more" / "a.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (as_link, r"new is a link"),
+        (with_link, r"more cannot be saved: expected a plain file"),
+        (with_file, r"more/a\.json is not in the journal"),
+    ],
+)
+def test_new_files_that_no_save_has_written_are_refused(
+    tmp_path: Path, tamper: Callable[[Path, Path], None], message: str
+) -> None:
+    folder, other = tmp_path / "out", tmp_path / "other"
+    write(folder, OLD)
+    other.mkdir()
+    tamper(broken_off(folder, NEW), other)
+    before = read(other)
+    with pytest.raises(CheckpointError, match=message):
+        settled(folder)
+    assert visible(folder) == OLD
+    assert read(other) == before
+
+
 def test_a_stage_that_is_a_link_is_ignored(tmp_path: Path) -> None:
     folder, other = tmp_path / "out", tmp_path / "other"
     write(folder, {"a.json": "old", "b": ""})

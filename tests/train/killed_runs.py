@@ -74,12 +74,18 @@ class Job:
                     time.sleep(rng.uniform(0, self.longest))
                 process.kill()
                 status = process.wait()
-            if status == 0:
+            if status == 0 or is_finished(out):
                 return
             assert status < 0, f"status {status}"
             yield measured(out, stages, written)
         with self.start(out, resume=(out / "log.jsonl").exists()) as process:
             assert process.wait() == 0
+
+
+def is_finished(out: Path) -> bool:
+    """Return True if a run has written its last file, even if it was killed while it reported."""
+    metrics = out / "metrics.json"
+    return metrics.exists() and json.loads(metrics.read_bytes())["outcome"] == "finished"
 
 
 def wait_for_a_step(process: "subprocess.Popen[bytes]", out: Path, before: int) -> None:

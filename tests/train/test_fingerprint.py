@@ -71,6 +71,17 @@ def test_steps_settings_and_models_are_compared_one_by_one() -> None:
     assert "recipe: step 2: r: expected nothing, as the run has, got 8" in told
 
 
+def test_a_setting_named_after_weights_is_listed_with_its_values() -> None:
+    one, other = (
+        {"recipe": [{"init_lora_weights": start}], "frozen weights": start}
+        for start in ("gaussian", "olora")
+    )
+    assert differences(one, other) == [
+        "recipe: step 1: init_lora_weights: expected 'gaussian', as the run has, got 'olora'",
+        "frozen weights: expected those of the run, got others",
+    ]
+
+
 def test_the_digest_is_of_the_weights_that_are_not_trained() -> None:
     peft = adapted()
     before = frozen_weights(peft)

@@ -287,6 +287,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, step: int) 
     assert content(folder) == content(tmp_path / "whole")
 
 
+def test_files_of_others_beside_interrupted_weights_stay(tmp_path: Path) -> None:
+    stop = at_step(5, lambda _event: signal.raise_signal(signal.SIGTERM))
+    stopped = run(tmp_path, adapted_classifier(LORA), observers=[stop])
+    assert stopped.saved_to == tmp_path / "interrupted"
+    (tmp_path / "interrupted" / "notes.txt").write_text("theirs")
+    run(tmp_path, adapted_classifier(LORA), resume=True)
+    assert [path.name for path in (tmp_path / "interrupted").iterdir()] == ["notes.txt"]
+
+
 def test_a_run_interrupted_within_an_evaluation_makes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +361,28 @@ def test_the_newest_checkpoints_are_kept_until_the_run_is_finished(tmp_path: Pat
     assert checkpoints(tmp_path) == [f"step-0000000{step}" for step in (4, 5, 6)]
     run(tmp_path, adapted_classifier(LORA), dataclasses.replace(config, keep=1), resume=True)
     assert not (tmp_path / CHECKPOINTS).exists()
+
+
+def test_files_of_others_in_the_folder_of_checkpoints_stay(tmp_path: Path) -> None:
+    theirs = tmp_path / CHECKPOINTS / "checkpoint-500" / "weights.bin"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    (tmp_path / CHECKPOINTS / "step-00000099").write_text("a note")
+    (tmp_path / CHECKPOINTS / "step-00000098").symlink_to(theirs.parent)
+    run(tmp_path, adapted_classifier(LORA))
+    assert checkpoints(tmp_path) == ["checkpoint-500", "step-00000098", "step-00000099"]
+    assert theirs.read_text() == "theirs"
+
+
+def test_checkpoints_may_be_on_another_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / CHECKPOINTS).symlink_to(disk)
+    broken_run(tmp_path / "out")
+    assert [path.name for path in sorted(disk.iterdir())] == ["step-00000004", "step-00000006"]
+    run(tmp_path / "out", adapted_classifier(LORA), resume=True)
+    assert list(disk.iterdir()) == []
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train import Event, TrainConfig, train
 from tinygrad_peft.train.checkpoints import CHECKPOINTS
-from tinygrad_peft.train.run_state import ARRAYS, PROGRESS, read_state
+from tinygrad_peft.train.stored_state import ARRAYS, PROGRESS, read_state
 
 CONFIG = TrainConfig(batch_size=4, epochs=2, lr=1e-2, save_every=2, eval_every=3)  # 8 steps
 

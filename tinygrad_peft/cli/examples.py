@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinygrad_peft.cli.sources import data_path
-from tinygrad_peft.errors import DataError, TokenError
+from tinygrad_peft.errors import ConfigError, DataError, TokenError
 from tinygrad_peft.models import Tokenizer
 from tinygrad_peft.nn import TransformerConfig
 from tinygrad_peft.train.encoding import EncodedData, encode_examples
@@ -62,11 +62,15 @@ def token_limit(
 ) -> int:
     """Return --max-length, or else the most tokens that the model and its tokenizer are made for.
 
-    `virtual` tokens take positions too.
+    `virtual` tokens take positions too. Raises ConfigError if `asked` is less than 1.
     """
+    if asked is not None:
+        if asked < 1:
+            raise ConfigError(f"--max-length: expected at least 1, got {asked}")
+        return asked
     positions = max(model.max_position_embeddings - virtual, 1)
     positions = min(positions, model.max_seq_length or positions)
-    return asked or min(positions, tokenizer.model_max_length or positions)
+    return min(positions, tokenizer.model_max_length or positions)
 
 
 def check_tokens(

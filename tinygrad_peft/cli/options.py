@@ -150,11 +150,12 @@ _training: Callable[[F], F] = _all(
         "--pooling",
         type=click.Choice(["cls", "mean", "last"]),
         help="The input of a new classification head: the first token, the tokens' mean, or the "
-        "last token.  [default: as in transformers' class for the model]",
+        "last token.  [default: the model's own, or as in transformers]",
     ),
     click.option(
         "--new-head", is_flag=True, help="Train a new head, also where the model has one."
     ),
+    allow_nonfinite,
 )
 
 _checkpoints: Callable[[F], F] = _all(

@@ -73,14 +73,18 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
     eval_set = Examples.read(job.eval_data, "test", task) if job.eval_data else None
     source = model_path(job.model)
     tokenizer = load_tokenizer(source)
-    model = load_model(source)
+    model = load_model(source, allow_nonfinite=job.allow_nonfinite)
     adapted = None
     if job.adapter is not None:
-        adapted = with_adapter(model, job.adapter, is_trainable=True)
+        adapted = with_adapter(
+            model, job.adapter, is_trainable=True, allow_nonfinite=job.allow_nonfinite
+        )
         recipes = [adapted.recipe]
     _require_head(model, task, job)
     if task != "causal-lm":
         _give_head(model, train_set, job)
+    elif job.pooling is not None or job.new_head:
+        raise ConfigError("--pooling and --new-head are for --task sequence-classification")
     virtual = max(map(_virtual_tokens, recipes), default=0)
     length = token_limit(job.config.max_length, tokenizer, model.config, virtual)
     cut_at(model, length)
@@ -119,6 +123,10 @@ def _give_head(model: Transformer, train_set: Examples, job: TrainingJob) -> Non
     if model.classifier is None or job.new_head:
         model.with_classifier(labels, pooling=job.pooling, seed=job.config.seed)
         return
+    if job.pooling is not None:
+        raise ConfigError(
+            f"--pooling is for a new head, and {job.model} has one (--new-head makes one)"
+        )
     try:
         require_one_class(model.config)
     except ConfigError as error:

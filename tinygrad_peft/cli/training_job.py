@@ -21,6 +21,7 @@ class TrainingJob:
     task: None: as the data has it.
     pooling: the input of a new classification head; None: as transformers' class has it.
     new_head: train a new head, also where the model has one.
+    allow_nonfinite: load weights that are NaN or infinite.
     """
 
     model: str
@@ -31,5 +32,6 @@ class TrainingJob:
     out: Path
     pooling: "Pooling | None"
     new_head: bool
+    allow_nonfinite: bool
     config: TrainConfig
     adapter: Path | None = None

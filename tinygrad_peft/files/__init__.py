@@ -14,9 +14,12 @@ from tinygrad_peft.files.reading import (
     read_bytes,
     read_json_list,
     read_json_object,
+    read_optional_object,
     refuse_pickle,
+    sha256_of,
 )
 from tinygrad_peft.files.transaction import Transaction, replacing, saving, settled
+from tinygrad_peft.files.writing import write_json
 
 __all__ = [
     "PICKLES",
@@ -27,10 +30,13 @@ __all__ = [
     "read_bytes",
     "read_json_list",
     "read_json_object",
+    "read_optional_object",
     "refuse_earlier_work",
     "refuse_pickle",
     "replace_earlier_work",
     "replacing",
     "saving",
     "settled",
+    "sha256_of",
+    "write_json",
 ]

@@ -10,7 +10,6 @@ A journal is carried out in an order that never puts new weights beside old sett
 Settings are JSON files. Without them no program opens the folder.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError, told
-from tinygrad_peft.files.reading import decode_json_object, read_bytes
+from tinygrad_peft.files.reading import decode_json_object, read_bytes, sha256_of
 
 __all__ = ["Journal", "NewFile", "Stage", "is_plain_path", "stages_in", "sync_folder"]
 
@@ -136,11 +135,12 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check(self, stage: Stage) -> None:
         """Raise CheckpointError if it does not fit its stage.
 
-        That is for paths out of the folder or through a link, and for files that are missing or
-        damaged.
+        That is for paths out of the folder or through a link, and for files that are missing,
+        damaged, or not in the journal.
         """
         self._check_places(stage)
         problems = [p for file in self.files for p in _damage(stage, file)]
+        problems += _strangers(stage, {file.path for file in self.files})
         if problems:
             raise CheckpointError(f"{stage.journal} does not fit its files:{told(problems)}")
 
@@ -231,10 +231,9 @@ def _tree(top: Path) -> tuple[list[str], list[Path]]:
 
 
 def _brought_to_disk(top: Path, path: str) -> NewFile:
-    _sync(top / path)
-    with (top / path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return NewFile(path, file.tell(), digest)
+    file = top / path
+    _sync(file)
+    return NewFile(path, file.stat().st_size, sha256_of(file))
 
 
 def _sync(path: Path) -> None:
@@ -253,12 +252,20 @@ def _damage(stage: Stage, expected: NewFile) -> Iterator[str]:
     if place.is_symlink() or not place.is_file():
         yield f"{place} is missing"
         return
-    with place.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != expected.size:
-            yield f"{place}: expected {expected.size:,} bytes, got {size:,}"
-        elif hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
-            yield f"{place}: expected another SHA-256"
+    size = place.stat().st_size
+    if size != expected.size:
+        yield f"{place}: expected {expected.size:,} bytes, got {size:,}"
+    elif sha256_of(place) != expected.sha256:
+        yield f"{place}: expected another SHA-256"
+
+
+def _strangers(stage: Stage, expected: set[str]) -> Iterator[str]:
+    """Say what is among the new files that no save has put there."""
+    if stage.new.is_symlink():
+        yield f"{stage.new} is a link"
+    elif stage.new.is_dir():
+        paths, _ = _tree(stage.new)
+        yield from (f"{stage.new / p} is not in the journal" for p in paths if p not in expected)
 
 
 def _faults(folder: Path, device: int) -> Iterator[str]:

@@ -4,6 +4,7 @@ Reading any file ends with its content or a CheckpointError: no code in it runs,
 within a small multiple of its size.
 """
 
+import hashlib
 import json
 import re
 import stat
@@ -21,7 +22,9 @@ __all__ = [
     "read_bytes",
     "read_json_list",
     "read_json_object",
+    "read_optional_object",
     "refuse_pickle",
+    "sha256_of",
 ]
 
 PICKLES = frozenset((".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"))
@@ -50,6 +53,14 @@ def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
 def read_json_object(path: Path) -> dict[str, object]:
     """Read the JSON object in a file. Raises CheckpointError for anything else."""
     return decode_json_object(read_bytes(path, LARGEST_SETTINGS), str(path))
+
+
+def read_optional_object(path: Path) -> dict[str, object]:
+    """Read the JSON object in a file: empty if the file is missing.
+
+    Raises CheckpointError for anything else.
+    """
+    return read_json_object(path) if path.is_file() else {}
 
 
 def read_json_list(path: Path) -> list[object]:
@@ -83,6 +94,12 @@ def _decode_json(text: bytes, where: str) -> object:
         names = shortened(", ".join(sorted(map(repr, set(twice)))))
         raise CheckpointError(f"{where} has duplicate keys: {names}")
     return value
+
+
+def sha256_of(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_plain_name(name: str) -> bool:

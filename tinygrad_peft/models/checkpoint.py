@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened
 from tinygrad_peft.files import (
-    read_json_object,
+    read_optional_object,
     refuse_pickle,
     replace_earlier_work,
     saving,
@@ -128,15 +128,13 @@ def _read_folder(path: Path, dtype: np.dtype[np.floating]) -> Transformer:
 
 def refuse_adapter(path: Path) -> None:
     """Raise CheckpointError for an adapter's folder without a model, with the name of its base."""
-    settings, weights = (
-        path / "adapter_config.json",
-        ("model.safetensors", "model.safetensors.index.json"),
-    )
+    settings = path / "adapter_config.json"
+    weights = ("model.safetensors", "model.safetensors.index.json")
     is_adapter = settings.is_file() or (path / "recipe.json").is_file()
     is_model = (path / "config.json").is_file() and any((path / w).is_file() for w in weights)
     if is_model or not is_adapter:
         return
-    name = read_json_object(settings).get("base_model_name_or_path") if settings.is_file() else None
+    name = read_optional_object(settings).get("base_model_name_or_path")
     base = f", {shortened(repr(name))} by its settings" if isinstance(name, str) and name else ""
     raise CheckpointError(
         f"{path} is an adapter's folder, not a model's: expected its base as the model{base}, "

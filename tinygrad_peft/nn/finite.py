@@ -37,5 +37,6 @@ def check_finite(path: Path, named: Iterable[tuple[str, Array]], *, allowed: boo
         return
     message = f"{path}: expected finite weights, got:{told(problems)}"
     if not allowed:
-        raise CheckpointError(f"{message}\nallow_nonfinite (--allow-nonfinite) loads them as well")
+        how = "allow_nonfinite=True loads them, and so do commands that have --allow-nonfinite"
+        raise CheckpointError(f"{message}\n{how}")
     warnings.warn(message, NonFiniteWarning, stacklevel=3)

@@ -1,6 +1,6 @@
 """The weights that a run keeps: in memory, and in a folder."""
 
-import shutil
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -9,10 +9,13 @@ import numpy as np
 
 from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.files import saving
+from tinygrad_peft.files.earlier import earlier_work
 from tinygrad_peft.nn.module import Parameter
 from tinygrad_peft.train.rescue import saved_elsewhere
 
 __all__ = ["BestWeights", "Save"]
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted"
 
@@ -74,9 +77,19 @@ class BestWeights:
             self._write(self.out / INTERRUPTED if self.saved_to else self.out)
 
     def discard_interrupted(self) -> None:
-        """Remove what `write_beside` has saved in `interrupted`: the run went on."""
-        if self.out is not None and self.went_on:
-            shutil.rmtree(self.out / INTERRUPTED, ignore_errors=True)
+        """Remove what `write_beside` has saved in `interrupted`: the run went on.
+
+        Other files there stay, and all of them, with a warning, where that fails.
+        """
+        if self.out is None or not self.went_on:
+            return
+        old = [f"{INTERRUPTED}/{name}" for name in earlier_work(self.out / INTERRUPTED)]
+        try:
+            if old:
+                with saving(self.out) as files:
+                    files.remove(old)
+        except CheckpointError as error:
+            logger.warning("%s stays: %s", self.out / INTERRUPTED, error)
 
     def whereabouts(self) -> str:
         """Say in words where the last good weights are."""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
 from tinygrad_peft.files import saving, settled
-from tinygrad_peft.files.journal import PREFIX
+from tinygrad_peft.files.claims import CLAIM
+from tinygrad_peft.files.journal import PREFIX, stages_in
 from tinygrad_peft.train.config import TrainConfig
-from tinygrad_peft.train.run_state import StoredState, read_state
+from tinygrad_peft.train.stored_state import StoredState, read_state
 
 __all__ = [
     "CHECKPOINTS",
@@ -69,10 +70,14 @@ class Checkpoints:
         self._saved = time.perf_counter()
 
     def discard(self) -> None:
-        """Remove all checkpoints: the run is over."""
+        """Remove all checkpoints: the run is over. Other files in their folder stay."""
         if self.folder is not None and self.folder.is_dir():
             self.discard_after(-1)
-            shutil.rmtree(self.folder)
+            for stage in stages_in(self.folder):
+                stage.discard()
+            (self.folder / CLAIM).unlink(missing_ok=True)
+            if not self.folder.is_symlink() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints after a step: broken ones, which a run has passed over."""
@@ -158,8 +163,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     settled(folder)
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and _is_real_folder(p)]
     return sorted(found, key=_step_of, reverse=True)
+
+
+def _is_real_folder(path: Path) -> bool:
+    """Return True for a folder that is not a link, as every checkpoint is."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _step_of(checkpoint: Path) -> int:

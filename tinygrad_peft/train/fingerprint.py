@@ -25,6 +25,7 @@ __all__ = ["Facts", "differences", "frozen_weights", "run_facts"]
 Facts = Mapping[str, object]  # JSON values, in maps and lists
 
 _ABSENT = object()
+_DIGESTS = ("training examples", "evaluation examples", "frozen weights")
 
 
 def run_facts(
@@ -66,7 +67,7 @@ def differences(before: Facts, now: Facts) -> list[str]:
 
 
 def _told(name: str, old: object, new: object) -> str:
-    if name.endswith(("examples", "weights")) and None not in (old, new):
+    if name in _DIGESTS and None not in (old, new):
         return "expected those of the run, got others"
     was, now = ("nothing" if value is _ABSENT else repr(value) for value in (old, new))
     return f"expected {was}, as the run has, got {now}"

@@ -1,18 +1,9 @@
-"""The state of a run: everything that its next step depends on, written and read back to the bit.
-
-A checkpoint is a folder:
-
-    state.safetensors          the trained weights, the best ones, the optimiser's moments, the
-                               random generators and the losses, in the dtypes of the run
-    running_state.safetensors  the running state of plugins, if they have one
-    state.json                 counts, evaluations, the facts that a run to go on must share
-                               (`train.fingerprint`), and digests of the other files
+"""The state of a run: everything that its next step depends on, written and put back to the bit.
 
 The schedule and the order of the examples follow from the settings and the number of steps.
 """
 
 import dataclasses
-import hashlib
 import logging
 import math
 import os
@@ -20,16 +11,13 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from tinygrad_peft.arrays import AnyArray, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed
-from tinygrad_peft.files import read_json_object
-from tinygrad_peft.models.hf.safetensors import read_header
 from tinygrad_peft.nn.module import Parameter, mismatches
 from tinygrad_peft.peft import PeftModel
 from tinygrad_peft.train.best_weights import BestWeights
@@ -44,50 +32,11 @@ from tinygrad_peft.train.running_state import (
     write_running_state,
 )
 from tinygrad_peft.train.stepper import Stepper
+from tinygrad_peft.train.stored_state import ARRAYS, PROGRESS, Progress, StoredState, digest
 
-__all__ = ["RunState", "StoredState", "read_state"]
+__all__ = ["RunState"]
 
 logger = logging.getLogger(__name__)
-
-ARRAYS, PROGRESS = "state.safetensors", "state.json"
-
-_DTYPES = ("F64", "F32", "F16", "I64", "U64")
-
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class _Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of state.json."""
-
-    format: Annotated[int, msgspec.Meta(ge=1, le=1)]
-    step: _Count
-    assessed: _Count
-    best_step: _Count
-    is_saved: bool
-    tokens: _Count
-    places: _Count
-    step_seconds: _Seconds
-    seconds: _Seconds
-    extra_losses: dict[str, float]
-    evaluations: list[Evaluated]
-    facts: dict[str, object]
-    versions: dict[str, str]
-    digests: dict[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class StoredState:
-    """A checkpoint that was read: its folder, its counts and its arrays by name."""
-
-    folder: Path
-    progress: _Progress
-    arrays: Mapping[str, AnyArray]
-
-    def part(self, name: str) -> dict[str, AnyArray]:
-        """Return the arrays under a name, by the rest of their names."""
-        prefix = f"{name}:"
-        return {k.removeprefix(prefix): a for k, a in self.arrays.items() if k.startswith(prefix)}
 
 
 @dataclass
@@ -111,15 +60,15 @@ class RunState:
         try:
             save_file(self._arrays(), folder / ARRAYS)
             write_running_state(self.stepper.model, folder)
-            digests = {path.name: _digest(path) for path in folder.iterdir()}
+            digests = {path.name: digest(path) for path in folder.iterdir()}
             (folder / PROGRESS).write_bytes(msgspec.json.encode(self._progress(digests)))
         except OSError as error:
             reason = error.strerror or error
             raise CheckpointError(f"{folder} cannot be written: {reason}") from error
 
-    def _progress(self, digests: dict[str, str]) -> _Progress:
+    def _progress(self, digests: dict[str, str]) -> Progress:
         tally = self.stepper.tally
-        return _Progress(
+        return Progress(
             format=1,
             step=self.stepper.done,
             assessed=self.assessed,
@@ -242,42 +191,6 @@ class RunState:
                 if _fits_in(shape, weight.shape):
                     expected |= dict.fromkeys(names, shape)
         return expected
-
-
-def read_state(folder: Path) -> StoredState:
-    """Read a checkpoint.
-
-    Raises CheckpointError if a file is missing, broken, or not the one that was written.
-    """
-    raw = read_json_object(folder / PROGRESS)
-    try:
-        progress = msgspec.convert(raw, _Progress)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{folder / PROGRESS}: {error}") from None
-    found = {n: _digest(folder / n) for n in (ARRAYS, RUNNING_STATE) if (folder / n).is_file()}
-    problems = [
-        f"{name}: expected the file that was written, got {'another' if name in found else 'none'}"
-        for name in {ARRAYS: "", **progress.digests, **found}
-        if found.get(name) != progress.digests.get(name, "")
-    ]
-    if problems:
-        raise CheckpointError(f"{folder}:\n{listed(problems)}")
-    unknown = [
-        f"{name}: unknown dtype {stored.dtype}"
-        for name, stored in read_header(folder / ARRAYS).items()
-        if stored.dtype not in _DTYPES
-    ]
-    if unknown:
-        raise CheckpointError(f"{folder / ARRAYS}:\n{listed(unknown)}")
-    return StoredState(folder, progress, load_file(folder / ARRAYS))
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _fits_in(shape: Shape, whole: Shape) -> bool:

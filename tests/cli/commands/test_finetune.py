@@ -151,6 +151,16 @@ def test_settings_reach_the_training(small_world: Path, tmp_path: Path, commands
     assert json.loads((out / "recipe.json").read_bytes())["base"]["pooling"] == "cls"
 
 
+@pytest.mark.parametrize("option", [("--new-head",), ("--pooling", "cls")])
+def test_language_models_get_no_new_head(
+    small_world: Path, tmp_path: Path, commands: Commands, option: tuple[str, ...]
+) -> None:
+    message = commands.fails(
+        *complete(small_world, tmp_path / "out", "--method", "lora:r=2", *option)
+    )
+    assert "--pooling and --new-head are for --task sequence-classification" in message
+
+
 def test_default_rate_is_the_methods_own(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:

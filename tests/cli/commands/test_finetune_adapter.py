@@ -94,13 +94,20 @@ def test_a_recipe_of_several_methods_is_trained_further(
 def test_either_a_method_or_an_adapter_is_expected(
     small_world: Path, tmp_path: Path, commands: Commands
 ) -> None:
-    for start in ((), ("--method", "lora", "--adapter", tmp_path)):
+    both = ("--method", "lora", "--adapter", tmp_path)
+    for got, start in {"neither": (), "both": both}.items():
         message = commands.fails(*complete(small_world, tmp_path / "out", *start))
-        assert "expected either --method, or --adapter to start from" in message
+        assert f"expected --method, or --adapter to start from, got {got}" in message
+
+
+@pytest.mark.parametrize("option", [("--new-head",), ("--pooling", "cls")])
+def test_the_head_comes_with_the_adapter(
+    small_world: Path, tmp_path: Path, commands: Commands, option: tuple[str, ...]
+) -> None:
     message = commands.fails(
-        *classify(small_world, tmp_path / "out", "--adapter", tmp_path, "--new-head")
+        *classify(small_world, tmp_path / "out", "--adapter", tmp_path, *option)
     )
-    assert "--new-head: the head comes with the adapter" in message
+    assert f"{option[0]}: the head comes with the adapter" in message
 
 
 def test_an_adapter_without_a_head_does_not_start_a_classifier(

@@ -157,6 +157,7 @@ def test_a_signal_ends_a_run_which_then_goes_on(
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert output.splitlines()[0].split() == ["outcome", "interrupted"]
+    assert output.splitlines()[1].split()[-1] == "--resume"
     metrics = json.loads((out / "metrics.json").read_bytes())
     assert metrics["outcome"] == "interrupted"
     assert newest_checkpoint(out) == metrics["steps"]
@@ -193,7 +194,7 @@ def test_a_run_under_nohup_ignores_the_end_of_its_terminal(
 def test_a_run_killed_at_random_times_goes_on_to_the_same_bits(
     small_world: Path, tmp_path: Path
 ) -> None:
-    killed = Job(job(small_world), longest=0.5)
+    killed = Job([*job(small_world), "--epochs", "10"], longest=0.2)
     killed.run(tmp_path / "whole")
     rng = random.Random(0)  # noqa: S311 - no secret
     kills = list(killed.run_killed(tmp_path / "out", rng, 2))

@@ -20,8 +20,12 @@ def model(small_world: Path, tmp_path: Path) -> Path:
 
 
 def break_one(file: Path, name: str) -> None:
+    change_one(file, name, np.inf)
+
+
+def change_one(file: Path, name: str, number: float, place: int = 0) -> None:
     weights = load_file(file)
-    weights[name].reshape(-1)[0] = np.inf
+    weights[name].reshape(-1)[place] = number
     save_file(weights, file)
 
 
@@ -45,6 +49,27 @@ def test_broken_models_give_no_numbers_and_no_text(
     message = commands.fails(*arguments, "--allow-nonfinite")
     assert "warning: " in message
     assert result in message
+
+
+@pytest.mark.filterwarnings("default::tinygrad_peft.errors.NonFiniteWarning")
+def test_training_can_begin_from_weights_with_infinity(
+    model: Path, small_world: Path, tmp_path: Path, commands: Commands
+) -> None:
+    data = small_world / "definitions.jsonl"
+    given = ("--model", model, "--train", data, "--method", "lora:r=2", "--out", tmp_path / "out")
+    for command in (
+        ("finetune", *given, "--task", "causal-lm", "--quiet"),
+        ("compare", *given, "--eval", data, "--quiet"),
+    ):
+        assert "expected finite weights, got: model.norm.weight" in commands.fails(*command)
+    stopped = commands("finetune", *given, "--task", "causal-lm", "--quiet", "--allow-nonfinite")
+    assert stopped.status == 2
+    assert "warning: " in stopped.err
+    assert "the loss is nan" in stopped.err
+    # The row of "!" in the embedding, which no text has, spoils nothing.
+    change_one(model / "model.safetensors", "model.norm.weight", 1.0)
+    change_one(model / "model.safetensors", "model.embed_tokens.weight", np.nan, 2 * 16)
+    commands.ok("finetune", *given, "--task", "causal-lm", "--quiet", "--allow-nonfinite")
 
 
 def test_broken_adapters_are_refused_by_every_command(

@@ -43,6 +43,4 @@ def test_without_matplotlib_one_line_says_what_to_install(
 def test_folder_without_a_comparison_is_refused(tmp_path: Path, commands: Commands) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     message = commands.fails("plot", tmp_path)
-    assert message == (
-        f"tinygrad-peft: {tmp_path / 'comparison.json'} cannot be read: No such file or directory\n"
-    )
+    assert message == (f"tinygrad-peft: {tmp_path / 'comparison.json'} does not exist\n")

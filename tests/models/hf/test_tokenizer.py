@@ -48,6 +48,13 @@ def words(tmp_path: Path) -> Tokenizer:
 # ---------- tokenizer.json ----------
 
 
+@pytest.mark.parametrize("number", [-1, 7, 2**32, 10**30, True, "3", None, [2**40]])
+def test_only_tokens_of_the_vocabulary_end_a_text(tmp_path: Path, number: object) -> None:
+    write_word_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": number}), "utf-8")
+    assert Tokenizer.from_directory(tmp_path).end_ids == set()
+
+
 def test_padding_and_truncation_in_the_file_are_ignored(words: Tokenizer) -> None:
     assert words.encode("good film") == [2, 4, 6, 3]
     assert words.encode("good bad good bad good") == [2, 4, 5, 4, 5, 4, 3]

@@ -289,5 +289,5 @@ def test_a_valid_setting_beside_an_invalid_one_is_kept(
 
 
 def test_the_installed_methods_are_all_tried() -> None:
-    theirs = {"quantize", "qlora", "adapter", "bitfit"}  # of no class of PEFT's
+    theirs = {"quantize", "qlora", "adapter", "bitfit", "loreft"}  # of no class of PEFT's
     assert methods_of(HOST).keys() - theirs == METHODS.keys()

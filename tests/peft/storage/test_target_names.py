@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.peft.small import FAMILIES, LLAMA, logits, lora_host, shake, small
+from tinygrad_peft.errors import CheckpointError
 from tinygrad_peft.peft import PeftModel, get_peft_model
 from tinygrad_peft_ia3 import IA3Config
 from tinygrad_peft_lora import LoraConfig
@@ -82,21 +83,36 @@ def test_given_targets_come_back_only_if_their_names_are_unchanged(tmp_path: Pat
     assert load(tmp_path).recipe == (replace(ALL, target_modules=r".*_proj"),)
 
 
+def with_note(note: object, folder: Path) -> Path:
+    saved(LoraConfig(r=2), folder)
+    recipe = json.loads((folder / RECIPE).read_text())
+    (folder / RECIPE).write_text(json.dumps(recipe | {"targets": note}))
+    return folder
+
+
 @pytest.mark.parametrize(
     "note",
     [
-        [],
-        {".": 1},
         {".": {"given": None, "names": ["q_proj"]}},
-        {".": {"given": [1], "names": ["q_proj", "v_proj"]}},
         {".": {"given": None, "names": ["q_proj", "v_proj"], "excluded": "("}},
     ],
 )
-def test_an_invalid_note_is_ignored(note: object, tmp_path: Path) -> None:
-    saved(LoraConfig(r=2), tmp_path)
-    recipe = json.loads((tmp_path / RECIPE).read_text())
-    (tmp_path / RECIPE).write_text(json.dumps(recipe | {"targets": note}))
-    assert load(tmp_path).recipe == (LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),)
+def test_a_note_that_does_not_fit_the_settings_is_ignored(note: object, tmp_path: Path) -> None:
+    peft = load(with_note(note, tmp_path))
+    assert peft.recipe == (LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),)
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        ([], "Expected `object`, got `array`"),
+        ({".": 1}, "Expected `object`, got `int`"),
+        ({".": {"given": [1], "names": ["q_proj", "v_proj"]}}, "Expected `str`, got `int`"),
+    ],
+)
+def test_a_note_of_another_type_is_an_error(note: object, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"recipe\.json: targets: {expected}"):
+        load(with_note(note, tmp_path))
 
 
 def test_targets_that_other_settings_name_as_given_are_written_as_given(tmp_path: Path) -> None:

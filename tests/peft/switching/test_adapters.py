@@ -338,7 +338,7 @@ def test_a_name_that_a_file_system_cannot_hold_is_refused() -> None:
         peft.add_adapter("b" * 101, SoftConfig())
 
 
-@pytest.mark.parametrize("name", ["con", "NUL", "Com1", "lpt9", "checkpoints"])
+@pytest.mark.parametrize("name", ["con", "NUL", "Com1", "lpt9", "checkpoints", "interrupted"])
 def test_a_reserved_name_is_refused(name: str) -> None:
     peft = several(LLAMA, {"a": LORA["llama"]})
     with pytest.raises(PeftError, match=f"adapter name: {name!r} is reserved"):

@@ -111,7 +111,7 @@ def edited(
 ) -> BoolArray:
     """The positions where LoReFT's block differs from the block that it wraps: (B, N + T)."""
     model = small_model(SMALL_MODELS["llama"])
-    peft = shaken(get_peft_model(model, recipe))
+    shaken(get_peft_model(model, recipe))
     wrapped = model.blocks[0]
     assert isinstance(wrapped, LoreftBlock)
     inner = Recorder(wrapped.base_layer)
@@ -119,7 +119,7 @@ def edited(
     outer = Recorder(wrapped)
     model.set_child("blocks.0", outer)
     with no_grad():
-        peft(IDS, mask, prompt_lengths=prompt_lengths)
+        model(IDS, mask, prompt_lengths=prompt_lengths)  # in place: a view has its own modules
     return np.asarray((outer.seen != inner.seen).any(axis=-1))
 
 

@@ -37,9 +37,12 @@ def finetune(job: TrainingJob, *, resume: bool, quiet: bool) -> Report:
     from tinygrad_peft.train.progress import progress_display
 
     if bool(job.methods) == (job.adapter is not None):
-        raise click.UsageError("expected either --method, or --adapter to start from")
-    if job.adapter is not None and job.new_head:
-        raise click.UsageError("--new-head: the head comes with the adapter")
+        got = "both" if job.methods else "neither"
+        raise click.UsageError(f"expected --method, or --adapter to start from, got {got}")
+    if job.adapter is not None:
+        for name, given in {"--new-head": job.new_head, "--pooling": job.pooling}.items():
+            if given:
+                raise click.UsageError(f"{name}: the head comes with the adapter")
     host = Host.installed()
     recipe = [parse_method(spec, host) for spec in job.methods]
     held = ("config.json", "adapter_config.json", "recipe.json")
@@ -75,6 +78,8 @@ def _adapted(ready: "PreparedJob", recipe: "Sequence[PeftConfig]", host: "Host")
 
 
 def _report(out: "Path", peft: "PeftModel", result: "TrainResult") -> Report:
+    from tinygrad_peft.train.checkpoints import has_checkpoints
+
     trainable, total = peft.get_nb_trainable_parameters()
     best, saved_in = result.best, str(result.saved_to or out)
     values = {
@@ -96,6 +101,8 @@ def _report(out: "Path", peft: "PeftModel", result: "TrainResult") -> Report:
     ]
     if result.interrupted:
         rows.insert(0, ("outcome", "interrupted"))
+        if has_checkpoints(out):
+            rows.insert(1, ("to go on", "the same command with --resume"))
     if result.losses:
         rows.append(("last training loss", f"{result.losses[-1]:.4f}"))
     if best is not None:

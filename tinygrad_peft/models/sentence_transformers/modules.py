@@ -7,7 +7,12 @@ from pathlib import Path
 import msgspec
 
 from tinygrad_peft.errors import CheckpointError, nearest, shortened, told
-from tinygrad_peft.files import is_plain_name, read_json_list, read_json_object
+from tinygrad_peft.files import (
+    is_plain_name,
+    read_json_list,
+    read_json_object,
+    read_optional_object,
+)
 from tinygrad_peft.models.hf import encoder_folder
 from tinygrad_peft.nn.config import Pooling
 
@@ -110,11 +115,12 @@ def read_modules(folder: Path) -> SentenceModules | None:
     if problems:
         raise _unsupported(folder, problems)
     first, second, *rest = modules
-    sentence = _optional(folder / first.path / SENTENCE)
+    sentence = read_optional_object(folder / first.path / SENTENCE)
     pooling = _pooling(read_json_object(folder / second.path / "config.json"))
     length = sentence.get("max_seq_length")
     if length is None:  # since version 5
-        length = _optional(folder / first.path / "tokenizer_config.json").get("model_max_length")
+        tokenizer = read_optional_object(folder / first.path / "tokenizer_config.json")
+        length = tokenizer.get("model_max_length")
     dense = next((folder / each.path for each in rest if each.kind == "Dense"), None)
     problems += [f"{SENTENCE}: {problem}" for problem in _transformer_problems(sentence)]
     if pooling not in _POOLINGS:
@@ -215,15 +221,10 @@ def _dense_problems(folder: Path, dense: Path) -> Iterator[str]:
                 f"a classifier of {size} classes needs as many labels in id2label of config.json, "
                 f"got {labels}"
             )
-    settings = _optional(folder / SETTINGS)
+    settings = read_optional_object(folder / SETTINGS)
     prompts, default = settings.get("prompts"), settings.get("default_prompt_name")
     if default is not None and isinstance(prompts, dict) and prompts.get(str(default)):
         yield f"{SETTINGS}: default_prompt_name {shortened(str(default))} is not supported"
-
-
-def _optional(path: Path) -> Mapping[str, object]:
-    """Read a JSON object, empty if the file is missing."""
-    return read_json_object(path) if path.is_file() else {}
 
 
 def _unsupported(folder: Path, problems: Sequence[str]) -> CheckpointError:

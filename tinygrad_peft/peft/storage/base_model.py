@@ -10,7 +10,7 @@ import msgspec
 from tinygrad_peft.errors import CheckpointError, shortened
 from tinygrad_peft.models.fetch import name_and_revision
 from tinygrad_peft.nn import Transformer, TransformerConfig
-from tinygrad_peft.nn.config import Pooling
+from tinygrad_peft.nn.config import Pooling, ProblemType
 
 __all__ = [
     "HEADS",
@@ -36,6 +36,7 @@ class Head:
     pooling: Pooling | None
     label_names: tuple[str, ...] = ()
     pooler: bool = False
+    problem_type: ProblemType | None = None
     sentence_transformers: bool = False
     max_seq_length: int | None = None
 
@@ -58,7 +59,9 @@ class Head:
     def give(self, model: Transformer) -> None:
         """Give the model this head, with new weights."""
         model.with_classifier(self.label_names or self.num_labels, pooling=self.new_pooling)
-        model.config = replace(model.config, max_seq_length=self.max_seq_length)
+        model.config = replace(
+            model.config, max_seq_length=self.max_seq_length, problem_type=self.problem_type
+        )
 
     def is_on(self, model: Transformer) -> bool:
         """Return True if the model has this head, with as many classes and the same names."""
@@ -155,6 +158,9 @@ def differing_head(model: Transformer, head: Head | None) -> list[str]:
     )
     if wanted != got:
         different.append(f"pooling: expected {wanted}, got {got}")
+    described = replace(config, num_labels=head.num_labels, problem_type=head.problem_type)
+    if head.pooling is not None and described.objective != config.objective:
+        different.append(f"problem_type: expected {described.objective}, got {config.objective}")
     if head.label_names and config.label_names and head.label_names != config.label_names:
         names = (list(head.label_names), list(config.label_names))
         different.append("label_names: expected {}, got {}".format(*names))

@@ -7,7 +7,7 @@ tensors, in the hooks `read_foreign` and `write_foreign`.
 from collections.abc import Mapping
 
 from tinygrad_peft.errors import CheckpointError, ConfigError, listed, shortened, told
-from tinygrad_peft.files import Transaction
+from tinygrad_peft.files import Transaction, write_json
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Parameter, Transformer, TransformerConfig
 from tinygrad_peft.peft import hookspecs
@@ -22,7 +22,7 @@ from tinygrad_peft.peft.storage.layout import (
     known_layouts,
     step_files,
 )
-from tinygrad_peft.peft.storage.writing import write_json, write_tensors
+from tinygrad_peft.peft.storage.writing import write_tensors
 
 __all__ = ["foreign_places", "read_foreign", "save_foreign"]
 

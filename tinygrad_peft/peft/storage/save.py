@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from tinygrad_peft.files import Transaction
+from tinygrad_peft.files import Transaction, write_json
 from tinygrad_peft.host import Host
 from tinygrad_peft.models import checkpoint_path
 from tinygrad_peft.nn import Parameter, Transformer
@@ -33,7 +33,7 @@ from tinygrad_peft.peft.storage.sentence_head import (
     without_head,
 )
 from tinygrad_peft.peft.storage.target_names import given_targets, with_names
-from tinygrad_peft.peft.storage.writing import write_json, write_tensors
+from tinygrad_peft.peft.storage.writing import write_tensors
 
 __all__ = ["save_adapter"]
 

@@ -1,6 +1,5 @@
-"""Writing the files of an adapter."""
+"""Write the tensors of an adapter."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,15 +8,10 @@ from safetensors.numpy import save
 
 from tinygrad_peft.arrays import Array
 
-__all__ = ["write_json", "write_tensors"]
+__all__ = ["write_tensors"]
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write a safetensors file."""
     tensors = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
-
-
-def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write a JSON object."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

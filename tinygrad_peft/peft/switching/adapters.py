@@ -18,13 +18,13 @@ from threading import RLock
 from tinygrad_peft.errors import PeftError, hinted, listed
 from tinygrad_peft.host import Host
 from tinygrad_peft.nn import Module, Parameter, Transformer
-from tinygrad_peft.peft.recipes.record import Record, Rewrite, stacked
+from tinygrad_peft.peft.recipes.record import Record
 from tinygrad_peft.peft.sites import Seam, capture_seams
 from tinygrad_peft.peft.switching.choices import Choices
 from tinygrad_peft.peft.switching.merging import merged_modules
 from tinygrad_peft.peft.switching.names import BASE
 from tinygrad_peft.peft.switching.passes import Passes
-from tinygrad_peft.peft.switching.per_row import Batch, choose_per_row
+from tinygrad_peft.peft.switching.stacking import modules_per_row, stacked_modules, stacks
 from tinygrad_peft.peft.switching.views import Composer, Mixture, View, Views
 
 __all__ = ["Adapters"]
@@ -224,45 +224,12 @@ class Adapters:
 
     def _composed(self, mixture: Mixture) -> View:
         if mixture.kind == "per row":
-            modules = self._per_row(mixture.names)
+            modules = modules_per_row(self.base, self.records, mixture.names)
         else:
-            modules = self._adapted(mixture.names)
+            modules = stacked_modules(self.base, self.records, mixture.names)
         if mixture.kind == "merged":
             modules |= self.merged
         return self._composer.view(self.model, self.base | modules)
-
-    def _per_row(self, names: Sequence[str]) -> dict[Seam, Module]:
-        """Return modules that run each row of a batch through the adapter of its name."""
-        own = {name: self._adapted([] if name == BASE else [name]) for name in names}
-        touched = {seam for modules in own.values() for seam in modules}
-        batch = Batch(len(names))
-        return {
-            seam: choose_per_row(
-                seam, [own[name].get(seam, self.base[seam]) for name in names], batch
-            )
-            for seam in touched
-        }
-
-    def _adapted(self, names: Sequence[str]) -> dict[Seam, Module]:
-        """Return the modules that these adapters would install, by seam."""
-        modules, problems = {}, []
-        for seam, rewrites in self._stacks(names).items():
-            try:
-                modules[seam] = stacked(self.base[seam], rewrites)
-            except PeftError as error:
-                problems.append(str(error))
-        if problems:
-            together = " and ".join(map(repr, names))
-            raise PeftError(f"{together} cannot be active together:\n{listed(problems)}")
-        return modules
-
-    def _stacks(self, names: Sequence[str]) -> dict[Seam, list[Rewrite]]:
-        """Return the rewrites at each seam, the innermost first."""
-        stacks: dict[Seam, list[Rewrite]] = {}
-        for name in names:
-            for rewrite in self.records[name].rewrites:
-                stacks.setdefault(rewrite.seam, []).append(rewrite)
-        return stacks
 
     # ---------- changing the model ----------
 
@@ -290,8 +257,9 @@ class Adapters:
     def merge(self, *, partial: bool) -> None:
         """Choose plain modules with the same output, here and by default: see `merged_modules`."""
         with self.changing:
-            names, stacks = self.active, self._stacks(self.active)
-            merged = merged_modules(stacks, self.base, self.host, partial=partial)
+            names = self.active
+            rewrites = stacks([self.records[name] for name in names])
+            merged = merged_modules(rewrites, self.base, self.host, partial=partial)
             with self._lock:
                 self._views.forget(Mixture("merged", names))
                 self.merged, self.merged_names = merged, names

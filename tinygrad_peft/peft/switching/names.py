@@ -12,7 +12,7 @@ LONGEST_NAME = 100  # as for the folders of steps; file systems hold 255 bytes, 
 # Windows's devices, which are in every folder, and what training keeps beside an adapter's files.
 RESERVED_NAMES = frozenset(
     (
-        *("con", "prn", "aux", "nul", "checkpoints"),
+        *("con", "prn", "aux", "nul", "checkpoints", "interrupted"),
         *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)),
     )
 )
