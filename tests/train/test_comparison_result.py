@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "comparison.json cannot be read: No such file or directory"),
+        (None, "comparison.json does not exist"),
         (b"{", "comparison.json is not a comparison: "),
         (b"[]", "comparison.json is not a comparison: Expected `object`, got `array`"),
         (b'{"rows": [{"label": 3}]}', r"Expected `str`, got `int` - at `\$.rows\[0\].label`"),

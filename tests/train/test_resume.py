@@ -182,6 +182,7 @@ def test_a_run_broken_after_any_step_goes_on_to_the_same_bits(tmp_path: Path, me
     check_bits(tmp_path, RECIPES[method], range(1, 9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in RECIPES if name != "lora"])
 def test_every_method_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> None:
     check_bits(tmp_path, RECIPES[method], [7])
@@ -276,6 +277,7 @@ def test_a_run_that_is_broken_many_times_goes_on_to_the_same_bits(tmp_path: Path
     assert content(folder) == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> None:
     whole = run(tmp_path / "whole", adapted_classifier(LORA))
@@ -296,6 +298,7 @@ def test_files_of_others_beside_interrupted_weights_stay(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "interrupted").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_within_an_evaluation_makes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +320,7 @@ def test_a_run_interrupted_within_an_evaluation_makes_it_again(
     assert content(folder) == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_a_checkpoint_goes_on_from_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
