@@ -93,6 +93,20 @@ def test_generate_evaluate_and_merge_use_it(base: Path, tmp_path: Path, commands
     assert merged.eos_id == load_tokenizer(base).eos_id
 
 
+@pytest.mark.filterwarnings("always::tinygrad_peft.errors.AdapterWarning")
+def test_an_adapter_trained_further_keeps_it(
+    base: Path, tmp_path: Path, commands: Commands
+) -> None:
+    folder, data = adapter(base, tmp_path / "adapter"), tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"text": f"{ADDED}the film"}) + "\n")
+    ran = commands.ok(
+        *("finetune", "--model", base, "--adapter", folder, "--train", data),
+        *("--task", "causal-lm", "--epochs", "1", "--out", tmp_path / "more"),
+    )
+    assert f"it has 1 more ({ADDED!r})" in ran.err
+    assert load_tokenizer(tmp_path / "more").vocabulary[ADDED] == load_tokenizer(base).size
+
+
 def test_every_difference_of_two_tokenizers_is_counted(base: Path) -> None:
     text = json.loads((base / "tokenizer.json").read_text())
     own = load_tokenizer(base)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tinygrad_peft.cli.adapted_models import with_adapter
 from tinygrad_peft.cli.examples import Examples, token_limit
-from tinygrad_peft.cli.sources import data_path, model_path
+from tinygrad_peft.cli.sources import adapter_path, data_path, model_path
+from tinygrad_peft.cli.tokenizers import tokenizer_of
 from tinygrad_peft.cli.training_job import TrainingJob
 from tinygrad_peft.errors import ConfigError, DataError
 from tinygrad_peft.models import Tokenizer, load_model, load_tokenizer
@@ -32,6 +33,7 @@ class PreparedJob:
     task: Task
     model: Transformer
     tokenizer: Tokenizer
+    has_own_tokenizer: bool
     adapted: PeftModel | None
     max_length: int  # tokens of an example
     train_set: EncodedData
@@ -54,8 +56,11 @@ class PreparedJob:
         }
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer beside an adapter that sentence-transformers opens."""
-        if self.model.config.is_sentence_classifier:
+        """Write the tokenizer beside an adapter that has its own.
+
+        That is one that sentence-transformers opens, or that started from one with its own.
+        """
+        if self.model.config.is_sentence_classifier or self.has_own_tokenizer:
             self.tokenizer.save(folder)
 
 
@@ -72,7 +77,8 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
     train_set = Examples.read(job.train_data, "train", task)
     eval_set = Examples.read(job.eval_data, "test", task) if job.eval_data else None
     source = model_path(job.model)
-    tokenizer = load_tokenizer(source)
+    start = None if job.adapter is None else adapter_path(job.adapter)
+    tokenizer = load_tokenizer(source) if start is None else None
     model = load_model(source, allow_nonfinite=job.allow_nonfinite)
     adapted = None
     if job.adapter is not None:
@@ -80,6 +86,7 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
             model, job.adapter, is_trainable=True, allow_nonfinite=job.allow_nonfinite
         )
         recipes = [adapted.recipe]
+    tokenizer = tokenizer or tokenizer_of(source, start)
     _require_head(model, task, job)
     if task != "causal-lm":
         _give_head(model, train_set, job)
@@ -93,6 +100,7 @@ def prepare(job: TrainingJob, recipes: Iterable[Sequence[PeftConfig]]) -> Prepar
         task=task,
         model=model,
         tokenizer=tokenizer,
+        has_own_tokenizer=start is not None and (start / "tokenizer.json").is_file(),
         adapted=adapted,
         max_length=length,
         train_set=train_set.encoded(tokenizer, length, model.config),
