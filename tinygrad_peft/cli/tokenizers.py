@@ -10,7 +10,7 @@ __all__ = ["tokenizer_of"]
 
 
 def tokenizer_of(model: Path, adapter: Path | None) -> Tokenizer:
-    """Load the tokenizer in an adapter's folder, which it was trained with, or else the model's.
+    """Load the tokenizer that an adapter was trained with: its folder's, or else the model's.
 
     Warns, with AdapterWarning, where the two differ. Raises CheckpointError for an adapter's
     tokenizer with more ids than the model's embedding has rows, and where there is none.

@@ -74,7 +74,7 @@ def hookspec(
     check: Callable[..., str] | None = None,
     names: Callable[..., Collection[str]] | None = None,
 ) -> object:
-    """Declare a function as a hook: all answers have its parameters and return its type.
+    """Declare a hook by a function with the parameters and the return type of its answers.
 
     `check` returns the problem with an answer of the declared type, given it and the arguments; ""
     if there is none. A hook with `names` has no parameters, and is called when a plugin is

@@ -245,7 +245,7 @@ def _shown(tokens: Sequence[str]) -> str:
 
 
 def load_tokenizer(model_path: Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint: a folder with tokenizer.json, or a .gguf file.
+    """Load a checkpoint's tokenizer, from a folder with tokenizer.json or a .gguf file.
 
     Raises CheckpointError if there is none.
     """

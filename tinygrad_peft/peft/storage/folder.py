@@ -197,7 +197,7 @@ class AdapterFolder:
         return any(step.classes for step in self.steps)
 
     def note(self, name: str) -> Mapping[str, object]:
-        """Return an object in recipe.json by name; empty if there is none."""
+        """Return an object of recipe.json by its name, or an empty one."""
         found = self.recipe.get(name)
         return found if isinstance(found, Mapping) else {}
 

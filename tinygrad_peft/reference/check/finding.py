@@ -87,7 +87,7 @@ def parameter(
 
 
 def gradient(owner: object, name: str) -> tuple[str, object] | None:
-    """Find (path, value) of `name`_grad, grad_`name` or d`name`; None where there is none."""
+    """Find (path, value) of `name`_grad, grad_`name` or d`name`, or return None."""
     wanted = {f"{name}_grad", f"grad_{name}", f"d{name}"}
     wanted = {spelling.casefold() for spelling in wanted}
     return next(((path, v) for path, v in values_of(owner) if _last(path) in wanted), None)
