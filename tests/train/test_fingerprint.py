@@ -48,6 +48,12 @@ def test_other_examples_are_a_difference(other: list[Encoded]) -> None:
     assert differences(one, facts(EncodedData(other))) == told
 
 
+def test_another_padding_token_is_a_difference() -> None:
+    rows = [Encoded((1, 2), 0), Encoded((3,), 1)]
+    (told,) = differences(facts(EncodedData(rows)), facts(EncodedData(rows, pad_id=3)))
+    assert told == "training examples: expected those of the run, got others"
+
+
 def test_examples_that_one_run_does_not_have_are_a_difference() -> None:
     tried = run_facts(classifier(), needles(8), needles(4), CONFIG)
     (told,) = differences(tried, facts(needles(8)))
