@@ -70,9 +70,10 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
 
 
 @needs_full_disk
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("methods",), ("methods", "--json"), ("count", "-h")])
-def test_output_that_does_not_fit_is_an_error(arguments: tuple[str, ...]) -> None:
-    ran = start(*PROGRAM, *arguments, redirected=f">{FULL}")
+def test_output_that_does_not_fit_is_an_error(arguments: tuple[str, ...], unbuffered: str) -> None:
+    ran = start(*PROGRAM, *arguments, redirected=f">{FULL}", PYTHONUNBUFFERED=unbuffered)
     assert ran.returncode == 2
     assert ran.stderr.startswith(b"tinygrad-peft: ")
     assert ran.stderr.endswith(b"No space left on device\n")

@@ -58,6 +58,7 @@ def _guarded(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - no traceback without --debug
+        discard_output()  # of a full disk, after which Python would end with a status of its own
         return _fail(*_explained(error))
 
 

@@ -69,9 +69,9 @@ def in_streams_encoding(text: str) -> bool:
 
 
 def discard_output() -> None:
-    """Send the rest of a closed stream nowhere, as the flush at exit would fail."""
+    """Send the rest of a closed or full stream nowhere, as the flush at exit would fail."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
